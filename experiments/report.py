@@ -1,0 +1,603 @@
+"""The report: one self-contained HTML page of a run, the thing that a person opens first.
+
+Everything that is said on the page is computed from `results` (the dictionary written as
+`results.json`), the title included; a claim that failed is shown as failed. Images are embedded,
+nothing is loaded from elsewhere, and no script runs.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import math
+import os
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from string import Template
+from typing import Any
+
+__all__ = ["headline", "write_report"]
+
+Results = Mapping[str, Any]
+
+_DASH = "–"
+_SPACE = "\N{NO-BREAK SPACE}"
+
+# name: (title, what a reader should see)
+_FIGURES: Mapping[str, tuple[str, str]] = {
+    "overview": (
+        "The three figures of the paper",
+        "Left (1a): train and test BPD of every checkpoint. Middle (1b): the test curve beside the "
+        "one after optimal inference; the area between them is lost by the encoder, not by the "
+        "decoder. Right (2): how much of it self-consistent training wins back without seeing test "
+        "data, beside its control. Optimal inference was fitted on the test set: it measures the "
+        "gap and is not a method to use.",
+    ),
+    "figure1a": ("Figure 1a", "Train and test BPD of every checkpoint."),
+    "figure1b": (
+        "Figure 1b",
+        "Test BPD beside that after optimal inference, which was fitted on the test set.",
+    ),
+    "figure2": (
+        "Figure 2",
+        "Test BPD by amortized, control, self-consistent and optimal inference; the last was "
+        "fitted on the test set.",
+    ),
+    "refit_curves": (
+        "Test BPD over the refits",
+        "What each epoch of a refit did to the test BPD. The control goes on training the encoder "
+        "on training data alone; only what lies below it is owed to the samples of the model. "
+        "Optimal inference was fitted on the test set.",
+    ),
+    "samples": ("Samples", "Images drawn from the model of the last checkpoint."),
+    "reconstructions": (
+        "Reconstructions",
+        "Test images, and what the decoder makes of the latent codes that each encoder gives "
+        "them. The encoder of optimal inference was fitted on the test set.",
+    ),
+}
+_SINGLE_FIGURES = ("figure1a", "figure1b", "figure2")
+
+# key: (heading, note below it)
+_ABSOLUTE: Mapping[str, tuple[str, str]] = {
+    "train": ("train", ""),
+    "test": ("test, amortized", "encoder as trained"),
+    "control": ("control", "α = 0, test"),
+    "self_consistent": ("self-consistent", "test"),
+    "optimal": ("optimal", "fitted on the test set"),
+}
+_PAIRED: Mapping[str, tuple[str, str]] = {
+    "inference_gap": ("gap", "test − optimal"),
+    "gain": ("gain", "test − self-consistent"),
+    "gain_over_control": ("gain over control", "control − self-consistent"),
+}
+
+_DEFINITIONS: Sequence[tuple[str, str]] = (
+    (
+        "Bits per dimension (BPD)",
+        "The negative evidence lower bound in bits, divided by the number of pixels: what one "
+        "pixel costs to describe with the model. Lower is better.",
+    ),
+    (
+        "Amortized inference",
+        "One network, the encoder, looks at an image and gives the approximate posterior over its "
+        "latent code. It is fitted to the training images and then used on all others.",
+    ),
+    (
+        "Optimal inference",
+        "The decoder frozen, the encoder trained further on the test set itself. Not a method to "
+        "use, as it was fitted on the test set: it is a ruler. What it gains, the encoder as "
+        "trained had lost.",
+    ),
+    (
+        "Inference generalization gap",
+        "Test BPD with the encoder as trained, minus test BPD after optimal inference (equation "
+        "11): the part of the loss on unseen data that is owed to the encoder.",
+    ),
+    (
+        "Self-consistent training",
+        "The decoder frozen, the encoder trained further on images of which a share α was drawn "
+        "from the model itself and the rest from the training set. It never sees test data.",
+    ),
+    (
+        "Control",
+        "The same refit with α = 0, so on training data alone. Further training changes the test "
+        "BPD by itself; only the difference from the control is what the model's samples did.",
+    ),
+    ("Gap closed", "The gain of self-consistent training as a share of the gap."),
+    (
+        "±",
+        "One standard error over images. Differences are paired, taken image by image with the "
+        "same noise, and so are far more certain than the errors of the two numbers suggest.",
+    ),
+)
+
+_CITATION = """@inproceedings{zhang2022generalization,
+  title     = {Generalization Gap in Amortized Inference},
+  author    = {Zhang, Mingtian and Hayes, Peter and Barber, David},
+  booktitle = {Advances in Neural Information Processing Systems},
+  year      = {2022},
+  note      = {arXiv:2205.11640}
+}"""
+
+_PAGE = Template("""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>$title</title>
+<style>
+$css
+</style>
+</head>
+<body>
+<header>
+<p class="kicker">$kicker</p>
+<h1>$headline</h1>
+</header>
+<main>
+$body
+</main>
+</body>
+</html>
+""")
+
+_CSS = """
+:root { color-scheme: light dark; --paper: #fff; --text: #222; --muted: #666; --line: #e2e2e2;
+  --soft: #f6f6f4; --link: #0067a5; --good: #00664b; --good-soft: #e0f2ec; --bad: #a32d00;
+  --bad-soft: #fde8df; }
+@media (prefers-color-scheme: dark) { :root { --paper: #16181b; --text: #e6e6e3; --muted: #a2a4a6;
+  --line: #33373b; --soft: #1f2226; --link: #6db6e8; --good: #7fd6b8; --good-soft: #12352b;
+  --bad: #ffa582; --bad-soft: #43200f; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; padding: 2.5rem 1.5rem 4rem; max-width: 74rem; background: var(--paper);
+  color: var(--text); font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans",
+  "DejaVu Sans", sans-serif; }
+header { max-width: 56rem; }
+.kicker { margin: 0 0 .5rem; color: var(--muted); }
+h1 { margin: 0 0 1.75rem; font-size: 1.7rem; line-height: 1.3; font-weight: 650;
+  text-wrap: balance; }
+h2 { margin: 3rem 0 .75rem; padding-top: 1rem; border-top: 1px solid var(--line);
+  font-size: 1.2rem; font-weight: 650; }
+h3 { margin: 1.75rem 0 .5rem; font-size: 1rem; font-weight: 650; }
+p { margin: .5rem 0; max-width: 56rem; }
+a { color: var(--link); }
+code, pre { font-family: ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace;
+  font-size: .86em; }
+pre { padding: 1rem; overflow-x: auto; background: var(--soft); border-radius: 6px; }
+figure { margin: 1rem 0; }
+figure img { display: block; max-width: 100%; height: auto; padding: .75rem; background: #fff;
+  border: 1px solid var(--line); border-radius: 6px; }
+figcaption, .note { margin: .6rem 0 0; max-width: 56rem; color: var(--muted); font-size: .9rem; }
+figcaption b { color: var(--text); font-weight: 600; }
+details { margin: 1rem 0; }
+summary { cursor: pointer; color: var(--link); }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-size: .86rem; font-variant-numeric: tabular-nums; }
+.wide { width: 100%; }
+th, td { padding: .38rem .5rem; border-bottom: 1px solid var(--line); text-align: right;
+  vertical-align: baseline; white-space: nowrap; }
+th { font-weight: 600; vertical-align: bottom; }
+thead th { white-space: normal; }
+thead small { display: block; color: var(--muted); font-weight: 400; line-height: 1.3; }
+th.group { text-align: left; color: var(--muted); font-weight: 400; }
+td.text, th.text { text-align: left; white-space: normal; }
+td.claim { min-width: 16rem; }
+td small { display: block; color: var(--muted); font-size: .85rem; }
+td .mark { position: absolute; padding-left: .1rem; }
+.error { color: var(--muted); }
+.start { border-left: 1px solid var(--line); }
+tr.lowest td { background: var(--soft); }
+.badge { display: inline-block; padding: .05rem .6rem; border-radius: 1rem; font-size: .82rem;
+  font-weight: 600; white-space: nowrap; }
+.holds { color: var(--good); background: var(--good-soft); }
+.fails { color: var(--bad); background: var(--bad-soft); }
+dl.pairs { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1.5rem; margin: 0;
+  font-size: .9rem; }
+dl.pairs dt { color: var(--muted); }
+dl.pairs dd { margin: 0; overflow-wrap: anywhere; font-variant-numeric: tabular-nums; }
+dl.terms dt { margin-top: .75rem; font-weight: 600; }
+dl.terms dd { margin: 0; max-width: 56rem; }
+.columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(22rem, 100%), 1fr));
+  gap: 0 3rem; }
+@media print {
+  :root { color-scheme: light; --paper: #fff; --text: #000; --muted: #444; --line: #ccc;
+    --soft: #f4f4f4; --good: #00664b; --good-soft: #fff; --bad: #a32d00; --bad-soft: #fff; }
+  body { padding: 0; max-width: none; font-size: 10pt; }
+  figure, tr, dl.pairs { break-inside: avoid; }
+  h2, h3 { break-after: avoid; }
+  figure img { border: 0; padding: 0; }
+  .badge { border: 1px solid currentColor; }
+  .scroll { overflow: visible; }
+  table.wide { font-size: 7pt; }
+  table.wide th, table.wide td { padding: .2rem .3rem; }
+  summary { display: none; }
+}
+""".strip()
+
+
+def write_report(
+    path: str | os.PathLike[str],
+    results: Results,
+    figures: Mapping[str, str | os.PathLike[str] | None],
+) -> None:
+    """Writes the report of a run as one HTML page, whole or not at all.
+
+    Args:
+      path: where to write.
+      results: what the main program writes as results.json.
+      figures: name to PNG file. The names "overview", "figure1a", "figure1b", "figure2",
+        "refit_curves", "samples" and "reconstructions" have their places; others follow at the
+        end under their own names. Names that are missing or None are left out.
+
+    Raises:
+      OSError: a figure could not be read or the page not written; an older page is still there.
+    """
+    path = Path(path)
+    page = _page(results, {name: Path(file) for name, file in figures.items() if file is not None})
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(page, encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def headline(results: Results) -> str:
+    """The finding of a run in one sentence of plain text, from its last checkpoint.
+
+    Args:
+      results: what the main program writes as results.json.
+
+    Returns:
+      A sentence. A gap within two standard errors of zero is not called one, and a refit that
+      makes things worse is said to.
+    """
+    if not results.get("checkpoints"):
+        return "No checkpoint has been evaluated yet."
+    last = max(results["checkpoints"], key=lambda c: c["epoch"])
+    gap, error = _number(last["inference_gap"]["bpd"]), _number(last["inference_gap"].get("stderr"))
+    if gap is None:
+        return f"At epoch {last['epoch']} the gap is not a finite number."
+    measured = _measured(gap, error, None if error is None else _decimals(error, digits=1))
+    if gap <= 2 * (error or 0.0):
+        return (
+            f"At epoch {last['epoch']} no loss that is owed to the encoder can be told from "
+            f"zero: the gap is {measured} BPD."
+        )
+    sentence = (
+        f"At epoch {last['epoch']} the encoder’s over-fitting costs {measured} BPD on unseen images"
+    )
+    closed = _number(last.get("gap_closed"))
+    if closed is None:
+        return sentence + "."
+    share = _percent(abs(closed), _number(last.get("gap_closed_stderr")))
+    test, control = _number(last["test"]["bpd"]), _number((last.get("control") or {}).get("bpd"))
+    known = test is not None and control is not None
+    by_control = (test - control) / gap if known else 0.0
+    if closed >= 0:
+        beside = f", its control {_percent(by_control)}" if known else ""
+        return f"{sentence}; self-consistent training wins back {share}{beside}."
+    word = "narrows" if by_control >= 0 else "widens"
+    beside = f", its control {word} it by {_percent(abs(by_control))}" if known else ""
+    return f"{sentence}; self-consistent training widens the gap by {share}{beside}."
+
+
+def _page(results: Results, figures: Mapping[str, Path]) -> str:
+    sentence = headline(results)
+    dataset = str(results.get("dataset") or results.get("preset") or "")
+    environment = results.get("environment") or {}
+    kicker = [
+        "Generalization gap in amortized inference",
+        dataset,
+        f"gapjax {environment['gapjax']}" if environment.get("gapjax") else "",
+    ]
+    sections = [
+        _figure(figures, "overview"),
+        _single_figures(figures),
+        _notes(results),
+        _claims(results),
+        _checkpoints(results),
+        _refits(results, figures),
+        _pictures(figures),
+        _pairs("Data", results.get("data")),
+        '<div class="columns">',
+        _pairs("Configuration", results.get("config")),
+        "<div>",
+        _pairs("Environment", results.get("environment")),
+        _seconds(results.get("seconds")),
+        "</div>",
+        "</div>",
+        _terms(),
+        _cite(),
+    ]
+    return _PAGE.substitute(
+        title=_escape(f"{dataset}: {sentence}" if dataset else sentence),
+        kicker=_escape(" · ".join(word for word in kicker if word)),
+        headline=_escape(sentence),
+        css=_CSS,
+        body="\n".join(section for section in sections if section),
+    )
+
+
+def _figure(figures: Mapping[str, Path], name: str) -> str:
+    if name not in figures:
+        return ""
+    title, caption = _FIGURES.get(name, (name.replace("_", " "), ""))
+    data = figures[name].read_bytes()
+    # Two pixels of the file to one of the page: sharp on every screen, and all texts of one size.
+    width = int.from_bytes(data[16:20], "big") // 2
+    encoded = base64.b64encode(data).decode("ascii")
+    alt = _escape(f"{title}. {caption}")
+    image = f'<img width="{width}" src="data:image/png;base64,{encoded}" alt="{alt}">'
+    words = f"<b>{_escape(title)}.</b> {_escape(caption)}"
+    return f"<figure>\n{image}\n<figcaption>{words}</figcaption>\n</figure>"
+
+
+def _single_figures(figures: Mapping[str, Path]) -> str:
+    """Figures 1a, 1b and 2: folded away where the overview has shown them already."""
+    shown = "\n".join(_figure(figures, name) for name in _SINGLE_FIGURES if name in figures)
+    if not shown or "overview" not in figures:
+        return shown
+    return f"<details>\n<summary>Each figure by itself</summary>\n{shown}\n</details>"
+
+
+def _notes(results: Results) -> str:
+    return "\n".join(f'<p class="note">{_escape(note)}</p>' for note in results.get("notes") or ())
+
+
+def _claims(results: Results) -> str:
+    claims = results.get("claims") or ()
+    if not claims:
+        return ""
+    rows = []
+    for claim in claims:
+        holds = claim.get("holds") is True
+        badge = ("holds", "✓ holds") if holds else ("fails", "✗ does not hold")
+        detail = f"<small>{_escape(claim['detail'])}</small>" if claim.get("detail") else ""
+        rows.append(
+            "<tr>"
+            f'<td class="text"><span class="badge {badge[0]}">{badge[1]}</span></td>'
+            f'<td class="text claim">{_escape(claim.get("claim"))}{detail}</td>'
+            f"<td>{_plain(claim.get('value'))}</td><td>{_plain(claim.get('threshold'))}</td>"
+            "</tr>"
+        )
+    count = sum(claim.get("holds") is True for claim in claims)
+    head = (
+        '<th class="text">verdict</th><th class="text">claim</th><th>value</th><th>threshold</th>'
+    )
+    return (
+        f"<h2>Claims: {count} of {len(claims)} hold</h2>\n"
+        "<p>Each is computed from the numbers of this run, and may fail.</p>\n"
+        + _table([f"<tr>{head}</tr>"], rows)
+    )
+
+
+def _checkpoints(results: Results) -> str:
+    checkpoints = results.get("checkpoints") or ()
+    if not checkpoints:
+        return ""
+    columns = {
+        **_columns(checkpoints, _ABSOLUTE, digits=1),
+        **_columns(checkpoints, _PAIRED, digits=2),
+    }
+    tests = [_number((c.get("test") or {}).get("bpd")) for c in checkpoints]
+    lowest = min((bpd for bpd in tests if bpd is not None), default=None)
+    unfinished = False
+    rows = []
+    for i, checkpoint in enumerate(checkpoints):
+        refit = (checkpoint.get("refits") or {}).get("optimal") or {}
+        stopped = refit.get("converged") is False
+        unfinished |= stopped
+        cells = [f"<td>{_escape(checkpoint['epoch'])}</td>"]
+        for key, values in columns.items():
+            mark = (
+                '<span class="mark">†</span>'
+                if stopped and key in ("optimal", "inference_gap")
+                else ""
+            )
+            start = ' class="start"' if key in ("train", "inference_gap") else ""
+            cells.append(f"<td{start}>{values[i]}{mark}</td>")
+        closed = _number(checkpoint.get("gap_closed"))
+        error = _number(checkpoint.get("gap_closed_stderr"))
+        share = _DASH if closed is None else _escape(_percent(closed, error))
+        cells.append(f"<td>{_dim_error(share)}</td>")
+        mark = ' class="lowest"' if lowest is not None and tests[i] == lowest else ""
+        rows.append(f"<tr{mark}>{''.join(cells)}</tr>")
+    heads = ["<th>epoch</th>"]
+    for key, (title, note) in {**_ABSOLUTE, **_PAIRED}.items():
+        start = ' class="start"' if key in ("train", "inference_gap") else ""
+        alpha = (results.get("config") or {}).get("alpha")
+        if key == "self_consistent" and alpha is not None:
+            note = f"α = {_escape(alpha)}, test"
+        heads.append(f"<th{start}>{title}<small>{note}</small></th>")
+    heads.append("<th>gap closed<small>gain / gap</small></th>")
+    groups = (
+        f'<tr><th></th><th class="group start" colspan="{len(_ABSOLUTE)}">BPD, lower is better'
+        f'</th><th class="group start" colspan="{len(_PAIRED) + 1}">paired differences of test '
+        "BPD</th></tr>"
+    )
+    samples = results.get("num_eval_samples")
+    words = "± is one standard error over images. "
+    if samples:
+        words += f"Every image was evaluated with {_escape(samples)} posterior samples. "
+    words += "The shaded row has the lowest test BPD. Optimal inference was fitted on the test set."
+    if unfinished:
+        words += " † Optimal inference had not converged here, so the gap may be larger."
+    return (
+        "<h2>Every checkpoint</h2>\n"
+        + _table([groups, f"<tr>{''.join(heads)}</tr>"], rows, "wide")
+        + f'\n<p class="note">{words}</p>'
+    )
+
+
+def _refits(results: Results, figures: Mapping[str, Path]) -> str:
+    rows = []
+    for checkpoint in results.get("checkpoints") or ():
+        refit = (checkpoint.get("refits") or {}).get("optimal") or {}
+        if not refit:
+            continue
+        converged = {True: "yes", False: "no"}.get(refit.get("converged"), _DASH)
+        cells = (refit.get("steps"), converged, refit.get("last_improvement"))
+        rows.append(
+            f"<tr><td>{_escape(checkpoint['epoch'])}</td>"
+            + "".join(f"<td>{_plain(cell)}</td>" for cell in cells)
+            + "</tr>"
+        )
+    parts = [_figure(figures, "refit_curves")]
+    if rows:
+        head = "<th>epoch</th><th>steps</th><th>converged</th><th>last improvement, BPD</th>"
+        parts.append("<h3>Optimal inference (fitted on the test set): did it converge?</h3>")
+        parts.append(_table([f"<tr>{head}</tr>"], rows))
+    parts = [part for part in parts if part]
+    return "\n".join(["<h2>The refits</h2>", *parts]) if parts else ""
+
+
+def _pictures(figures: Mapping[str, Path]) -> str:
+    placed = {"overview", "refit_curves", *_SINGLE_FIGURES}
+    names = [name for name in ("samples", "reconstructions") if name in figures]
+    names += [name for name in figures if name not in placed and name not in names]
+    shown = [_figure(figures, name) for name in names]
+    return "\n".join(["<h2>Samples and reconstructions</h2>", *shown]) if shown else ""
+
+
+def _pairs(title: str, values: Mapping[str, Any] | None) -> str:
+    """A section of names and values; mappings inside are written as name.name."""
+    if not values:
+        return ""
+    rows = "\n".join(
+        f"<dt>{_escape(name)}</dt><dd>{_value(value)}</dd>" for name, value in _flat(values)
+    )
+    return f'<section>\n<h2>{_escape(title)}</h2>\n<dl class="pairs">\n{rows}\n</dl>\n</section>'
+
+
+def _seconds(seconds: Mapping[str, Any] | None) -> str:
+    return _pairs("Time", {name: _duration(value) for name, value in (seconds or {}).items()})
+
+
+def _terms() -> str:
+    rows = "\n".join(
+        f"<dt>{_escape(term)}</dt><dd>{_escape(words)}</dd>" for term, words in _DEFINITIONS
+    )
+    return f'<h2>What the words mean</h2>\n<dl class="terms">\n{rows}\n</dl>'
+
+
+def _cite() -> str:
+    return (
+        "<h2>The paper</h2>\n<p>Mingtian Zhang, Peter Hayes and David Barber: Generalization Gap "
+        "in Amortized Inference. NeurIPS 2022. "
+        '<a href="https://arxiv.org/abs/2205.11640">arXiv:2205.11640</a></p>\n'
+        f"<pre>{_escape(_CITATION)}</pre>"
+    )
+
+
+def _table(heads: Iterable[str], rows: Iterable[str], kind: str = "") -> str:
+    mark = f' class="{kind}"' if kind else ""
+    return (
+        f'<div class="scroll"><table{mark}>\n<thead>\n'
+        + "\n".join(heads)
+        + "\n</thead>\n<tbody>\n"
+        + "\n".join(rows)
+        + "\n</tbody>\n</table></div>"
+    )
+
+
+def _columns(
+    checkpoints: Sequence[Results], keys: Iterable[str], digits: int
+) -> dict[str, list[str]]:
+    """The cells of columns of {"bpd", "stderr"}, all with as many decimals as the median error."""
+    entries = {key: [c.get(key) or {} for c in checkpoints] for key in keys}
+    errors = [_number(entry.get("stderr")) for column in entries.values() for entry in column]
+    known = [error for error in errors if error]
+    decimals = _decimals(statistics.median(known), digits) if known else 4
+    return {key: [_cell(entry, decimals) for entry in column] for key, column in entries.items()}
+
+
+def _cell(entry: Mapping[str, Any], decimals: int) -> str:
+    bpd, error = _number(entry.get("bpd")), _number(entry.get("stderr"))
+    return _DASH if bpd is None else _dim_error(_measured(bpd, error, decimals))
+
+
+def _dim_error(text: str) -> str:
+    number, sign, error = text.partition(f"{_SPACE}±{_SPACE}")
+    return f'{number}<span class="error">{sign}{error}</span>' if sign else text
+
+
+def _decimals(error: float, digits: int = 2) -> int:
+    """Decimals that show a standard error to so many digits."""
+    if not error > 0:
+        return 4
+    return min(6, max(0, digits - 1 - math.floor(math.log10(error))))
+
+
+def _measured(value: float, error: float | None, decimals: int | None = None) -> str:
+    """A number and its standard error, rounded to what the error allows."""
+    if decimals is None:
+        decimals = 4 if error is None else _decimals(error)
+    text = _signed(value, decimals)
+    return text if error is None else f"{text}{_SPACE}±{_SPACE}{error:.{decimals}f}"
+
+
+def _percent(share: float, error: float | None = None) -> str:
+    text = _signed(100 * share, 0)
+    if error is not None:
+        text += f"{_SPACE}±{_SPACE}{100 * error:.0f}"
+    return f"{text}{_SPACE}%"
+
+
+def _signed(value: float, decimals: int) -> str:
+    text = f"{value:.{decimals}f}"
+    if float(text) == 0:
+        text = text.lstrip("-")
+    return text.replace("-", "−")
+
+
+def _number(value: Any) -> float | None:
+    """The value if it is a finite number, else None."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def _plain(value: Any) -> str:
+    """A single value for a table cell, escaped: numbers short, nothing as a dash."""
+    if value is None:
+        return _DASH
+    if isinstance(value, float) and math.isfinite(value):
+        return _escape(f"{value:.3g}".replace("-", "−"))
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}".replace("-", "−")
+    return _escape(value)
+
+
+def _value(value: Any) -> str:
+    if value is None or value == "":
+        return _DASH
+    if isinstance(value, list | tuple):
+        return _escape(", ".join(str(item) for item in value)) or _DASH
+    return _escape(value)
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _duration(seconds: Any) -> str:
+    number = _number(seconds)
+    if number is None:
+        return str(seconds)
+    if number < 60:
+        return f"{number:.1f} s"
+    minutes, rest = divmod(round(number), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def _escape(value: Any) -> str:
+    return html.escape(str(value), quote=True)

@@ -1,0 +1,66 @@
+"""gapjax: measure and close the generalization gap of amortized inference."""
+
+from gapjax.datasets import DATASETS, Dataset, DatasetError, load_dataset
+from gapjax.distributions import DiscretizedLogistic
+from gapjax.evaluation import Estimate, Evaluation, evaluate, paired_difference
+from gapjax.gaps import Gaps, inference_gaps
+from gapjax.optimizers import adam, encoder_only
+from gapjax.sources import Source, data_source, mixture_source, model_source
+from gapjax.training import (
+    Convergence,
+    Curve,
+    Refit,
+    TrainState,
+    optimal_inference,
+    refit_encoder,
+    self_consistent,
+    train,
+)
+from gapjax.vae import (
+    VAE,
+    VAEParams,
+    bits_per_dim,
+    elbo,
+    importance_weighted_bound,
+    mlp_vae,
+    reconstruct,
+    sample_model,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "DATASETS",
+    "VAE",
+    "Convergence",
+    "Curve",
+    "Dataset",
+    "DatasetError",
+    "DiscretizedLogistic",
+    "Estimate",
+    "Evaluation",
+    "Gaps",
+    "Refit",
+    "Source",
+    "TrainState",
+    "VAEParams",
+    "adam",
+    "bits_per_dim",
+    "data_source",
+    "elbo",
+    "encoder_only",
+    "evaluate",
+    "importance_weighted_bound",
+    "inference_gaps",
+    "load_dataset",
+    "mixture_source",
+    "mlp_vae",
+    "model_source",
+    "optimal_inference",
+    "paired_difference",
+    "reconstruct",
+    "refit_encoder",
+    "sample_model",
+    "self_consistent",
+    "train",
+]

@@ -1,0 +1,129 @@
+"""Exact evaluation of a set of images: every image once, with standard errors."""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from gapjax.vae import VAE, VAEParams, bits_per_dim, elbo
+
+Bound = Callable[[VAE, VAEParams, jax.Array, jax.Array, int], jax.Array]
+
+
+class Estimate(NamedTuple):
+    """A mean over images and its standard error, both in bits per dimension."""
+
+    bpd: float
+    stderr: float
+
+
+class Evaluation(NamedTuple):
+    """The BPD of a set.
+
+    Attributes:
+      bpd: mean over the images, bits per dimension, lower is better.
+      stderr: standard error of that mean over images (sample standard deviation over root N).
+      per_image: [N] float32, BPD of every image in the order given.
+    """
+
+    bpd: float
+    stderr: float
+    per_image: np.ndarray
+
+
+def evaluate(
+    vae: VAE,
+    params: VAEParams,
+    rng_key: jax.Array,
+    images: ArrayLike,
+    *,
+    num_samples: int = 1,
+    batch_size: int = 500,
+    bound: Bound = elbo,
+) -> Evaluation:
+    """BPD of a set: exact over the images, averaged over S posterior samples for each.
+
+    The noise of image i depends on `rng_key` and i alone: not on the batch size, and not on the
+    parameters, so that two encoders evaluated with one key are compared on common noise.
+
+    Args:
+      vae: the model.
+      params: its parameters.
+      rng_key: a key; it is folded with each image's index.
+      images: [N, *event], any N: the last batch is padded and the padding dropped.
+      num_samples: S.
+      batch_size: images evaluated at once; bounds memory, changes nothing else.
+      bound: `elbo`, `importance_weighted_bound`, or any function of that form, in nats.
+
+    Returns:
+      An `Evaluation`.
+
+    Raises:
+      ValueError: no images, or a non-positive number of samples or batch size.
+    """
+    if len(images) == 0:
+        raise ValueError("images is empty; there is nothing to evaluate")
+    if num_samples < 1 or batch_size < 1:
+        raise ValueError(
+            f"num_samples is {num_samples} and batch_size {batch_size}; both must be positive"
+        )
+    images = jnp.asarray(images)
+    nats = _bounds(
+        params, rng_key, images,
+        vae=vae, num_samples=num_samples, batch_size=min(batch_size, len(images)), bound=bound,
+    )  # fmt: skip
+    return summarize(np.asarray(bits_per_dim(nats, images.shape[1:])))
+
+
+def summarize(per_image: np.ndarray) -> Evaluation:
+    """The `Evaluation` of BPDs per image [N]; of one image the standard error is NaN."""
+    return Evaluation(*_mean_and_stderr(per_image), per_image)
+
+
+def paired_difference(first: Evaluation, second: Evaluation) -> Estimate:
+    """Mean of first minus second over the same images, with the standard error of that mean.
+
+    Two encoders' BPDs go up and down together from image to image; the standard error of their
+    paired difference is far smaller than that of either.
+
+    Args:
+      first: an evaluation of N images.
+      second: an evaluation of the same N images in the same order, with the same key.
+
+    Returns:
+      Estimate of E[first - second], positive where `second` is better.
+
+    Raises:
+      ValueError: the two are of different sets.
+    """
+    if first.per_image.shape != second.per_image.shape:
+        raise ValueError(
+            f"evaluations of {first.per_image.shape[0]} and {second.per_image.shape[0]} images "
+            "cannot be paired"
+        )
+    difference = first.per_image.astype(np.float64) - second.per_image.astype(np.float64)
+    return Estimate(*_mean_and_stderr(difference))
+
+
+def _mean_and_stderr(values: np.ndarray) -> tuple[float, float]:
+    values = np.asarray(values, np.float64)
+    stderr = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.nan
+    return float(values.mean()), float(stderr)
+
+
+@functools.partial(jax.jit, static_argnames=("vae", "num_samples", "batch_size", "bound"))
+def _bounds(params, rng_key, images, *, vae, num_samples, batch_size, bound) -> jax.Array:
+    """The bound of every image [N], in nats."""
+    num_images = images.shape[0]
+
+    def one(index: jax.Array) -> jax.Array:
+        image = images[jnp.minimum(index, num_images - 1)]
+        return bound(vae, params, jax.random.fold_in(rng_key, index), image, num_samples)
+
+    num_batches = -(-num_images // batch_size)
+    indices = jnp.arange(num_batches * batch_size).reshape(num_batches, batch_size)
+    return jax.lax.map(jax.vmap(one), indices).reshape(-1)[:num_images]

@@ -1,0 +1,178 @@
+"""Where x comes from: sources are pure draws of one example, and pytrees of their arrays.
+
+A source is anything with
+
+    num_examples              examples in an epoch, static
+    begin_epoch(rng_key)      -> plan, whatever an epoch needs decided at its start
+    draw(plan, rng_key, i)    -> x [*event], the example at position i of the epoch
+
+and registered as a pytree, so that its arrays (images, decoder parameters, alpha) are traced:
+they are never copied into a program, and a stack of sources is one vmapped program. `draw` is
+written for one example; `training.py` vmaps it over a batch.
+"""
+
+import dataclasses
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from gapjax.vae import VAE, Params, sample_model
+
+Plan = Any
+
+
+class Source(Protocol):
+    """The interface that training asks of a source; see the module's text."""
+
+    @property
+    def num_examples(self) -> int:
+        """Examples in one epoch."""
+
+    def begin_epoch(self, rng_key: jax.Array) -> Plan:
+        """Decides what an epoch needs decided at its start."""
+
+    def draw(self, plan: Plan, rng_key: jax.Array, position: jax.Array) -> jax.Array:
+        """Draws the example [*event] at `position` of the epoch."""
+
+
+def data_source(images: ArrayLike) -> "DataSource":
+    """The empirical distribution of `images`: each once an epoch, in a fresh random order.
+
+    Args:
+      images: [N, *event], resident on the device as given (uint8 levels, or floats).
+
+    Returns:
+      A source of N examples an epoch.
+
+    Raises:
+      ValueError: `images` is empty.
+    """
+    if len(images) == 0:
+        raise ValueError("images is empty; a data source needs at least one example")
+    return DataSource(jnp.asarray(images))
+
+
+def model_source(vae: VAE, decoder_params: Params, num_examples: int) -> "ModelSource":
+    """Fresh samples of the model: z ~ p(z), x ~ p_theta(x given z), new at every draw.
+
+    Args:
+      vae: the model.
+      decoder_params: theta.
+      num_examples: how many draws to call an epoch.
+
+    Returns:
+      A source of `num_examples` examples an epoch, none of them ever seen again.
+    """
+    return ModelSource(decoder_params, vae, num_examples)
+
+
+def mixture_source(model: Source, data: Source, alpha: ArrayLike) -> "MixtureSource":
+    """The mixture of eq. 14: m(x) = alpha p_theta(x) + (1 - alpha) p_data(x).
+
+    Each example is drawn from `model` with probability alpha and from `data` otherwise. Both
+    ends are exact: alpha = 0 draws from `data` alone and alpha = 1 from `model` alone, with the
+    very draws that any other alpha would have taken from it.
+
+    Args:
+      model: the source taken with probability alpha.
+      data: the source taken otherwise; its number of examples is the mixture's.
+      alpha: in [0, 1]; a number, or an array that may be traced. Where it is a Python 0 or 1
+        the source that is never used is not computed.
+
+    Returns:
+      A source with `data.num_examples` examples an epoch.
+
+    Raises:
+      ValueError: alpha is a concrete number outside [0, 1].
+    """
+    only = None
+    if not isinstance(alpha, jax.core.Tracer):
+        if not np.all((np.asarray(alpha) >= 0) & (np.asarray(alpha) <= 1)):
+            raise ValueError(f"alpha is {alpha}; a mixture needs a number in [0, 1]")
+        if isinstance(alpha, int | float):
+            only = {0: "data", 1: "model"}.get(alpha)
+    return MixtureSource(model, data, jnp.asarray(alpha, jnp.float32), only)
+
+
+def _static(**kwargs):
+    return dataclasses.field(metadata={"static": True}, **kwargs)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class DataSource:
+    """See `data_source`. The plan is the epoch's order, a permutation [N]."""
+
+    images: jax.Array
+
+    @property
+    def num_examples(self) -> int:
+        """N."""
+        return self.images.shape[0]
+
+    def begin_epoch(self, rng_key: jax.Array) -> jax.Array:
+        """Shuffles, on the device."""
+        return jax.random.permutation(rng_key, self.num_examples)
+
+    def draw(self, plan: jax.Array, rng_key: jax.Array, position: jax.Array) -> jax.Array:
+        """The image at `position` of this epoch's order; positions past the end are clamped."""
+        del rng_key
+        return self.images[plan[jnp.minimum(position, self.num_examples - 1)]]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class ModelSource:
+    """See `model_source`. There is nothing to plan."""
+
+    decoder_params: Params
+    vae: VAE = _static()
+    num_examples: int = _static()
+
+    def begin_epoch(self, rng_key: jax.Array) -> None:
+        """Nothing: every draw is fresh."""
+        del rng_key
+
+    def draw(self, plan: None, rng_key: jax.Array, position: jax.Array) -> jax.Array:
+        """One ancestral sample."""
+        del plan, position
+        return sample_model(self.vae, self.decoder_params, rng_key)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class MixtureSource:
+    """See `mixture_source`. The plan is the pair of the two sources' plans."""
+
+    model: Source
+    data: Source
+    alpha: jax.Array
+    only: str | None = _static(default=None)
+
+    @property
+    def num_examples(self) -> int:
+        """That of the data."""
+        return self.data.num_examples
+
+    def begin_epoch(self, rng_key: jax.Array) -> tuple[Plan, Plan]:
+        """Both sources' plans."""
+        model_key, data_key = jax.random.split(rng_key)
+        return self.model.begin_epoch(model_key), self.data.begin_epoch(data_key)
+
+    def draw(
+        self, plan: tuple[Plan, Plan], rng_key: jax.Array, position: jax.Array
+    ) -> jax.Array:
+        """One example of the mixture, in the data's dtype."""
+        choice_key, model_key, data_key = jax.random.split(rng_key, 3)
+        model_plan, data_plan = plan
+        if self.only == "model":
+            return self.model.draw(model_plan, model_key, position)
+        x_data = self.data.draw(data_plan, data_key, position)
+        if self.only == "data":
+            return x_data
+        x_model = self.model.draw(model_plan, model_key, position).astype(x_data.dtype)
+        from_model = jax.random.uniform(choice_key) < self.alpha
+        return jnp.where(from_model, x_model, x_data)

@@ -1,0 +1,219 @@
+"""The VAE as pure functions of one example, and the bounds of its log-likelihood.
+
+Letters: x [*event] one example, z [Z] one latent, S posterior samples. Nothing here knows of
+batches: `jax.vmap` is applied where batches are made, in `training.py` and `evaluation.py`.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from numpyro.distributions.kl import kl_divergence
+
+from gapjax import networks
+from gapjax.distributions import DiscretizedLogistic
+
+Params = Any
+LIKELIHOODS = ("bernoulli", "discretized_logistic")
+
+
+class VAEParams(NamedTuple):
+    """The two sets of parameters that the paper keeps apart.
+
+    Attributes:
+      encoder: phi, a pytree; what a refit trains.
+      decoder: theta, a pytree; what a refit leaves as it is.
+    """
+
+    encoder: Params
+    decoder: Params
+
+
+class VAE(NamedTuple):
+    """A latent variable model and its inference model: three pure functions and a prior.
+
+    Any pure functions will do; `mlp_vae` makes the paper's. Distributions are anything with
+    `log_prob`, `sample(rng_key)` and an event shape.
+
+    Attributes:
+      init: `init(rng_key) -> VAEParams`.
+      encode: `encode(encoder_params, x) -> q(z given x)`, x [*event] as stored.
+      decode: `decode(decoder_params, z) -> p(x given z)`, a distribution over x as stored.
+      prior: p(z), event shape [Z].
+    """
+
+    init: Callable[[jax.Array], VAEParams]
+    encode: Callable[[Params, jax.Array], dist.Distribution]
+    decode: Callable[[Params, jax.Array], dist.Distribution]
+    prior: dist.Distribution
+
+
+@functools.cache
+def mlp_vae(
+    event_shape: tuple[int, ...],
+    likelihood: str = "bernoulli",
+    *,
+    latent_dim: int = 10,
+    hidden_sizes: tuple[int, ...] = (500, 500),
+    levels: int = 256,
+) -> VAE:
+    """The paper's model: two feed-forward networks, N(0, I) prior, diagonal Gaussian posterior.
+
+    Equal arguments give the same object, so programs compiled for it are found again.
+
+    Args:
+      event_shape: shape of one x, whose entries are integer levels.
+      likelihood: "bernoulli" (levels 0 and 1) or "discretized_logistic", whose mean and log
+        scale the decoder gives for every pixel.
+      latent_dim: Z.
+      hidden_sizes: widths of the hidden layers; the decoder has them in reverse.
+      levels: number of pixel levels, for the discretized logistic.
+
+    Returns:
+      A `VAE`. Its `encode` takes levels (uint8 or float) and feeds the network level/(levels-1).
+
+    Raises:
+      ValueError: unknown likelihood, or sizes that are not positive.
+
+    References:
+      Zhang, Hayes, Barber, Generalization Gap in Amortized Inference, sections 2.2 and 3.
+    """
+    if likelihood not in LIKELIHOODS:
+        raise ValueError(f"likelihood is {likelihood!r}; it must be one of {', '.join(LIKELIHOODS)}")
+    if latent_dim < 1 or any(size < 1 for size in (*hidden_sizes, *event_shape)):
+        raise ValueError(
+            f"latent_dim {latent_dim}, hidden_sizes {hidden_sizes} and event_shape {event_shape} "
+            "must be positive"
+        )
+    bernoulli = likelihood == "bernoulli"
+    levels = 2 if bernoulli else levels
+    encoder = networks.MLPEncoder(hidden_sizes, latent_dim)
+    decoder = networks.MLPDecoder(hidden_sizes[::-1], event_shape, 1 if bernoulli else 2)
+
+    def init(rng_key: jax.Array) -> VAEParams:
+        encoder_key, decoder_key = jax.random.split(rng_key)
+        return VAEParams(
+            encoder=encoder.init(encoder_key, jnp.zeros(event_shape))["params"],
+            decoder=decoder.init(decoder_key, jnp.zeros(latent_dim))["params"],
+        )
+
+    def encode(encoder_params: Params, x: jax.Array) -> dist.Distribution:
+        unit_x = x.astype(jnp.float32) / (levels - 1)
+        loc, scale = encoder.apply({"params": encoder_params}, unit_x)
+        return dist.Normal(loc, scale).to_event(1)
+
+    def decode(decoder_params: Params, z: jax.Array) -> dist.Distribution:
+        out = decoder.apply({"params": decoder_params}, z)
+        if bernoulli:
+            pixels = dist.Bernoulli(logits=out[0])
+        else:
+            pixels = DiscretizedLogistic(out[0], jnp.exp(out[1]), levels)
+        return pixels.to_event(len(event_shape))
+
+    prior = dist.Normal(jnp.zeros(latent_dim), jnp.ones(latent_dim)).to_event(1)
+    return VAE(init, encode, decode, prior)
+
+
+def elbo(
+    vae: VAE, params: VAEParams, rng_key: jax.Array, x: jax.Array, num_samples: int = 1
+) -> jax.Array:
+    """Evidence lower bound of one example (eq. 4), in nats; higher is better.
+
+        ELBO(x, theta, phi) = E_q[log p(x given z)] - KL(q(z given x) || p(z))
+
+    KL is analytic where NumPyro has it for this pair, and estimated on the same samples of z
+    where it has not.
+
+    Args:
+      vae: the model.
+      params: its parameters.
+      rng_key: for the posterior samples.
+      x: one example [*event], as stored.
+      num_samples: S, samples of z over which the expectation is averaged.
+
+    Returns:
+      A scalar, an unbiased estimate of the ELBO.
+    """
+    posterior = vae.encode(params.encoder, x)
+    try:
+        kl = kl_divergence(posterior, vae.prior)
+    except NotImplementedError:
+        kl = None
+
+    def bound(sample_key: jax.Array) -> jax.Array:
+        z = posterior.sample(sample_key)
+        log_likelihood = vae.decode(params.decoder, z).log_prob(_observed(x))
+        if kl is not None:
+            return log_likelihood
+        return log_likelihood + vae.prior.log_prob(z) - posterior.log_prob(z)
+
+    bounds = jax.vmap(bound)(jax.random.split(rng_key, num_samples))
+    return bounds.mean() - (0.0 if kl is None else kl)
+
+
+def importance_weighted_bound(
+    vae: VAE, params: VAEParams, rng_key: jax.Array, x: jax.Array, num_samples: int
+) -> jax.Array:
+    """Importance-weighted bound of one example, in nats; rises to log p(x) with `num_samples`.
+
+        log (1/S) sum_s p(x, z_s) / q(z_s given x),   z_s ~ q(z given x)
+
+    Args:
+      vae: the model.
+      params: its parameters.
+      rng_key: for the posterior samples.
+      x: one example [*event], as stored.
+      num_samples: S.
+
+    Returns:
+      A scalar. With S = 1 its mean is the ELBO.
+
+    References:
+      Burda, Grosse, Salakhutdinov, Importance Weighted Autoencoders, 2016.
+    """
+    posterior = vae.encode(params.encoder, x)
+
+    def log_weight(sample_key: jax.Array) -> jax.Array:
+        z = posterior.sample(sample_key)
+        log_joint = vae.decode(params.decoder, z).log_prob(_observed(x)) + vae.prior.log_prob(z)
+        return log_joint - posterior.log_prob(z)
+
+    log_weights = jax.vmap(log_weight)(jax.random.split(rng_key, num_samples))
+    return jax.nn.logsumexp(log_weights) - math.log(num_samples)
+
+
+def sample_model(vae: VAE, decoder_params: Params, rng_key: jax.Array) -> jax.Array:
+    """Ancestral sampling of one x [*event]: z ~ p(z), then x ~ p(x given z)."""
+    latent_key, pixel_key = jax.random.split(rng_key)
+    z = vae.prior.sample(latent_key)
+    return vae.decode(decoder_params, z).sample(pixel_key)
+
+
+def reconstruct(vae: VAE, params: VAEParams, rng_key: jax.Array, x: jax.Array) -> jax.Array:
+    """Mean of p(x given z) [*event] at one z ~ q(z given x), in the units of x."""
+    z = vae.encode(params.encoder, x).sample(rng_key)
+    return vae.decode(params.decoder, z).mean
+
+
+def bits_per_dim(nats: jax.Array, event_shape: tuple[int, ...]) -> jax.Array:
+    """BPD of a bound (note 3): takes nats, higher is better; gives bits, lower is better.
+
+        BPD = -nats / (log 2 * number of dimensions)
+
+    Args:
+      nats: a bound on log p(x), or an array of them.
+      event_shape: shape of one x.
+
+    Returns:
+      Bits per dimension, same shape as `nats`.
+    """
+    return -nats / (math.log(2.0) * math.prod(event_shape))
+
+
+def _observed(x: jax.Array) -> jax.Array:
+    """Integer levels as float32, which every likelihood takes; floats as they are."""
+    return x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(jnp.float32)

@@ -1,0 +1,267 @@
+"""The report: the numbers of results, failures shown as such, one page that loads nothing."""
+
+import copy
+import os
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from experiments import report
+
+_EPOCHS = list(range(50, 501, 50))
+# A picture of one white pixel.
+_PNG = bytes.fromhex(
+    "89504e470d0a1a0a0000000d4948445200000001000000010800000000"
+    "3a7e9b550000000a49444154789c63f80f00010101"
+    "001bb6ee560000000049454e44ae426082"
+)
+
+
+def _results(epochs=_EPOCHS):
+    checkpoints = []
+    for epoch in epochs:
+        test = 0.42 + abs(epoch - 150) * (1.16e-4 if epoch > 150 else 2e-4)
+        gap = test - 0.4102
+        checkpoints.append(
+            {
+                "epoch": epoch,
+                "train": {"bpd": 0.5 - 0.14 * (epoch / 500) ** 0.6, "stderr": 0.0021},
+                "test": {"bpd": test, "stderr": 0.0062},
+                "optimal": {"bpd": 0.4102, "stderr": 0.0051},
+                "self_consistent": {"bpd": test - 0.23 * gap, "stderr": 0.0058},
+                "control": {"bpd": test - 0.01 * gap, "stderr": 0.0061},
+                "inference_gap": {"bpd": gap, "stderr": 0.0029},
+                "gain": {"bpd": 0.23 * gap, "stderr": 0.0011},
+                "gain_over_control": {"bpd": 0.22 * gap, "stderr": 0.0012},
+                "gap_closed": 0.23,
+                "gap_closed_stderr": 0.021,
+                "refits": {
+                    "optimal": {
+                        "steps": 4321,
+                        "converged": epoch != 300,
+                        "last_improvement": 3.1e-6,
+                        "curve": {"epoch": [0, 1], "bpd": [0.5, 0.4]},
+                    }
+                },
+            }
+        )
+    return {
+        "schema": 1,
+        "preset": "digits",
+        "dataset": "digits",
+        "event_shape": [8, 8],
+        "config": {"alpha": 0.5, "hidden_sizes": [500, 500], "data_dir": None},
+        "environment": {"gapjax": "0.1.0", "jax": "0.10.2", "device_count": 1},
+        "checkpoints": checkpoints,
+        "claims": [
+            {"claim": "Test BPD rises.", "value": 0.0406, "threshold": 0.01, "holds": True},
+            {
+                "claim": "Better than the control everywhere.",
+                "value": -0.0003,
+                "threshold": 0.0,
+                "holds": False,
+                "detail": "Worse at epoch 50.",
+            },
+        ],
+        "seconds": {"train": 62.3, "total": 3725.0},
+        "data": {"source": "scikit-learn", "num_test": 360, "sha256": "9f" * 32},
+        "num_eval_samples": 100,
+        "notes": ["A note to the reader."],
+    }
+
+
+class _Page(HTMLParser):
+    """Rows of cells, texts by class, and whatever a browser would load."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.rows, self.badges, self.loads, self.tags, self.open = [], [], [], [], []
+        self._in_cell = self._in_badge = False
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        self.tags.append(tag)
+        if tag not in ("meta", "img", "br"):
+            self.open.append(tag)
+        self.loads += [attrs[name] for name in ("src", "srcset", "data", "action") if name in attrs]
+        if tag == "tr":
+            self.rows.append([])
+        elif tag in ("td", "th"):
+            self.rows[-1].append("")
+            self._in_cell = True
+        elif "badge" in attrs.get("class", ""):
+            self.badges.append("")
+            self._in_badge = True
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+        if tag in ("td", "th"):
+            self._in_cell = False
+        self._in_badge &= tag != "span"
+
+    def handle_data(self, data):
+        if self._in_cell:
+            self.rows[-1][-1] += data
+        if self._in_badge:
+            self.badges[-1] += data
+
+
+def _write(tmp_path, results, figures=None):
+    path = tmp_path / "report.html"
+    report.write_report(path, results, figures or {})
+    text = path.read_text(encoding="utf-8")
+    page = _Page(text)
+    assert page.open == []  # every tag is closed
+    return text, page
+
+
+def test_the_table_holds_the_numbers_of_every_checkpoint(tmp_path):
+    results = _results()
+    _, page = _write(tmp_path, results)
+    rows = {row[0]: row for row in page.rows if len(row) == 10}
+    for checkpoint in results["checkpoints"]:
+        row = [cell.rstrip("†") for cell in rows[str(checkpoint["epoch"])]]
+        keys = ["train", "test", "control", "self_consistent", "optimal"]
+        for key, cell in zip(keys, row[1:6], strict=True):
+            bpd, error = checkpoint[key]["bpd"], checkpoint[key]["stderr"]
+            assert cell == f"{bpd:.3f}\xa0±\xa0{error:.3f}"
+        keys = ["inference_gap", "gain", "gain_over_control"]
+        for key, cell in zip(keys, row[6:9], strict=True):
+            bpd, error = checkpoint[key]["bpd"], checkpoint[key]["stderr"]
+            assert cell == f"{bpd:.4f}\xa0±\xa0{error:.4f}"
+        assert row[9] == "23\xa0±\xa02\xa0%"
+    assert "fitted on the test set" in rows["epoch"][5]
+    daggers = [epoch for epoch, row in rows.items() if row[5].endswith("†")]
+    assert daggers == ["300"]
+
+
+def test_headline_says_what_the_last_checkpoint_found():
+    results = _results()
+    results["checkpoints"].reverse()  # the last is the one of the highest epoch
+    words = report.headline(results).replace("\xa0", " ")
+    assert words == (
+        "At epoch 500 the encoder’s over-fitting costs 0.050 ± 0.003 BPD on unseen images; "
+        "self-consistent training wins back 23 ± 2 %, its control 1 %."
+    )
+
+
+def test_headline_hides_no_failure():
+    results = _results()
+    last = results["checkpoints"][-1]
+    last["gap_closed"] = -0.4
+    assert "widens the gap by 40\xa0±" in report.headline(results)
+    last["inference_gap"] = {"bpd": 0.002, "stderr": 0.003}
+    assert "no loss that is owed to the encoder can be told from zero" in report.headline(results)
+    last["inference_gap"] = {"bpd": float("nan"), "stderr": 0.0}
+    assert "not a finite number" in report.headline(results)
+    assert "No checkpoint" in report.headline({"checkpoints": []})
+
+
+def test_a_failed_claim_is_shown_as_failed(tmp_path):
+    text, page = _write(tmp_path, _results())
+    assert page.badges == ["✓ holds", "✗ does not hold"]
+    assert "Claims: 1 of 2 hold" in text
+    failed = [row for row in page.rows if row[0] == "✗ does not hold"]
+    assert failed == [
+        [
+            "✗ does not hold",
+            "Better than the control everywhere.Worse at epoch 50.",
+            "−0.0003",
+            "0",
+        ]
+    ]
+
+
+@pytest.mark.parametrize("holds", [None, "yes", 1])
+def test_only_true_holds(tmp_path, holds):
+    results = _results([50])
+    results["claims"] = [{"claim": "c", "value": float("nan"), "threshold": None, "holds": holds}]
+    assert _write(tmp_path, results)[1].badges == ["✗ does not hold"]
+
+
+def test_the_page_loads_nothing_and_embeds_the_figures(tmp_path):
+    names = ["overview", "figure1a", "figure2", "refit_curves", "samples", "reconstructions"]
+    figures = {}
+    for name in [*names, "my_own"]:
+        figures[name] = tmp_path / f"{name}.png"
+        figures[name].write_bytes(_PNG)
+    figures["figure1b"] = None
+    text, page = _write(tmp_path, _results(), figures)
+    assert len(page.loads) == len(names) + 1
+    assert all(source.startswith("data:image/png;base64,") for source in page.loads)
+    assert not {"script", "link", "iframe", "object", "base"} & set(page.tags)
+    assert not re.search(r"url\(|@import", text)
+    assert text.index("<figure>") < text.index("Claims:") < text.index("Every checkpoint")
+    assert text.index("Every checkpoint") < text.index("The refits") < text.index("Samples and")
+    assert "my own" in text
+
+
+def test_everything_is_escaped(tmp_path):
+    evil = "<script>alert('x')</script>\"&"
+    results = _results([50, 100])
+    results["dataset"] = evil
+    results["config"][evil] = {"inner": [evil]}
+    results["environment"]["gapjax"] = evil
+    results["data"]["source"] = evil
+    results["seconds"] = {evil: evil}
+    results["notes"] = [evil]
+    results["num_eval_samples"] = evil
+    results["config"]["alpha"] = evil
+    results["checkpoints"][0]["refits"]["optimal"]["steps"] = evil
+    results["claims"][0].update(claim=evil, detail=evil, value=evil, threshold=evil)
+    figures = {evil: tmp_path / "picture.png"}
+    figures[evil].write_bytes(_PNG)
+    text, page = _write(tmp_path, results, figures)
+    assert "script" not in page.tags
+    assert "<script" not in text
+    assert text.count("&lt;script&gt;") >= 12
+
+
+def test_optional_keys_may_be_missing(tmp_path):
+    results = _results([50])
+    for key in ("data", "notes", "num_eval_samples", "environment", "config", "seconds", "claims"):
+        del results[key]
+    for key in ("refits", "gap_closed_stderr", "gap_closed", "control"):
+        del results["checkpoints"][0][key]
+    results["checkpoints"][0]["gain"]["stderr"] = None
+    text, page = _write(tmp_path, results)
+    (row,) = [row for row in page.rows if row[0] == "50"]
+    assert row[3] == "–" and row[9] == "–"
+    assert "None" not in text and "Claims" not in text
+    _write(tmp_path, {"checkpoints": []})
+
+
+def test_small_errors_get_more_decimals(tmp_path):
+    results = _results([100, 200])
+    for checkpoint in results["checkpoints"]:
+        for value in checkpoint.values():
+            if isinstance(value, dict) and "stderr" in value:
+                value["stderr"] = 0.00042
+    _, page = _write(tmp_path, results)
+    (row,) = [row for row in page.rows if row[0] == "100" and len(row) == 10]
+    assert row[5] == "0.4102\xa0±\xa00.0004"
+    assert row[6].endswith("\xa0±\xa00.00042")
+
+
+def test_a_page_that_cannot_be_made_leaves_the_older_one(tmp_path, monkeypatch):
+    path = tmp_path / "report.html"
+    path.write_text("older")
+    results = _results([50])
+    before = copy.deepcopy(results)
+    with pytest.raises(FileNotFoundError):
+        report.write_report(path, results, {"overview": tmp_path / "missing.png"})
+
+    def fail(*_):
+        raise OSError("No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+        patch.setattr(os, "replace", fail)
+        report.write_report(path, results, {})
+    assert path.read_text() == "older"
+    assert os.listdir(tmp_path) == ["report.html"]
+    assert results == before
+    report.write_report(path, results, {})
+    assert os.listdir(tmp_path) == ["report.html"]
