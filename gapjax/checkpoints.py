@@ -52,25 +52,25 @@ def restore(store: Path, number: int, like: Any) -> tuple[Any, dict]:
     Raises:
       CheckpointError: it is missing, damaged, or does not fit `like`.
     """
-    path = _path(store, number)
-    if not path.is_dir():
-        raise CheckpointError(f"no checkpoint {number} in {store}")
     abstract = jax.tree.map(_abstract_plain, like)
-    try:
-        entry = _checkpointer().restore(
-            path,
-            ocp.args.Composite(
-                tree=ocp.args.StandardRestore(abstract), record=ocp.args.JsonRestore()
-            ),
-        )
-    except Exception as error:  # Orbax, tensorstore and JSON each raise their own
-        reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"checkpoint {path} cannot be read: {reason}") from error
-    record = dict(entry.record)
-    if record.pop(_CHECKSUM, None) != _checksum(entry.tree):
-        raise CheckpointError(f"checkpoint {path} is damaged: its checksum does not match")
-    tree = jax.tree.map(_from_plain, like, entry.tree)
-    return tree, record
+    entry = _read(
+        store, number, tree=ocp.args.StandardRestore(abstract), record=ocp.args.JsonRestore()
+    )
+    facts = dict(entry.record)
+    if facts.pop(_CHECKSUM, None) != _checksum(entry.tree):
+        raise CheckpointError(f"checkpoint {number} in {store} is damaged: wrong checksum")
+    return jax.tree.map(_from_plain, like, entry.tree), facts
+
+
+def record(store: Path, number: int) -> dict:
+    """The record of an entry alone.
+
+    Raises:
+      CheckpointError: it is missing or damaged.
+    """
+    facts = dict(_read(store, number, record=ocp.args.JsonRestore()).record)
+    facts.pop(_CHECKSUM, None)
+    return facts
 
 
 def numbers(store: Path) -> list[int]:
@@ -78,6 +78,17 @@ def numbers(store: Path) -> list[int]:
     if not Path(store).is_dir():
         return []
     return sorted(int(p.name) for p in Path(store).iterdir() if p.name.isdigit() and p.is_dir())
+
+
+def _read(store: Path, number: int, **items: Any) -> Any:
+    path = _path(store, number)
+    if not path.is_dir():
+        raise CheckpointError(f"no checkpoint {number} in {store}")
+    try:
+        return _checkpointer().restore(path, ocp.args.Composite(**items))
+    except Exception as error:  # Orbax, tensorstore and JSON each raise their own
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"checkpoint {number} in {store} cannot be read: {reason}") from error
 
 
 @functools.cache

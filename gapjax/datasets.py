@@ -22,6 +22,7 @@ import io
 import operator
 import os
 import pathlib
+import re
 import struct
 import subprocess
 import sys
@@ -82,13 +83,15 @@ _CHUNK = 8192  # images that are decoded or binarized at a time
 # is caught, and a download that hangs can be ended.
 _PREPARE_PROGRAM = """
 import sys
-import tensorflow_datasets as tfds
 version, directory, scratch, manual_dir = sys.argv[1:]
-tfds.builder(version.replace("/", ":"), data_dir=directory, file_format="array_record"
-).download_and_prepare(
-    download_dir=scratch,
-    download_config=tfds.download.DownloadConfig(
-        extract_dir=scratch, manual_dir=manual_dir or None))
+try:
+    import tensorflow_datasets as tfds
+    config = tfds.download.DownloadConfig(extract_dir=scratch, manual_dir=manual_dir or None)
+    name = version.replace("/", ":")
+    builder = tfds.builder(name, data_dir=directory, file_format="array_record")
+    builder.download_and_prepare(download_dir=scratch, download_config=config)
+except Exception as error:
+    sys.exit(type(error).__name__ + ": " + " ".join(str(error).split()))
 """
 
 
@@ -170,7 +173,7 @@ def load_dataset(
     MNIST is looked for, in this order:
 
     1. in `data_dir`, prepared by TFDS: a folder `mnist/3.0.1`. TensorFlow is not needed;
-    2. in `data_dir`, as the published IDX files, gzipped or not, whose checksums are verified. Where
+    2. in `data_dir`, as the published IDX files, gzipped or not, with checksums verified. Where
        TensorFlow is installed and all four files are there, TFDS prepares them with `data_dir` as
        its `manual_dir` (once, into its default directory, in some 20 seconds) and the result is
        read. Where it is not, or that fails, the files are read straight;
@@ -350,8 +353,7 @@ def _read_named(
         )
     if binarization == "none" and entry.grey_name:
         raise DatasetError(
-            f"binarization='none' contradicts {name!r}; for its grey levels use "
-            f"{entry.grey_name!r}"
+            f"binarization='none' contradicts {name!r}; for its grey levels use {entry.grey_name!r}"
         )
     if binarization not in (None, "none") and entry.levels == 2:
         raise DatasetError(
@@ -369,9 +371,7 @@ def _check_arrays(stored: _Stored) -> None:
     for part, x in (("train", stored.train), ("test", stored.test)):
         what = f"{part!r} of {stored.name!r}"
         if x.ndim < 2:
-            raise DatasetError(
-                f"{what} has shape {x.shape}; give at least two axes, [N, *event]"
-            )
+            raise DatasetError(f"{what} has shape {x.shape}; give at least two axes, [N, *event]")
         if x.size == 0:
             raise DatasetError(f"{what} has shape {x.shape} and is empty; give one image or more")
         highest = int(x.max())
@@ -516,7 +516,9 @@ def _read_mnist_files(name: str, folder: pathlib.Path) -> _Stored:
             _prepare(_MNIST_VERSION, target, folder, _PREPARE_TIMEOUT)
         prepared = _read_prepared(name, target, _MNIST_VERSION)
     except DatasetError as error:
-        return straight._replace(note=_one_line(f"not through TFDS: {error}", 400))
+        # Where things lie on this machine is no part of where the data are from.
+        reason = re.sub(r"(?<!\w)/[^\s'\"]*/", "", _one_line(error, 400))
+        return straight._replace(note=f"not through TFDS: {reason}")
     if not (np.array_equal(prepared.train, train) and np.array_equal(prepared.test, test)):
         return straight._replace(note="not through TFDS: what it prepared is not these files")
     return prepared._replace(
@@ -620,7 +622,8 @@ def _read_tfds_default(name: str, version: str) -> _Stored:
             _check_network(_DOWNLOAD_URLS[version])
             _prepare(version, target, None, _DOWNLOAD_TIMEOUT)
         except (DatasetError, OSError) as error:
-            raise DatasetError(f"{where} ({_reason(error)}); {cure}") from error
+            reason = _one_line(error) if isinstance(error, DatasetError) else _reason(error)
+            raise DatasetError(f"{where} ({reason}); {cure}") from error
     return _read_prepared(name, target, version)
 
 
@@ -811,6 +814,9 @@ def _read_npz(path: pathlib.Path, levels: int | None) -> _Stored:
                     arrays = dict(zip(("train", "test"), (archive[k] for k in keys), strict=True))
                     break
             own_levels = archive["levels"] if "levels" in names else None
+        for part, x in arrays.items():
+            if not isinstance(x, np.ndarray):  # What NumPy makes of a member that is not an array.
+                raise ValueError(f"{part!r} is not an array")
     except Exception as error:
         raise DatasetError(
             f"{str(path)!r} is truncated, corrupt or holds Python objects ({_reason(error)}); "
@@ -856,7 +862,7 @@ def _as_uint8(x: np.ndarray, part: str, name: str) -> np.ndarray:
             f"{what} has values from {x.min()} to {x.max()}; give integers 0 to levels - 1, "
             f"at most {_MAX_LEVELS - 1}"
         )
-    return np.ascontiguousarray(x, dtype=np.uint8)
+    return np.array(x, dtype=np.uint8, order="C")
 
 
 _ENTRIES: dict[str, _Entry] = {

@@ -1,5 +1,7 @@
 """The discretized logistic distribution: a likelihood for integer pixel levels."""
 
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
@@ -43,7 +45,7 @@ class DiscretizedLogistic(Distribution):
       (section 5); Salimans et al., PixelCNN++, 2017 (section 2.1).
     """
 
-    arg_constraints = {"loc": constraints.real, "scale": constraints.positive}
+    arg_constraints: ClassVar = {"loc": constraints.real, "scale": constraints.positive}
     pytree_data_fields = ("loc", "scale")
     pytree_aux_fields = ("levels",)
 
@@ -75,7 +77,7 @@ class DiscretizedLogistic(Distribution):
         return loc, scale
 
     def log_prob(self, value: ArrayLike) -> jax.Array:
-        """log P(value) in nats.
+        """Log P(value) in nats.
 
         Args:
           value: levels 0 .. levels - 1 as integers or floats, broadcastable to the batch shape.

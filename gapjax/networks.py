@@ -7,7 +7,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-
 # U(-1/sqrt(in), 1/sqrt(in)): PyTorch's default, and so the authors'. It is not a detail: from
 # Linen's wider default the test BPD turns upwards about a hundred epochs earlier on digits.
 _KERNEL_INIT = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")

@@ -22,6 +22,7 @@ from jax.typing import ArrayLike
 from gapjax.vae import VAE, Params, sample_model
 
 Plan = Any
+_STATIC = {"static": True}
 
 
 class Source(Protocol):
@@ -97,10 +98,6 @@ def mixture_source(model: Source, data: Source, alpha: ArrayLike) -> "MixtureSou
     return MixtureSource(model, data, jnp.asarray(alpha, jnp.float32), only)
 
 
-def _static(**kwargs):
-    return dataclasses.field(metadata={"static": True}, **kwargs)
-
-
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class DataSource:
@@ -129,8 +126,8 @@ class ModelSource:
     """See `model_source`. There is nothing to plan."""
 
     decoder_params: Params
-    vae: VAE = _static()
-    num_examples: int = _static()
+    vae: VAE = dataclasses.field(metadata=_STATIC)
+    num_examples: int = dataclasses.field(metadata=_STATIC)
 
     def begin_epoch(self, rng_key: jax.Array) -> None:
         """Nothing: every draw is fresh."""
@@ -150,7 +147,7 @@ class MixtureSource:
     model: Source
     data: Source
     alpha: jax.Array
-    only: str | None = _static(default=None)
+    only: str | None = dataclasses.field(default=None, metadata=_STATIC)
 
     @property
     def num_examples(self) -> int:
@@ -162,9 +159,7 @@ class MixtureSource:
         model_key, data_key = jax.random.split(rng_key)
         return self.model.begin_epoch(model_key), self.data.begin_epoch(data_key)
 
-    def draw(
-        self, plan: tuple[Plan, Plan], rng_key: jax.Array, position: jax.Array
-    ) -> jax.Array:
+    def draw(self, plan: tuple[Plan, Plan], rng_key: jax.Array, position: jax.Array) -> jax.Array:
         """One example of the mixture, in the data's dtype."""
         choice_key, model_key, data_key = jax.random.split(rng_key, 3)
         model_plan, data_plan = plan

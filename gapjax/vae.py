@@ -83,7 +83,9 @@ def mlp_vae(
       Zhang, Hayes, Barber, Generalization Gap in Amortized Inference, sections 2.2 and 3.
     """
     if likelihood not in LIKELIHOODS:
-        raise ValueError(f"likelihood is {likelihood!r}; it must be one of {', '.join(LIKELIHOODS)}")
+        raise ValueError(
+            f"likelihood is {likelihood!r}; it must be one of {', '.join(LIKELIHOODS)}"
+        )
     if latent_dim < 1 or any(size < 1 for size in (*hidden_sizes, *event_shape)):
         raise ValueError(
             f"latent_dim {latent_dim}, hidden_sizes {hidden_sizes} and event_shape {event_shape} "

@@ -1,0 +1,1 @@
+"""Programs around gapjax: flags to plain arguments, files and pages."""

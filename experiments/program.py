@@ -1,0 +1,68 @@
+"""What every program here does around its phases: flags in, one line out where it cannot go on."""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+from absl import app, flags, logging
+
+from experiments.options import UsageError, config_from_flags
+from experiments.phases import Run, start
+from experiments.workdir import Workdir, WorkdirError
+from gapjax import DatasetError
+from gapjax.checkpoints import CheckpointError
+
+_EXPECTED = (UsageError, WorkdirError, DatasetError, CheckpointError, FloatingPointError, OSError)
+
+
+def run_program(phases: Callable[[Run], None], *, new_runs: bool) -> None:
+    """Runs `phases` on the workdir that the flags name, and ends the process.
+
+    Args:
+      phases: what the program does.
+      new_runs: whether flags define the run; otherwise the workdir's own configuration does.
+    """
+    name = Path(sys.argv[0]).stem
+
+    def main(argv: list[str]) -> int:
+        if len(argv) > 1:
+            return _fail(f"{argv[1]!r} is not a flag; see --help")
+        values, workdir = flags.FLAGS, None
+        if not values["verbosity"].present:
+            logging.set_verbosity(logging.WARNING)  # Orbax and others tell of every step
+        try:
+            if new_runs:
+                config = config_from_flags(values)
+                default = f"runs/{config.preset}_seed{config.seed}"
+                workdir = Workdir(Path(values.workdir or default))
+            elif values.workdir is None:
+                raise UsageError("--workdir is not given; name the folder of a run")
+            else:
+                workdir = Workdir(Path(values.workdir))
+                config = workdir.config()
+            _use_compilation_cache()
+            phases(start(config, workdir, values.data_dir))
+        except _EXPECTED as error:
+            return _fail(" ".join(str(error).split()))
+        except KeyboardInterrupt:
+            return _fail("interrupted; the same command goes on from the last checkpoint", 130)
+        finally:
+            if workdir is not None:
+                workdir.close()
+        return 0
+
+    def _fail(line: str, code: int = 1) -> int:
+        print(f"{name}: {line}", file=sys.stderr)
+        return code
+
+    app.run(main)
+
+
+def _use_compilation_cache() -> None:
+    """Keeps compiled programs in the user's cache, unless JAX was told where to."""
+    if jax.config.jax_compilation_cache_dir is None:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(cache / "gapjax" / "jax"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)

@@ -1,0 +1,26 @@
+"""Trains a VAE, refits every checkpoint's encoder, evaluates, draws: the paper's figures.
+
+python -m experiments.reproduce --preset=digits --workdir=runs/digits
+
+The same command on the same workdir resumes. Read report.html first.
+"""
+
+from experiments import options, phases, program
+
+
+def reproduce(run: phases.Run) -> None:
+    """All phases, in order."""
+    phases.train_phase(run)
+    phases.refit_phase(run)
+    results = phases.evaluate_phase(run)
+    report = phases.draw_phase(run, results)
+    for claim in results["claims"]:
+        verdict = "holds" if claim["holds"] else "DOES NOT HOLD"
+        print(f"{verdict:14} {claim['claim']}: {claim['value']:.4g}. {claim['detail']}")
+    print(f"report: {report}")
+
+
+if __name__ == "__main__":
+    options.define_place()
+    options.define_run()
+    program.run_program(reproduce, new_runs=True)

@@ -1,0 +1,173 @@
+"""The folder of a run: whose it is, what it logs, and files that are whole or not there."""
+
+import fcntl
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import tensorboardX
+
+from experiments.options import Config
+
+
+class WorkdirError(RuntimeError):
+    """The folder cannot be used; one line says why and what would do."""
+
+
+class Workdir:
+    """A run's folder, held by one program at a time.
+
+    Attributes:
+      path: the folder.
+      checkpoints: where the stores are.
+    """
+
+    def __init__(self, path: Path):
+        """Names the folder; `claim` or `join` takes it."""
+        self.path = Path(path)
+        self.checkpoints = self.path / "checkpoints"
+        self._lock = None
+        self._events = None
+
+    def claim(self, config: Config, data: dict) -> None:
+        """Takes the folder for this configuration and data; makes it where it is not there.
+
+        Raises:
+          WorkdirError: it is a file, cannot be written, is in use, or is another run's.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise WorkdirError(f"--workdir={self.path} is a file; give a folder")
+        identity = {"config": _plain(config), "data": data}
+        stored = self._stored()
+        if stored is not None:
+            _refuse_other(self.path, stored, identity)
+        elif self.checkpoints.exists():
+            raise WorkdirError(
+                f"--workdir={self.path} has checkpoints but no config.json; give another folder"
+            )
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._take_lock()
+            if stored is None:
+                write_json(self.path / "config.json", identity)
+        except OSError as error:
+            raise WorkdirError(
+                f"--workdir={self.path} cannot be written ({error.strerror}); give another folder"
+            ) from error
+
+    def _take_lock(self) -> None:
+        self._lock = (self.path / ".lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise WorkdirError(
+                f"--workdir={self.path} is in use by another program; wait for it, or give "
+                "another folder"
+            ) from None
+
+    def config(self) -> Config:
+        """The configuration that the folder was made with.
+
+        Raises:
+          WorkdirError: there is none.
+        """
+        stored = self._stored()
+        if stored is None:
+            raise WorkdirError(
+                f"--workdir={self.path} is not a run's folder; start with "
+                f"python -m experiments.train --workdir={self.path}"
+            )
+        values = stored["config"]
+        return Config(**{**values, "hidden_sizes": tuple(values["hidden_sizes"])})
+
+    def _stored(self) -> dict | None:
+        path = self.path / "config.json"
+        if not path.is_file():
+            return None
+        try:
+            stored = json.loads(path.read_text())
+            if set(stored["config"]) != set(Config._fields):
+                raise WorkdirError(
+                    f"{path} is of another version of gapjax; give another --workdir"
+                )
+            return stored
+        except (ValueError, KeyError, TypeError) as error:
+            raise WorkdirError(f"{path} is damaged ({error}); give another --workdir") from error
+
+    def forget(self, stale: Callable[[dict], bool]) -> None:
+        """Drops the logged lines of work that was interrupted and will be done again."""
+        path = self.path / "metrics.jsonl"
+        if not path.is_file():
+            return
+        lines = []
+        for line in path.read_text().splitlines():
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                continue  # the last line of a killed program
+            if not stale(entry):
+                lines.append(line + "\n")
+        write_atomically(path, "".join(lines).encode())
+
+    def log(self, phase: str, epoch: int, values: dict[str, float], **where: Any) -> None:
+        """Adds a line to metrics.jsonl and TensorBoard's events."""
+        entry = {"phase": phase, **where, "epoch": epoch, **values}
+        with (self.path / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(entry) + "\n")
+        if self._events is None:
+            self._events = tensorboardX.SummaryWriter(str(self.path / "tensorboard"))
+        tag = "/".join([phase, *(f"{key}_{value}" for key, value in where.items())])
+        for name, value in values.items():
+            self._events.add_scalar(f"{tag}/{name}", value, epoch)
+
+    def close(self) -> None:
+        """Writes what is buffered and lets the folder go."""
+        if self._events is not None:
+            self._events.close()
+        if self._lock is not None:
+            self._lock.close()
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Writes a file beside `path` and renames it: readers see the old one or the new one."""
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as f:
+        try:
+            f.write(content)
+            f.flush()
+            os.fsync(f.fileno())
+            os.chmod(f.name, 0o644)
+            os.replace(f.name, path)
+        except BaseException:
+            Path(f.name).unlink(missing_ok=True)
+            raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON atomically, indented."""
+    write_atomically(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def _plain(config: Config) -> dict:
+    return json.loads(json.dumps(config._asdict()))
+
+
+def _refuse_other(path: Path, stored: dict, identity: dict) -> None:
+    differing = [
+        f"--{name} is {_show(value)} there and {_show(identity['config'][name])} here"
+        for name, value in stored["config"].items()
+        if value != identity["config"][name]
+    ]
+    if not differing and stored["data"].get("sha256") != identity["data"].get("sha256"):
+        differing = ["the data's checksum is another"]
+    if differing:
+        raise WorkdirError(
+            f"--workdir={path} is of another configuration: {'; '.join(differing)}. "
+            "Give another --workdir, or the flags that it was made with"
+        )
+
+
+def _show(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)

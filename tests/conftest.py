@@ -1,0 +1,150 @@
+"""Settings of the whole suite and the one trained model that the tests share."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+
+import gapjax
+
+# NumPyro's own Bernoulli promotes dtypes, so only ranks are held strictly.
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update(
+    "jax_compilation_cache_dir",
+    os.environ.get("JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache" / "gapjax" / "jax")),
+)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+class LinearGaussian(NamedTuple):
+    """x = W z + b + sigma eps with a standard Gaussian z: everything is known in closed form.
+
+    The columns of W are orthogonal, so the posterior is a diagonal Gaussian with a mean that is
+    linear in x and a scale that is the same for every x: the encoder's family contains it.
+    """
+
+    vae: gapjax.VAE  # analytic KL
+    monte_carlo_vae: gapjax.VAE  # the same model; NumPyro has no KL for its prior
+    exact: gapjax.VAEParams  # the encoder is the exact posterior
+    wrong: gapjax.VAEParams  # the same decoder, another encoder
+    images: np.ndarray  # [N, D] float32, drawn from the model
+    log_prob: Callable[[np.ndarray], np.ndarray]  # exact log p(x) [N], float64
+
+
+class PlainNormal:
+    """A standard Gaussian on [Z] with the two methods that a distribution must have, no more."""
+
+    def __init__(self, size):
+        self.event_shape = (size,)
+
+    def sample(self, rng_key):
+        return jax.random.normal(rng_key, self.event_shape)
+
+    def log_prob(self, z):
+        return -0.5 * (z**2 + np.log(2 * np.pi)).sum(-1)
+
+
+@pytest.fixture(scope="session")
+def linear() -> LinearGaussian:
+    rng = np.random.default_rng(0)
+    num_pixels, latent_dim, sigma = 6, 2, 0.5
+    basis, _ = np.linalg.qr(rng.normal(size=(num_pixels, latent_dim)))
+    weight, bias = basis * np.array([1.5, 0.7]), rng.normal(size=num_pixels)
+    covariance = weight @ weight.T + sigma**2 * np.eye(num_pixels)
+    posterior_covariance = np.linalg.inv(np.eye(latent_dim) + weight.T @ weight / sigma**2)
+    scale = np.sqrt(np.diag(posterior_covariance))
+    np.testing.assert_allclose(posterior_covariance, np.diag(scale**2), atol=1e-12)
+    gain = posterior_covariance @ weight.T / sigma**2
+
+    def encode(encoder, x):
+        loc = encoder["weight"] @ x + encoder["bias"]
+        return dist.Normal(loc, jax.nn.softplus(encoder["raw_scale"])).to_event(1)
+
+    def decode(decoder, z):
+        return dist.Normal(decoder["weight"] @ z + decoder["bias"], sigma).to_event(1)
+
+    def init(rng_key):
+        return jax.tree.map(lambda p: 0.1 * jax.random.normal(rng_key, p.shape), exact)
+
+    def log_prob(x):
+        residual = np.asarray(x, np.float64) - bias
+        quadratic = (residual @ np.linalg.inv(covariance) * residual).sum(-1)
+        return -0.5 * (quadratic + np.linalg.slogdet(2 * np.pi * covariance)[1])
+
+    decoder = {"weight": weight, "bias": bias}
+    exact = gapjax.VAEParams(
+        {"weight": gain, "bias": -gain @ bias, "raw_scale": np.log(np.expm1(scale))}, decoder
+    )
+    exact = jax.tree.map(lambda p: jnp.asarray(p, jnp.float32), exact)
+    wrong_encoder = {
+        "weight": exact.encoder["weight"] * 0.7,
+        "bias": exact.encoder["bias"] + 0.2,
+        "raw_scale": jnp.log(jnp.expm1(jnp.asarray(scale * np.array([2.0, 1.3]), jnp.float32))),
+    }
+    prior = dist.Normal(jnp.zeros(latent_dim), jnp.ones(latent_dim)).to_event(1)
+    noise = rng.normal(size=(40, latent_dim + num_pixels))
+    images = noise[:, :latent_dim] @ weight.T + bias + sigma * noise[:, latent_dim:]
+    return LinearGaussian(
+        vae=gapjax.VAE(init, encode, decode, prior),
+        monte_carlo_vae=gapjax.VAE(init, encode, decode, PlainNormal(latent_dim)),
+        exact=exact,
+        wrong=exact._replace(encoder=wrong_encoder),
+        images=images.astype(np.float32),
+        log_prob=log_prob,
+    )
+
+
+class SmallModel(NamedTuple):
+    """A small binary VAE that was trained until its encoder over-fits, and its data."""
+
+    vae: gapjax.VAE
+    state: gapjax.TrainState
+    curve: gapjax.Curve
+    num_epochs: int
+    batch_size: int
+    train_images: np.ndarray  # [N, 5, 5] uint8; N is no multiple of the batch size
+    test_images: np.ndarray  # [M, 5, 5] uint8
+
+    @property
+    def params(self):
+        return self.state.params
+
+
+@pytest.fixture(scope="session")
+def small() -> SmallModel:
+    """Five prototypes of 25 pixels, a tenth of the pixels flipped."""
+    rng = np.random.default_rng(1)
+    prototypes = rng.integers(0, 2, (5, 5, 5), dtype=np.uint8)
+    images = prototypes[rng.integers(0, 5, 130)] ^ (rng.random((130, 5, 5)) < 0.1)
+    train_images, test_images = images[:90].astype(np.uint8), images[90:].astype(np.uint8)
+    vae = gapjax.mlp_vae((5, 5), "bernoulli", latent_dim=3, hidden_sizes=(32,))
+    num_epochs, batch_size = 60, 20
+    state, curve = gapjax.train(
+        vae,
+        gapjax.data_source(train_images),
+        jax.random.key(0),
+        num_epochs=num_epochs,
+        batch_size=batch_size,
+        optimizer=gapjax.adam(5e-3),
+    )
+    return SmallModel(vae, state, curve, num_epochs, batch_size, train_images, test_images)
+
+
+def assert_same_bits(first, second):
+    """Two pytrees are equal bit for bit: -0.0 is not 0.0, and a NaN equals itself."""
+    assert jax.tree.structure(first) == jax.tree.structure(second)
+    for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
+        a, b = (
+            np.asarray(jax.random.key_data(leaf))
+            if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+            else np.asarray(leaf)
+            for leaf in (a, b)
+        )
+        assert (a.dtype, a.shape) == (b.dtype, b.shape)
+        assert a.tobytes() == b.tobytes()

@@ -1,0 +1,200 @@
+"""The discretized logistic: sums to 1, samples what it says, exact and finite everywhere."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+
+from gapjax.distributions import DiscretizedLogistic
+
+LEVELS = [2, 17, 256]
+TINY, HUGE = 1e-38, 3e38
+EXTREME_LOCS = np.array([-HUGE, -1e12, -1e6, -0.5, 0.0, 0.3, 1.0, 1e6, 1e12, HUGE], np.float32)
+EXTREME_SCALES = np.array([TINY, 1e-20, 1e-8, 1e-2, 1.0, 1e6, 1e20, HUGE], np.float32)
+
+
+def _all_log_probs(loc, scale, levels):
+    """log P(k) [N, levels]; compiled once for all N up to 128."""
+    loc, scale = np.broadcast_arrays(*np.atleast_1d(loc, scale))
+    padding = (0, 128 - len(loc))
+    loc, scale = (np.pad(a, padding, constant_values=1.0)[:, None] for a in (loc, scale))
+    table = _table_of_log_probs(loc.astype(np.float32), scale.astype(np.float32), levels)
+    return np.asarray(table)[: 128 - padding[1]]
+
+
+@functools.partial(jax.jit, static_argnames="levels")
+def _table_of_log_probs(loc, scale, levels):
+    return DiscretizedLogistic(loc, scale, levels).log_prob(jnp.arange(levels)[None])
+
+
+@functools.partial(jax.jit, static_argnames=("levels", "sample_shape"))
+def _sample(rng_key, loc, scale, levels, sample_shape=()):
+    return DiscretizedLogistic(loc, scale, levels).sample(rng_key, sample_shape)
+
+
+@functools.partial(jax.jit, static_argnames="levels")
+def _values_and_gradients(loc, scale, k, levels):
+    log_prob = lambda loc, scale, k: DiscretizedLogistic(loc, scale, levels).log_prob(k)
+    return jax.vmap(jax.value_and_grad(log_prob, argnums=(0, 1)))(loc, scale, k)
+
+
+def _scipy_log_probs(loc, scale, levels):
+    """log P(k) in float64 from the CDF, each difference taken in the tail where it is exact."""
+    loc, scale = (np.asarray(a, np.float64)[..., None] for a in (loc, scale))
+    ks = np.arange(levels)
+    logistic = scipy.stats.logistic(loc * (levels - 1), scale * (levels - 1))
+    lower, upper = ks - 0.5, ks + 0.5
+    right_half = ks > loc * (levels - 1)  # above the centre subtract survival functions
+    with np.errstate(divide="ignore", invalid="ignore"):
+        big = np.where(right_half, logistic.logsf(lower), logistic.logcdf(upper))
+        little = np.where(right_half, logistic.logsf(upper), logistic.logcdf(lower))
+        interior = big + np.log(-np.expm1(little - big))
+    ends = np.where(ks == 0, logistic.logcdf(upper), logistic.logsf(lower))
+    return np.where((ks == 0) | (ks == levels - 1), ends, interior)
+
+
+@pytest.mark.parametrize("levels", LEVELS)
+def test_probabilities_sum_to_one(levels):
+    rng = np.random.default_rng(levels)
+    loc = np.concatenate([rng.uniform(-0.3, 1.3, 100), [-1e6, 1e6, -1e6, 1e6, 0, 0.5, 1] * 4])
+    scale = np.concatenate(
+        [10 ** rng.uniform(-4, 2, 100), np.repeat([1e-8, 1e-3, 1.0, 1e6], 7)]
+    )  # fmt: skip
+    total = np.exp(_all_log_probs(loc, scale, levels).astype(np.float64)).sum(-1)
+    np.testing.assert_allclose(total, 1.0, atol=2e-5)
+
+
+@pytest.mark.parametrize("levels", LEVELS)
+def test_agrees_with_scipy_in_float64(levels):
+    rng = np.random.default_rng(levels)
+    loc = np.concatenate([rng.uniform(-0.3, 1.3, 60), [-2.0, 3.0, 0.0, 1.0]])
+    scale = np.concatenate([10 ** rng.uniform(-2.5, 1, 60), [0.02, 0.02, 0.1, 5.0]])
+    loc, scale = loc.astype(np.float32), scale.astype(np.float32)
+    ours, exact = _all_log_probs(loc, scale, levels), _scipy_log_probs(loc, scale, levels)
+    assert exact.min() < -50  # far tails are among them
+    # An error of one float32 rounding in (k - loc) / scale moves log P by as much.
+    rounding = 1e-6 * (1 + (np.abs(loc) + 1) / scale)[:, None]
+    assert np.all(np.abs(ours - exact) <= rounding + 2e-6 * np.abs(exact))
+
+
+@pytest.mark.parametrize("levels", LEVELS)
+@pytest.mark.parametrize("loc, scale", [(0.45, 0.08), (0.02, 0.1), (1.1, 0.3), (-4.0, 0.02)])
+def test_samples_follow_the_probabilities(levels, loc, scale):
+    num_samples = 20_000
+    samples = np.asarray(_sample(jax.random.key(levels), loc, scale, levels, (num_samples,)))
+    assert samples.dtype == np.int32
+    assert samples.min() >= 0 and samples.max() <= levels - 1
+    expected = num_samples * np.exp(_all_log_probs(loc, scale, levels)[0].astype(np.float64))
+    observed = np.bincount(samples, minlength=levels)
+    # Bins that expect few are pooled, except the end bins, which are always looked at.
+    rare = expected < 10
+    rare[[0, -1]] = False
+    observed = np.append(observed[~rare], observed[rare].sum())
+    expected = np.append(expected[~rare], expected[rare].sum())
+    kept = expected > 1e-3
+    assert observed[~kept].sum() == 0
+    statistic = ((observed - expected)[kept] ** 2 / expected[kept]).sum()
+    degrees = max(kept.sum() - 1, 1)
+    assert scipy.stats.chi2.sf(statistic, degrees) > 1e-4
+
+
+def test_bins_are_centred_on_their_levels():
+    """A narrow distribution at level k/(K-1) gives k, and one between two levels gives both."""
+    levels = 17
+    on = np.arange(levels) / (levels - 1)
+    np.testing.assert_allclose(np.exp(np.diag(_all_log_probs(on, 1e-4, levels))), 1.0, atol=1e-5)
+    half = _all_log_probs((np.arange(levels - 1) + 0.5) / (levels - 1), 1e-4, levels)
+    np.testing.assert_allclose(np.exp(np.diagonal(half)), 0.5, atol=2e-3)
+    np.testing.assert_allclose(np.exp(np.diagonal(half, 1)), 0.5, atol=2e-3)
+    draw = _sample(jax.random.key(0), jnp.asarray(on), jnp.full(levels, 1e-4), levels, (50,))
+    np.testing.assert_array_equal(draw, np.broadcast_to(np.arange(levels), (50, levels)))
+
+
+@pytest.mark.parametrize("levels", [*LEVELS, 65_536])
+def test_values_and_gradients_are_finite_at_extreme_parameters(levels):
+    ks = np.unique([0, 1, levels // 2, levels - 2, levels - 1])
+    # The worst gradients are just inside the clips, which are in units of one bin.
+    edge_locs = np.float32(1e12 / (levels - 1)) * np.array([-1, -0.999, 0.999, 1], np.float32)
+    edge_scales = np.float32(1 / (levels - 1)) * np.array([1e-12, 1.001e-12, 1e12], np.float32)
+    loc, scale, k = (
+        jnp.asarray(a.ravel())
+        for a in np.meshgrid(
+            np.concatenate([EXTREME_LOCS, edge_locs]),
+            np.concatenate([EXTREME_SCALES, edge_scales]),
+            ks.astype(np.float32),
+        )
+    )
+    values, gradients = _values_and_gradients(loc, scale, k, levels)
+    chex.assert_tree_all_finite((values, gradients))
+    assert np.all(values <= 0)
+    samples = _sample(jax.random.key(0), loc, scale, levels)
+    assert samples.min() >= 0 and samples.max() <= levels - 1
+
+
+def test_gradient_agrees_with_finite_differences():
+    step = 1e-5
+    loc, scale, k = np.array(
+        [(0.4, 0.1, 7), (0.4, 0.1, 0), (0.4, 0.1, 16), (0.4, 0.02, 16), (0.9, 0.01, 1)]
+    ).T
+    of = lambda loc, scale: _scipy_log_probs(loc, scale, 17)[np.arange(5), k.astype(int)]
+    by_loc = (of(loc + step, scale) - of(loc - step, scale)) / (2 * step)
+    by_scale = (of(loc, scale + step) - of(loc, scale - step)) / (2 * step)
+    _, gradients = _values_and_gradients(loc, scale, k, 17)
+    np.testing.assert_allclose(gradients[0], by_loc, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(gradients[1], by_scale, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("levels", LEVELS)
+def test_mean_is_the_sum_over_levels(levels):
+    loc = np.array([-1e6, -0.2, 0.0, 0.3, 0.5, 0.9, 1.4, 1e6, 0.3, 0.3])
+    scale = np.array([1.0, 0.1, 0.01, 0.2, 3.0, 1e-8, 0.1, 1e-8, 1e6, 1e-3])
+    probabilities = np.exp(_all_log_probs(loc, scale, levels).astype(np.float64))
+    mean = jax.jit(lambda *parameters: DiscretizedLogistic(*parameters, levels).mean)(loc, scale)
+    expected = probabilities @ np.arange(levels)
+    np.testing.assert_allclose(mean, expected, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("levels", [1, 0, -3])
+def test_fewer_than_two_levels_are_refused(levels):
+    with pytest.raises(ValueError, match=f"levels is {levels}"):
+        DiscretizedLogistic(0.0, 1.0, levels)
+
+
+class TransformedTest(chex.TestCase):
+    """Inside jit, vmap and `to_event` it is the same distribution."""
+
+    @chex.variants(with_jit=True, without_jit=True)
+    def test_to_event_sums_over_pixels(self):
+        loc, scale = jnp.linspace(0.1, 0.9, 6).reshape(2, 3), jnp.full((2, 3), 0.1)
+        x = jnp.arange(6, dtype=jnp.uint8).reshape(2, 3)
+        pixels = DiscretizedLogistic(loc, scale, 17)
+
+        @self.variant
+        def of_image(loc, scale, x, rng_key):
+            image = DiscretizedLogistic(loc, scale, 17).to_event(2)
+            return image.log_prob(x), image.sample(rng_key), image.mean
+
+        log_prob, sample, mean = of_image(loc, scale, x, jax.random.key(0))
+        chex.assert_shape(log_prob, ())
+        np.testing.assert_allclose(log_prob, pixels.log_prob(x).sum(), rtol=1e-5)
+        chex.assert_shape([sample, mean], (2, 3))
+        np.testing.assert_allclose(mean, pixels.mean, rtol=1e-5)
+
+    @chex.variants(with_jit=True, without_jit=True)
+    def test_a_batch_is_its_examples(self):
+        locs, scales = np.linspace(-0.5, 1.5, 5), np.linspace(0.01, 2.0, 5)
+        log_prob = lambda loc, scale: DiscretizedLogistic(loc, scale, 17).log_prob(4)
+        batched = self.variant(jax.vmap(log_prob))(locs, scales)
+        np.testing.assert_allclose(batched, _all_log_probs(locs, scales, 17)[:, 4], rtol=1e-5)
+
+    def test_it_passes_through_vmap_as_a_pytree(self):
+        make = jax.vmap(lambda loc: DiscretizedLogistic(loc, 0.1, 17))
+        distributions = make(jnp.array([0.1, 0.9]))
+        means = jax.vmap(lambda one: one.mean)(distributions)
+        np.testing.assert_allclose(
+            means, DiscretizedLogistic(jnp.array([0.1, 0.9]), 0.1, 17).mean, rtol=1e-6
+        )
