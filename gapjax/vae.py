@@ -153,7 +153,7 @@ def elbo(
             return log_likelihood
         return log_likelihood + vae.prior.log_prob(z) - posterior.log_prob(z)
 
-    bounds = jax.vmap(bound)(jax.random.split(rng_key, num_samples))
+    bounds = jax.vmap(bound)(_sample_keys(rng_key, num_samples))
     return bounds.mean() - (0.0 if kl is None else kl)
 
 
@@ -184,7 +184,7 @@ def importance_weighted_bound(
         log_joint = vae.decode(params.decoder, z).log_prob(_observed(x)) + vae.prior.log_prob(z)
         return log_joint - posterior.log_prob(z)
 
-    log_weights = jax.vmap(log_weight)(jax.random.split(rng_key, num_samples))
+    log_weights = jax.vmap(log_weight)(_sample_keys(rng_key, num_samples))
     return jax.nn.logsumexp(log_weights) - math.log(num_samples)
 
 
@@ -214,6 +214,11 @@ def bits_per_dim(nats: jax.Array, event_shape: tuple[int, ...]) -> jax.Array:
       Bits per dimension, same shape as `nats`.
     """
     return -nats / (math.log(2.0) * math.prod(event_shape))
+
+
+def _sample_keys(rng_key: jax.Array, num_samples: int) -> jax.Array:
+    """Keys [S]; one sample takes the key itself, which spares every training step a hash."""
+    return rng_key[None] if num_samples == 1 else jax.random.split(rng_key, num_samples)
 
 
 def _observed(x: jax.Array) -> jax.Array:

@@ -88,7 +88,7 @@ def linear() -> LinearGaussian:
         "raw_scale": jnp.log(jnp.expm1(jnp.asarray(scale * np.array([2.0, 1.3]), jnp.float32))),
     }
     prior = dist.Normal(jnp.zeros(latent_dim), jnp.ones(latent_dim)).to_event(1)
-    noise = rng.normal(size=(40, latent_dim + num_pixels))
+    noise = rng.normal(size=(20, latent_dim + num_pixels))
     images = noise[:, :latent_dim] @ weight.T + bias + sigma * noise[:, latent_dim:]
     return LinearGaussian(
         vae=gapjax.VAE(init, encode, decode, prior),
@@ -134,6 +134,13 @@ def small() -> SmallModel:
         optimizer=gapjax.adam(5e-3),
     )
     return SmallModel(vae, state, curve, num_epochs, batch_size, train_images, test_images)
+
+
+def random_params(vae, seed=0):
+    """Parameters as `vae.init` gives them but from NumPy, which need not be compiled."""
+    rng = np.random.default_rng(seed)
+    shapes = jax.eval_shape(vae.init, jax.random.key(0))
+    return jax.tree.map(lambda s: jnp.asarray(0.5 * rng.normal(size=s.shape), s.dtype), shapes)
 
 
 def assert_same_bits(first, second):

@@ -1,0 +1,164 @@
+"""Evaluation: exact over any set, on noise that depends on the key and the image alone."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+from conftest import assert_same_bits
+
+import gapjax
+from gapjax.evaluation import summarize
+
+
+def _noisy_bound(vae, params, rng_key, x, num_samples):
+    """Noise and image apart, so that both can be told from the value."""
+    return x.sum() + jax.random.uniform(rng_key)
+
+
+@pytest.fixture(scope="module")
+def by_hand(small):
+    """BPD of every test image by the plain formula, no batches."""
+    rng_key, images = jax.random.key(1), jnp.asarray(small.test_images)
+    bound = lambda i, x: gapjax.elbo(small.vae, small.params, jax.random.fold_in(rng_key, i), x, 3)
+    nats = jax.jit(jax.vmap(bound))(jnp.arange(len(images)), images)
+    return rng_key, -np.asarray(nats, np.float64) / (25 * math.log(2))
+
+
+@pytest.mark.parametrize("batch_size", [7, 40, 1000])
+def test_a_ragged_set_is_the_plain_mean_whatever_the_batch(small, by_hand, batch_size):
+    rng_key, per_image = by_hand
+    images = small.test_images
+    assert len(images) % 7 and len(images) == 40
+    ours = gapjax.evaluate(
+        small.vae, small.params, rng_key, images, num_samples=3, batch_size=batch_size
+    )
+    np.testing.assert_allclose(ours.per_image, per_image, rtol=1e-5)
+    assert ours.bpd == pytest.approx(per_image.mean(), rel=1e-6)
+    assert ours.stderr == pytest.approx(per_image.std(ddof=1) / math.sqrt(40), rel=1e-4)
+
+
+def test_every_image_counts_once_and_has_noise_of_its_own():
+    images = np.arange(0, 110, 10).astype(np.uint8)[:, None]  # eleven
+    values = []
+    for batch_size in (1, 4, 11):
+        evaluation = gapjax.evaluate(
+            None, None, jax.random.key(0), images, batch_size=batch_size, bound=_noisy_bound
+        )
+        values.append(-evaluation.per_image * math.log(2))
+        np.testing.assert_array_equal(np.floor(values[-1] / 10 + 1e-4), np.arange(11))
+    np.testing.assert_allclose(values[1], values[0], rtol=1e-6)
+    np.testing.assert_allclose(values[2], values[0], rtol=1e-6)
+    noise = values[0] - images[:, 0]
+    assert len(np.unique(np.round(noise, 4))) == 11
+    other = gapjax.evaluate(None, None, jax.random.key(1), images, bound=_noisy_bound)
+    assert np.all(np.abs(-other.per_image * math.log(2) - values[0]) > 1e-5)
+
+
+class _Reveals:
+    """A likelihood whose log-probability is z itself."""
+
+    def __init__(self, z):
+        self.z = z
+
+    def log_prob(self, x):
+        return self.z.sum()
+
+
+def test_two_encoders_are_compared_on_the_same_noise():
+    prior = dist.Normal(jnp.zeros(2), jnp.ones(2)).to_event(1)
+    encode = lambda encoder, x: dist.Normal(encoder[0], encoder[1]).to_event(1)
+    vae = gapjax.VAE(None, encode, lambda decoder, z: _Reveals(z), prior)
+    noise = []
+    for loc, scale in ((0.5, 1.5), (-2.0, 0.1)):
+        params = gapjax.VAEParams((jnp.full(2, loc), jnp.full(2, scale)), ())
+        nats = -math.log(2) * gapjax.evaluate(
+            vae, params, jax.random.key(0), np.zeros((9, 1), np.uint8)
+        ).per_image.astype(np.float64)
+        kl = 2 * (0.5 * (scale**2 + loc**2 - 1) - math.log(scale))
+        noise.append((nats + kl - 2 * loc) / scale)  # eps_1 + eps_2 of every image
+    np.testing.assert_allclose(noise[0], noise[1], atol=1e-4)
+    assert noise[0].std() > 0.3
+
+
+def test_the_same_key_gives_the_same_bits(small):
+    first, second = (
+        gapjax.evaluate(small.vae, small.params, jax.random.key(2), small.test_images)
+        for _ in range(2)
+    )
+    assert_same_bits(first.per_image, second.per_image)
+    assert first[:2] == second[:2]
+
+
+def test_the_importance_weighted_bound_is_a_choice_of_bound(small):
+    key = jax.random.key(3)
+    elbo = gapjax.evaluate(small.vae, small.params, key, small.test_images, num_samples=3)
+    tighter = gapjax.evaluate(
+        small.vae, small.params, key, small.test_images, num_samples=20,
+        bound=gapjax.importance_weighted_bound,
+    )  # fmt: skip
+    assert tighter.bpd < elbo.bpd - 0.005
+
+
+def test_the_exact_posterior_evaluates_to_log_p(linear):
+    evaluation = gapjax.evaluate(
+        linear.monte_carlo_vae, linear.exact, jax.random.key(0), linear.images
+    )
+    expected = -linear.log_prob(linear.images) / (6 * math.log(2))
+    np.testing.assert_allclose(evaluation.per_image, expected, atol=1e-4)
+
+
+def test_paired_differences_have_far_smaller_errors(small):
+    rng = np.random.default_rng(0)
+    nudged = small.params._replace(
+        encoder=jax.tree.map(
+            lambda p: p + 0.02 * jnp.asarray(rng.normal(size=p.shape), p.dtype),
+            small.params.encoder,
+        )
+    )
+    first, second = (
+        gapjax.evaluate(small.vae, params, jax.random.key(2), small.test_images)
+        for params in (small.params, nudged)
+    )
+    paired = gapjax.paired_difference(first, second)
+    assert paired.bpd == pytest.approx(first.bpd - second.bpd, abs=1e-6)
+    assert 0 < paired.stderr < 0.5 * math.hypot(first.stderr, second.stderr)
+
+
+def test_standard_errors_by_hand():
+    first = summarize(np.array([1.0, 2.0, 4.0, 5.0], np.float32))
+    assert first.bpd == 3.0
+    assert first.stderr == pytest.approx(math.sqrt(10 / 3) / 2)
+    second = summarize(np.array([1.0, 1.0, 3.0, 5.0], np.float32))
+    paired = gapjax.paired_difference(first, second)
+    assert paired.bpd == 0.5
+    assert paired.stderr == pytest.approx(math.sqrt(1 / 3) / 2)
+    assert gapjax.paired_difference(second, first).bpd == -0.5
+
+
+def test_of_one_image_there_is_no_standard_error():
+    one = summarize(np.array([2.0], np.float32))
+    assert one.bpd == 2.0 and math.isnan(one.stderr)
+    assert math.isnan(gapjax.paired_difference(one, one).stderr)
+
+
+def test_sets_of_different_sizes_cannot_be_paired():
+    with pytest.raises(ValueError, match="3 and 2 images"):
+        gapjax.paired_difference(summarize(np.ones(3)), summarize(np.ones(2)))
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"images": np.zeros((0, 5, 5), np.uint8)}, "images is empty"),
+        ({"num_samples": 0}, "num_samples is 0"),
+        ({"batch_size": 0}, "batch_size 0"),
+        ({"batch_size": -3}, "batch_size -3"),
+    ],
+)
+def test_bad_arguments_are_named(options, words):
+    arguments = {"images": np.zeros((4, 5, 5), np.uint8), **options}
+    with pytest.raises(ValueError, match=words):
+        gapjax.evaluate(None, None, jax.random.key(0), **arguments)

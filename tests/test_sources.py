@@ -1,0 +1,165 @@
+"""Sources: every image once an epoch, the right share from each, and arrays that are leaves."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+from conftest import assert_same_bits
+
+import gapjax
+
+N = 400
+
+
+def _coin_vae():
+    """A model on one pixel of 256 levels that gives levels of 100 and above, its z apart."""
+    prior = dist.Normal(jnp.zeros(1), jnp.ones(1)).to_event(1)
+    decode = lambda decoder, z: gapjax.DiscretizedLogistic(
+        decoder + 0.02 * jnp.tanh(z), jnp.full(1, 0.01), 256
+    ).to_event(1)
+    return gapjax.VAE(lambda rng_key: None, lambda encoder, x: prior, decode, prior)
+
+
+VAE = _coin_vae()
+DECODER = jnp.full(1, 0.7)  # far above the images' levels
+IMAGES = np.arange(N, dtype=np.int32)[:, None] % 100  # [N, 1], levels below 100
+
+
+@functools.partial(jax.jit, static_argnames="num_draws")
+def _epoch(source, rng_key, num_draws=N):
+    """The examples [num_draws, *event] of one epoch, in order."""
+    plan_key, draw_key = jax.random.split(rng_key)
+    plan = source.begin_epoch(plan_key)
+    draw = lambda i: source.draw(plan, jax.random.fold_in(draw_key, i), i)
+    return jax.vmap(draw)(jnp.arange(num_draws))
+
+
+@pytest.fixture(scope="module")
+def model():
+    return gapjax.model_source(VAE, DECODER, N)
+
+
+@pytest.fixture(scope="module")
+def data():
+    return gapjax.data_source(IMAGES)
+
+
+def test_an_epoch_of_data_is_every_image_once_in_a_fresh_order():
+    images = np.arange(N, dtype=np.uint16)
+    source = gapjax.data_source(images)
+    assert source.num_examples == N
+    epochs = [np.asarray(_epoch(source, jax.random.key(seed))) for seed in (0, 1)]
+    for epoch in epochs:
+        assert epoch.dtype == images.dtype
+        np.testing.assert_array_equal(np.sort(epoch), images)
+        assert np.mean(epoch == images) < 0.1
+    assert np.mean(epochs[0] == epochs[1]) < 0.1
+
+
+def test_images_stay_as_they_are_stored():
+    images = np.random.default_rng(0).integers(0, 256, (5, 2, 3)).astype(np.uint8)
+    source = gapjax.data_source(images)
+    draws = np.asarray(_epoch(source, jax.random.key(0), 5))
+    assert draws.dtype == np.uint8
+    assert sorted(x.tobytes() for x in draws) == sorted(x.tobytes() for x in images)
+
+
+def test_positions_past_the_end_are_clamped():
+    draws = np.asarray(_epoch(gapjax.data_source(np.arange(7)), jax.random.key(0), 10))
+    np.testing.assert_array_equal(np.sort(draws[:7]), np.arange(7))
+    np.testing.assert_array_equal(draws[7:], draws[6])
+
+
+def test_model_draws_are_samples_of_the_model(model):
+    rng_key = jax.random.key(3)
+    drawn = jax.jit(lambda key: model.draw(model.begin_epoch(key), key, 0))(rng_key)
+    sampled = jax.jit(lambda key: gapjax.sample_model(VAE, DECODER, key))(rng_key)
+    np.testing.assert_array_equal(drawn, sampled)
+    assert model.num_examples == N
+    epoch = np.asarray(_epoch(model, rng_key))
+    assert len(np.unique(epoch)) > 5 and epoch.min() >= 100
+
+
+@pytest.mark.parametrize("alpha, from_model", [(0, False), (0.0, False), (1, True), (1.0, True)])
+def test_both_ends_are_exact_as_numbers_and_as_arrays(model, data, alpha, from_model):
+    """The very draws, and the type of them, are those of the traced alpha at its end."""
+    rng_key = jax.random.key(4)
+    by_number = _epoch(gapjax.mixture_source(model, data, alpha), rng_key)
+    by_array = _epoch(gapjax.mixture_source(model, data, jnp.float32(alpha)), rng_key)
+    assert np.all((np.asarray(by_array) >= 100) == from_model)
+    np.testing.assert_array_equal(by_number, by_array)
+    if not from_model:
+        np.testing.assert_array_equal(np.sort(np.asarray(by_number), 0), np.sort(IMAGES, 0))
+
+
+@pytest.mark.parametrize("alpha", [0, 0.3, 1, np.float32(1)])
+def test_a_mixture_draws_in_the_type_of_the_data(model, alpha):
+    source = gapjax.mixture_source(model, gapjax.data_source(IMAGES.astype(np.uint8)), alpha)
+    assert source.num_examples == N
+    draws = jax.eval_shape(_epoch, source, jax.random.key(0))
+    assert (draws.dtype, draws.shape) == (jnp.uint8, (N, 1))
+
+
+def test_the_share_is_alpha_for_each_example_apart(model, data):
+    """Over epochs the count is binomial, at every position; so it is not drawn per batch."""
+    alpha, epochs = 0.3, 100
+    source = gapjax.mixture_source(model, data, alpha)
+    draws = jax.jit(jax.vmap(lambda key: _epoch(source, key)))(
+        jax.random.split(jax.random.key(5), epochs)
+    )
+    from_model = np.asarray(draws)[..., 0] >= 100  # [epochs, N]
+    spread = np.sqrt(alpha * (1 - alpha))
+    assert abs(from_model.mean() - alpha) < 4.5 * spread / np.sqrt(epochs * N)
+    assert np.all(abs(from_model.mean(0) - alpha) < 5 * spread / np.sqrt(epochs))
+    per_epoch = from_model.mean(1)
+    np.testing.assert_allclose(per_epoch.std(), spread / np.sqrt(N), rtol=0.3)
+
+
+def test_any_alpha_takes_the_draws_of_the_ends(model, data):
+    rng_key = jax.random.key(6)
+    draws = [
+        np.asarray(_epoch(gapjax.mixture_source(model, data, jnp.float32(alpha)), rng_key))
+        for alpha in (0.0, 0.5, 1.0)
+    ]
+    from_model = draws[1] >= 100
+    assert 0 < from_model.mean() < 1
+    np.testing.assert_array_equal(draws[1], np.where(from_model, draws[2], draws[0]))
+
+
+def test_a_sweep_over_alpha_is_one_vmapped_program(model, data):
+    alphas, rng_key = jnp.array([0.0, 0.25, 1.0]), jax.random.key(7)
+    sweep = jax.jit(jax.vmap(lambda a: _epoch(gapjax.mixture_source(model, data, a), rng_key)))
+    for alpha, draws in zip(alphas, sweep(alphas), strict=True):
+        alone = _epoch(gapjax.mixture_source(model, data, alpha), rng_key)
+        np.testing.assert_array_equal(draws, alone)
+
+
+@pytest.mark.parametrize("alpha", [1.5, -0.1, float("nan"), np.array([0.5, 2.0])])
+def test_alpha_outside_the_unit_interval_is_refused(model, data, alpha):
+    with pytest.raises(ValueError, match="alpha is"):
+        gapjax.mixture_source(model, data, alpha)
+
+
+def test_a_data_source_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="images is empty"):
+        gapjax.data_source(np.zeros((0, 8, 8), np.uint8))
+
+
+def test_sources_are_pytrees_whose_arrays_are_leaves(model, data):
+    mixture = gapjax.mixture_source(model, data, 0.5)
+    for source, arrays in ((data, [data.images]), (model, [DECODER])):
+        assert_same_bits(jax.tree.leaves(source), arrays)
+    assert len(jax.tree.leaves(mixture)) == 3
+    for source in (data, model, mixture):
+        leaves, structure = jax.tree.flatten(source)
+        assert structure == jax.tree.flatten(jax.tree.unflatten(structure, leaves))[1]
+        hash(structure)
+    # Other arrays of the same shape are the same program: nothing is baked into it.
+    _epoch(data, jax.random.key(0))
+    num_programs = _epoch._cache_size()
+    others = _epoch(gapjax.data_source(IMAGES + 1000), jax.random.key(0))
+    assert np.all(np.asarray(others) >= 1000)
+    assert _epoch._cache_size() == num_programs
