@@ -1,12 +1,16 @@
 """Flags to a `Config`: the one place where the programs' flags are defined and checked."""
 
 import difflib
+import functools
 from typing import NamedTuple
 
 from absl import flags
 
 from experiments.presets import PRESETS
-from gapjax import DATASETS
+from gapjax.datasets import BINARIZATIONS, DATASETS
+from gapjax.vae import LIKELIHOODS
+
+flags.disclaim_key_flags()  # --help shows them as the program's own
 
 
 class UsageError(ValueError):
@@ -36,50 +40,58 @@ class Config(NamedTuple):
     num_eval_samples: int
 
 
-def define_place() -> None:
-    """Defines the flags that say where a run lives; they are no part of what it computes."""
-    flags.DEFINE_string(
-        "workdir", None, "Folder of the run; the same command on it resumes. "
+_PLACE_FLAGS = (
+    (
+        flags.DEFINE_string, "workdir", None,
+        "Folder of the run; the same command on it resumes. "
         "Default: runs/PRESET_seedSEED under the current folder.",
-    )  # fmt: skip
-    flags.DEFINE_string(
-        "data_dir", None,
+    ),
+    (
+        flags.DEFINE_string, "data_dir", None,
         "Where MNIST is: a TensorFlow Datasets folder, or one with the four IDX files.",
-    )  # fmt: skip
-
-
-def define_run() -> None:
-    """Defines the flags of `Config`. Those without a default here take the preset's."""
-    flags.DEFINE_string("preset", "digits", f"Sets the defaults below: {', '.join(PRESETS)}.")
-    flags.DEFINE_integer("seed", 0, "Seed of everything random in the run, but not of the data.")
-    flags.DEFINE_string("dataset", None, f"{', '.join(DATASETS)}, or the path of an .npz file.")
-    flags.DEFINE_enum(
-        "binarization", None, ["none", "threshold", "stochastic"],
+    ),
+)  # fmt: skip
+_binarizations = functools.partial(flags.DEFINE_enum, enum_values=BINARIZATIONS)
+_likelihoods = functools.partial(flags.DEFINE_enum, enum_values=LIKELIHOODS)
+_int, _float, _str = flags.DEFINE_integer, flags.DEFINE_float, flags.DEFINE_string
+_RUN_FLAGS = (
+    (_str, "preset", "digits", f"Sets the defaults of the others: {', '.join(PRESETS)}."),
+    (_int, "seed", 0, "Seed of everything random in the run, but not of the data."),
+    (_str, "dataset", None, f"{', '.join(DATASETS)}, or the path of an .npz file."),
+    (
+        _binarizations, "binarization", None,
         "How grey levels become binary; default: what the data set's name says.",
-    )  # fmt: skip
-    flags.DEFINE_float("threshold", None, "Share of full brightness from which a pixel is 1.")
-    flags.DEFINE_integer("binarization_seed", None, "Seed of stochastic binarization.")
-    flags.DEFINE_integer("levels", None, "Number of pixel levels of an .npz file.")
-    flags.DEFINE_integer("num_epochs", None, "Epochs of joint training.")
-    flags.DEFINE_integer("checkpoint_every", None, "Epochs between checkpoints; each is refitted.")
-    flags.DEFINE_integer(
-        "refit_epochs", None, "Epochs of self-consistent training, and of its control."
-    )
-    flags.DEFINE_integer(
-        "optimal_epochs", None, "Most epochs of optimal inference, which ends when converged."
-    )
-    flags.DEFINE_float("alpha", None, "Share of model samples in self-consistent training, 0 to 1.")
-    flags.DEFINE_integer("batch_size", None, "Examples in an optimizer step.")
-    flags.DEFINE_float("learning_rate", None, "Learning rate of Adam, in training and refits.")
-    flags.DEFINE_integer("latent_dim", None, "Dimension of the latent space.")
-    flags.DEFINE_list("hidden_sizes", None, "Widths of the hidden layers, e.g. 500,500.")
-    flags.DEFINE_enum(
-        "likelihood", None, ["bernoulli", "discretized_logistic"],
+    ),
+    (_float, "threshold", None, "Share of full brightness from which a pixel is 1."),
+    (_int, "binarization_seed", None, "Seed of stochastic binarization."),
+    (_int, "levels", None, "Number of pixel levels of an .npz file."),
+    (_int, "num_epochs", None, "Epochs of joint training."),
+    (_int, "checkpoint_every", None, "Epochs between checkpoints; each is refitted."),
+    (_int, "refit_epochs", None, "Epochs of self-consistent training, and of its control."),
+    (_int, "optimal_epochs", None, "Most epochs of optimal inference, which ends by convergence."),
+    (_float, "alpha", None, "Share of model samples in self-consistent training, 0 to 1."),
+    (_int, "batch_size", None, "Examples in an optimizer step."),
+    (_float, "learning_rate", None, "Learning rate of Adam, in training and refits."),
+    (_int, "latent_dim", None, "Dimension of the latent space."),
+    (flags.DEFINE_list, "hidden_sizes", None, "Widths of the hidden layers, e.g. 500,500."),
+    (
+        _likelihoods, "likelihood", None,
         "p(x given z); default: bernoulli for binary data, discretized_logistic for grey.",
-    )  # fmt: skip
-    flags.DEFINE_integer(
-        "num_eval_samples", None, "Posterior samples for each image when BPD is evaluated."
-    )
+    ),
+    (_int, "num_eval_samples", None, "Posterior samples for each image when BPD is evaluated."),
+)  # fmt: skip
+
+
+def define_place(values: flags.FlagValues = flags.FLAGS) -> None:
+    """Defines the flags that say where a run lives; they are no part of what it computes."""
+    for define, name, default, text in _PLACE_FLAGS:
+        define(name=name, default=default, help=text, flag_values=values)
+
+
+def define_run(values: flags.FlagValues = flags.FLAGS) -> None:
+    """Defines the flags of `Config`. Those without a default here take the preset's."""
+    for define, name, default, text in _RUN_FLAGS:
+        define(name=name, default=default, help=text, flag_values=values)
 
 
 def config_from_flags(values: flags.FlagValues) -> Config:

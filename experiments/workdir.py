@@ -63,6 +63,7 @@ class Workdir:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            self.close()
             raise WorkdirError(
                 f"--workdir={self.path} is in use by another program; wait for it, or give "
                 "another folder"
@@ -129,6 +130,7 @@ class Workdir:
             self._events.close()
         if self._lock is not None:
             self._lock.close()
+            self._lock = None
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -73,6 +73,15 @@ def record(store: Path, number: int) -> dict:
     return facts
 
 
+def checksum(store: Path, number: int) -> str:
+    """The SHA-256 of an entry's pytree, as kept in its record.
+
+    Raises:
+      CheckpointError: it is missing or damaged.
+    """
+    return _read(store, number, record=ocp.args.JsonRestore()).record[_CHECKSUM]
+
+
 def numbers(store: Path) -> list[int]:
     """The numbers of the entries in a store, ascending; empty where there is no such folder."""
     if not Path(store).is_dir():

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
@@ -19,6 +20,7 @@ from gapjax.distributions import DiscretizedLogistic
 
 Params = Any
 LIKELIHOODS = ("bernoulli", "discretized_logistic")
+_NOT_ONE_EVENT = "log_prob of one example must be a scalar: see .to_event of the distribution"
 
 
 class VAEParams(NamedTuple):
@@ -139,6 +141,9 @@ def elbo(
 
     Returns:
       A scalar, an unbiased estimate of the ELBO.
+
+    Raises:
+      AssertionError: p(x given z) is not a distribution of one whole example.
     """
     posterior = vae.encode(params.encoder, x)
     try:
@@ -149,6 +154,7 @@ def elbo(
     def bound(sample_key: jax.Array) -> jax.Array:
         z = posterior.sample(sample_key)
         log_likelihood = vae.decode(params.decoder, z).log_prob(_observed(x))
+        chex.assert_shape(log_likelihood, (), custom_message=_NOT_ONE_EVENT)
         if kl is not None:
             return log_likelihood
         return log_likelihood + vae.prior.log_prob(z) - posterior.log_prob(z)
@@ -182,6 +188,7 @@ def importance_weighted_bound(
     def log_weight(sample_key: jax.Array) -> jax.Array:
         z = posterior.sample(sample_key)
         log_joint = vae.decode(params.decoder, z).log_prob(_observed(x)) + vae.prior.log_prob(z)
+        chex.assert_shape(log_joint, (), custom_message=_NOT_ONE_EVENT)
         return log_joint - posterior.log_prob(z)
 
     log_weights = jax.vmap(log_weight)(_sample_keys(rng_key, num_samples))

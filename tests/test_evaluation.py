@@ -43,14 +43,13 @@ def test_a_ragged_set_is_the_plain_mean_whatever_the_batch(small, by_hand, batch
 def test_every_image_counts_once_and_has_noise_of_its_own():
     images = np.arange(0, 110, 10).astype(np.uint8)[:, None]  # eleven
     values = []
-    for batch_size in (1, 4, 11):
+    for batch_size in (4, 11):
         evaluation = gapjax.evaluate(
             None, None, jax.random.key(0), images, batch_size=batch_size, bound=_noisy_bound
         )
         values.append(-evaluation.per_image * math.log(2))
         np.testing.assert_array_equal(np.floor(values[-1] / 10 + 1e-4), np.arange(11))
     np.testing.assert_allclose(values[1], values[0], rtol=1e-6)
-    np.testing.assert_allclose(values[2], values[0], rtol=1e-6)
     noise = values[0] - images[:, 0]
     assert len(np.unique(np.round(noise, 4))) == 11
     other = gapjax.evaluate(None, None, jax.random.key(1), images, bound=_noisy_bound)
@@ -85,7 +84,9 @@ def test_two_encoders_are_compared_on_the_same_noise():
 
 def test_the_same_key_gives_the_same_bits(small):
     first, second = (
-        gapjax.evaluate(small.vae, small.params, jax.random.key(2), small.test_images)
+        gapjax.evaluate(
+            small.vae, small.params, jax.random.key(2), small.test_images, num_samples=3
+        )
         for _ in range(2)
     )
     assert_same_bits(first.per_image, second.per_image)
@@ -119,7 +120,7 @@ def test_paired_differences_have_far_smaller_errors(small):
         )
     )
     first, second = (
-        gapjax.evaluate(small.vae, params, jax.random.key(2), small.test_images)
+        gapjax.evaluate(small.vae, params, jax.random.key(2), small.test_images, num_samples=3)
         for params in (small.params, nudged)
     )
     paired = gapjax.paired_difference(first, second)

@@ -1,0 +1,377 @@
+"""The programs: options, workdirs, phases, and the command line as a person meets it."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import claims, options, phases, workdir
+from experiments.presets import PRESETS
+from gapjax import checkpoints
+
+_ROOT = Path(__file__).parent.parent
+_TINY = (
+    "--num_epochs=4", "--checkpoint_every=2", "--refit_epochs=2", "--optimal_epochs=20",
+    "--hidden_sizes=16", "--latent_dim=2", "--num_eval_samples=2", "--batch_size=200",
+)  # fmt: skip
+_ESTIMATES = (
+    "train", "test", "optimal", "self_consistent", "control", "inference_gap", "gain",
+    "gain_over_control",
+)  # fmt: skip
+
+
+def _start(*flags, program="reproduce", cwd=None):
+    environment = {**os.environ, "PYTHONPATH": str(_ROOT), "JAX_PLATFORMS": "cpu"}
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", f"experiments.{program}", *flags],
+        cwd=cwd, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def _run(*flags, program="reproduce", cwd=None):
+    process = _start(*flags, program=program, cwd=cwd)
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A workdir that the main program has finished, and what it printed."""
+    path = tmp_path_factory.mktemp("finished") / "run"
+    code, out, err = _run(*_TINY, f"--workdir={path}")
+    assert code == 0, err
+    return path, out
+
+
+def _numbers(path):
+    """What must be equal in two runs of one configuration."""
+    results = json.loads((path / "results.json").read_text())
+    return results["checkpoints"], results["claims"]
+
+
+def _trees_equal(first, second):
+    for store in ("train", "self_consistent", "control", "optimal", "evaluation"):
+        assert checkpoints.numbers(first / "checkpoints" / store) == [2, 4]
+        for epoch in (2, 4):
+            ours, theirs = (
+                checkpoints.checksum(path / "checkpoints" / store, epoch)
+                for path in (first, second)
+            )
+            assert ours == theirs, (store, epoch)
+
+
+def test_it_writes_every_file(finished):
+    path, out = finished
+    for name in ("figure1a", "figure1b", "figure2", "samples", "reconstructions"):
+        assert (path / f"{name}.png").stat().st_size > 1000
+        assert (path / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+    assert str(path / "report.html") in out
+    assert list((path / "tensorboard").iterdir())
+    lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    trained = [line["epoch"] for line in lines if line["phase"] == "train"]
+    assert trained == [1, 2, 3, 4]
+    assert {line["phase"] for line in lines} == {"train", "self_consistent", "control", "optimal"}
+
+
+def test_results_follow_the_schema(finished):
+    path, _ = finished
+    results = json.loads((path / "results.json").read_text())
+    assert results["schema"] == 1
+    assert results["preset"] == "digits"
+    assert results["event_shape"] == [8, 8]
+    assert set(options.Config._fields) <= set(results["config"])
+    assert results["config"]["hidden_sizes"] == [16]
+    assert set(results["environment"]) == {
+        "gapjax", "commit", "python", "jax", "jaxlib", "backend", "device_kind", "device_count",
+    }  # fmt: skip
+    assert [row["epoch"] for row in results["checkpoints"]] == [2, 4]
+    for row in results["checkpoints"]:
+        for name in _ESTIMATES:
+            assert np.isfinite(row[name]["bpd"]) and row[name]["stderr"] > 0, name
+        assert row["inference_gap"]["bpd"] == pytest.approx(
+            row["test"]["bpd"] - row["optimal"]["bpd"], abs=1e-6
+        )
+        assert row["gain"]["bpd"] == pytest.approx(
+            row["test"]["bpd"] - row["self_consistent"]["bpd"], abs=1e-6
+        )
+        assert row["gain_over_control"]["bpd"] == pytest.approx(
+            row["control"]["bpd"] - row["self_consistent"]["bpd"], abs=1e-6
+        )
+        assert row["gap_closed"] == pytest.approx(row["gain"]["bpd"] / row["inference_gap"]["bpd"])
+    for claim in results["claims"]:
+        assert isinstance(claim["holds"], bool)
+    assert {"train", "optimal", "self_consistent", "evaluate", "total"} <= set(results["seconds"])
+    assert results["data"]["num_train"] == 1437 and results["data"]["num_test"] == 360
+    assert "threshold" in results["data"]["binarization"] and results["data"]["sha256"]
+
+
+def test_a_finished_workdir_only_redraws(finished, tmp_path):
+    path, _ = finished
+    copy = tmp_path / "run"
+    shutil.copytree(path, copy)
+    (copy / "report.html").unlink()
+    (copy / "figure2.png").unlink()
+    code, out, err = _run(*_TINY, f"--workdir={copy}")
+    assert code == 0, err
+    assert (copy / "report.html").exists() and (copy / "figure2.png").exists()
+    assert not any(line.startswith(("train ", "optimal ", "control ")) for line in out.splitlines())
+    assert _numbers(copy) == _numbers(path)
+    assert (copy / "metrics.jsonl").read_text() == (path / "metrics.jsonl").read_text()
+
+
+def test_the_single_phases_make_the_same_run(finished, tmp_path):
+    path, _ = finished
+    other = tmp_path / "run"
+    code, _, err = _run(*_TINY, f"--workdir={other}", program="train")
+    assert code == 0, err
+    code, _, err = _run(f"--workdir={other}", program="evaluate")
+    assert code != 0 and "experiments.refit" in err and len(err.strip().splitlines()) == 1
+    for program in ("refit", "evaluate"):
+        code, _, err = _run(f"--workdir={other}", program=program)
+        assert code == 0, err
+    assert _numbers(other) == _numbers(path)
+    _trees_equal(other, path)
+
+
+def test_a_killed_run_goes_on_to_the_same_numbers(finished, tmp_path):
+    path, _ = finished
+    other = tmp_path / "run"
+    process = _start(*_TINY, f"--workdir={other}")
+    for line in process.stdout:  # the first refit is saved: kill in the midst of the next
+        if line.startswith("self_consistent"):
+            process.send_signal(signal.SIGKILL)
+            break
+    process.communicate()
+    assert not (other / "results.json").exists()
+    code, _, err = _run(*_TINY, f"--workdir={other}")
+    assert code == 0, err
+    assert _numbers(other) == _numbers(path)
+    _trees_equal(other, path)
+    ours, theirs = ((p / "metrics.jsonl").read_text().splitlines() for p in (other, path))
+    assert sorted(ours) == sorted(theirs)
+
+
+def test_training_goes_on_from_the_last_checkpoint(finished, tmp_path):
+    """The later checkpoint, and all that hangs on it, is lost: it comes back bit for bit."""
+    path, _ = finished
+    other = tmp_path / "run"
+    shutil.copytree(path, other)
+    for store in ("train", "self_consistent", "control", "optimal", "evaluation"):
+        shutil.rmtree(other / "checkpoints" / store / "4")
+    code, _, err = _run(*_TINY, f"--workdir={other}")
+    assert code == 0, err
+    _trees_equal(other, path)
+    assert _numbers(other) == _numbers(path)
+    ours, theirs = ((p / "metrics.jsonl").read_text().splitlines() for p in (other, path))
+    assert sorted(ours) == sorted(theirs)
+
+
+def test_test_images_reach_nothing_but_their_own_numbers(finished, tmp_path):
+    """Poison the test set: training, self-consistent training and control do not change."""
+    path, _ = finished
+    config = workdir.Workdir(path).config()
+    runs = []
+    for name, poison in (("clean", False), ("poisoned", True)):
+        run = phases.start(config, workdir.Workdir(tmp_path / name), None)
+        if poison:
+            rng = np.random.default_rng(0)
+            noise = rng.integers(0, 2, run.dataset.test.shape, dtype=np.uint8)
+            run = run._replace(dataset=run.dataset._replace(test=noise))
+        phases.train_phase(run)
+        phases.refit_phase(run)
+        runs.append(run)
+        run.workdir.close()
+    for store in ("train", "self_consistent", "control"):
+        for epoch in (2, 4):
+            first, second = (
+                checkpoints.checksum(run.workdir.checkpoints / store, epoch) for run in runs
+            )
+            assert first == second, (store, epoch)
+    first, second = (checkpoints.checksum(r.workdir.checkpoints / "optimal", 4) for r in runs)
+    assert first != second  # the poison was there
+
+
+def test_the_keys_of_all_purposes_and_epochs_differ(finished, tmp_path):
+    path, _ = finished
+    run = phases.Run(workdir.Workdir(path).config(), None, None, None)
+    purposes = ("train", "refit", "optimal", "evaluate", "monitor", "pictures")
+    keys = {
+        tuple(jax.random.key_data(run.key(purpose, epoch)).tolist())
+        for purpose in purposes
+        for epoch in (0, 2, 4)
+    }
+    assert len(keys) == 3 * len(purposes)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--preset=digit"], ["--preset", "'digit'", "digits"]),
+        (["--dataset=mnits"], ["--dataset", "'mnits'", "mnist"]),
+        (["--alpha=1.5"], ["--alpha", "1.5", "[0, 1]"]),
+        (["--alpha=nan"], ["--alpha", "nan", "[0, 1]"]),
+        (["--num_epochs=0"], ["--num_epochs", "0", "at least 1"]),
+        (["--refit_epochs=-3"], ["--refit_epochs", "-3", "at least 1"]),
+        (["--batch_size=0"], ["--batch_size", "0", "at least 1"]),
+        (["--latent_dim=0"], ["--latent_dim", "0", "at least 1"]),
+        (["--hidden_sizes=50,x"], ["--hidden_sizes", "50,x", "integers"]),
+        (["--hidden_sizes=50,-1"], ["--hidden_sizes", "-1", "at least 1"]),
+        (["--learning_rate=-1"], ["--learning_rate", "-1", "positive"]),
+        (["--learning_rate=nan"], ["--learning_rate", "nan", "positive"]),
+        (["--seed=-1"], ["--seed", "-1"]),
+        (["--checkpoint_every=30"], ["--checkpoint_every", "30", "500"]),
+        (["--threshold=2"], ["--threshold", "2"]),
+    ],
+)
+def test_bad_flags_are_named(flags, words):
+    values = _parse(flags)
+    with pytest.raises(options.UsageError) as error:
+        options.config_from_flags(values)
+    message = str(error.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message
+
+
+def _parse(flags):
+    from absl import flags as absl_flags
+
+    values = absl_flags.FlagValues()
+    options.define_place(values)
+    options.define_run(values)
+    values(["program", *flags])
+    return values
+
+
+def test_flags_override_a_preset():
+    config = options.config_from_flags(_parse(["--preset=grey_mnist", "--hidden_sizes=7,8"]))
+    assert config.dataset == PRESETS["grey_mnist"]["dataset"]
+    assert config.hidden_sizes == (7, 8)
+    assert config.num_epochs == PRESETS["grey_mnist"]["num_epochs"] == 1000
+    assert options.config_from_flags(_parse(["--alpha=0"])).alpha == 0.0
+
+
+def _npz(tmp_path, name="data.npz", **arrays):
+    path = tmp_path / name
+    np.savez(path, **arrays)
+    return path
+
+
+def test_bad_data_and_workdirs_are_refused_with_nothing_written(finished, tmp_path):
+    """Each in its own folder, by the functions that the programs call."""
+    images = np.random.default_rng(0).integers(0, 256, (30, 4, 4), dtype=np.uint8)
+    grey = _npz(tmp_path, train=images, test=images[:20])
+    cases = {
+        "batch larger than data": [f"--dataset={grey}", "--batch_size=25"],
+        "grey likelihood on binary data": ["--likelihood=discretized_logistic"],
+        "binary likelihood on grey data": ["--dataset=grey_digits", "--likelihood=bernoulli"],
+        "binary on grey npz": [f"--dataset={grey}", "--likelihood=bernoulli", "--batch_size=5"],
+        "floats": [f"--dataset={_npz(tmp_path, 'f.npz', train=images / 255, test=images / 255)}"],
+        "missing file": [f"--dataset={tmp_path / 'none.npz'}"],
+        "levels": [f"--dataset={grey}", "--levels=16", "--batch_size=5"],
+        "no mnist here": ["--dataset=mnist", f"--data_dir={tmp_path}"],
+    }
+    for name, flags in cases.items():
+        place = tmp_path / "place"
+        with pytest.raises((options.UsageError, ValueError)) as error:
+            config = options.config_from_flags(_parse(flags))
+            values = _parse(flags)
+            phases.start(config, workdir.Workdir(place), values.data_dir)
+        assert "\n" not in str(error.value), name
+        assert not place.exists(), name
+
+
+def test_a_workdir_of_another_configuration_is_refused(finished):
+    path, _ = finished
+    before = {p: p.stat().st_mtime_ns for p in path.rglob("*") if p.is_file()}
+    code, _, err = _run(*_TINY, f"--workdir={path}", "--alpha=0.25", "--seed=3")
+    assert code == 1
+    assert len(err.strip().splitlines()) == 1
+    assert "--alpha is 0.5 there and 0.25 here" in err and "--seed is 0 there and 3 here" in err
+    assert "--latent_dim" not in err
+    assert {p: p.stat().st_mtime_ns for p in path.rglob("*") if p.is_file()} == before
+
+
+def test_a_workdir_must_be_a_folder_that_is_free(finished, tmp_path):
+    path, _ = finished
+    config = workdir.Workdir(path).config()
+    file = tmp_path / "file"
+    file.write_text("mine")
+    with pytest.raises(workdir.WorkdirError, match="is a file"):
+        workdir.Workdir(file).claim(config, {})
+    assert file.read_text() == "mine"
+    with pytest.raises(workdir.WorkdirError, match="cannot be written"):
+        workdir.Workdir(Path("/proc/gapjax")).claim(config, {})
+    first, second = (workdir.Workdir(tmp_path / "shared") for _ in range(2))
+    first.claim(config, {})
+    with pytest.raises(workdir.WorkdirError, match="in use"):
+        second.claim(config, {})
+    first.close()
+    second.claim(config, {})
+    second.close()
+    with pytest.raises(workdir.WorkdirError, match="checksum"):
+        workdir.Workdir(tmp_path / "shared").claim(config, {"sha256": "of other data"})
+    (tmp_path / "shared" / "config.json").write_text("{")
+    with pytest.raises(workdir.WorkdirError, match="damaged"):
+        workdir.Workdir(tmp_path / "shared").claim(config, {})
+
+
+def test_the_command_line_ends_with_one_line_and_no_traceback(tmp_path):
+    for flags, words in (
+        (["--alpha=2"], "--alpha"),
+        (["digits"], "not a flag"),
+        (["--dataset=mnist", f"--data_dir={tmp_path}/none"], "data_dir"),
+    ):
+        code, _, err = _run(*flags, cwd=tmp_path)
+        assert code != 0
+        assert words in err and "Traceback" not in err
+        assert len(err.strip().splitlines()) == 1, err
+        assert not list(tmp_path.iterdir())
+
+
+def test_help_explains_every_flag():
+    code, out, _ = _run("--help")
+    assert code in (0, 1)  # absl's --help ends with 1
+    for name in (*options.Config._fields, "workdir", "data_dir"):
+        assert f"--{name}" in out.replace("--[no]", "--"), name
+
+
+def test_claims_judge_the_numbers():
+    def row(epoch, train, test, optimal, self_consistent, control):
+        estimate = {"stderr": 0.001}
+        values = dict(
+            train=train, test=test, optimal=optimal, self_consistent=self_consistent,
+            control=control, inference_gap=test - optimal, gain=test - self_consistent,
+            gain_over_control=control - self_consistent,
+        )  # fmt: skip
+        return {"epoch": epoch, **{k: {"bpd": v, **estimate} for k, v in values.items()}}
+
+    good = [row(1, 0.5, 0.42, 0.41, 0.415, 0.419), row(2, 0.4, 0.45, 0.415, 0.43, 0.449)]
+    assert all(claim["holds"] for claim in claims.claims(good, 0.5))
+    assert len(claims.claims(good, 0.5)) == 7
+    worse = [good[0], row(2, 0.6, 0.45, 0.44, 0.46, 0.45)]
+    verdicts = [claim["holds"] for claim in claims.claims(worse, 0.5)]
+    assert verdicts == [False, True, False, True, False, False, True]
+    assert len(claims.claims(good[:1], 0.5)) == 4
+    assert len(claims.claims(good, 0.0)) == 4
+
+
+def test_files_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "results.json"
+    workdir.write_json(path, {"a": 1})
+
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="No space"):
+        workdir.write_json(path, {"a": 2})
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["results.json"]

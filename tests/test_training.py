@@ -1,0 +1,411 @@
+"""The training loop: gradients by hand, resuming, refits that reach what is known, frozen parts."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from conftest import assert_same_bits, random_params
+
+import gapjax
+from gapjax import Convergence, TrainState, checkpoints
+from gapjax.training import run_epoch
+
+FAST = gapjax.adam(5e-2)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class OrderedSource:
+    """The least that training asks of a source: the images in the order given."""
+
+    images: jax.Array
+
+    @property
+    def num_examples(self):
+        return len(self.images)
+
+    def begin_epoch(self, rng_key):
+        return None
+
+    def draw(self, plan, rng_key, position):
+        return self.images[jnp.minimum(position, self.num_examples - 1)]
+
+
+def _noiseless(vae, params, rng_key, x):
+    """An objective without noise: log p(x, z) at the mean of q, and its entropy."""
+    q = vae.encode(params.encoder, x)
+    log_joint = vae.decode(params.decoder, q.mean).log_prob(x) + vae.prior.log_prob(q.mean)
+    return log_joint + 0.1 * jnp.log(q.base_dist.scale).sum()
+
+
+def _kl_to_the_posterior(linear, params):
+    """KL(q || exact posterior), mean over the images, nats: log p(x) - ELBO in closed form."""
+    of = lambda p: jax.vmap(lambda x: linear.vae.encode(p.encoder, x).base_dist)(linear.images)
+    ours, exact = of(params), of(linear.exact)
+    ratio = (ours.scale / exact.scale) ** 2
+    shift = ((ours.loc - exact.loc) / exact.scale) ** 2
+    return float(0.5 * (ratio + shift - 1 - jnp.log(ratio)).sum(-1).mean())
+
+
+class Script:
+    """A monitor that reads its values from a list and keeps what it was shown."""
+
+    def __init__(self, values):
+        self.values, self.seen = list(values), []
+
+    def __call__(self, params):
+        self.seen.append(jax.tree.map(np.array, params))
+        return self.values[len(self.seen) - 1]
+
+
+def _linear_refit(linear, num_epochs, *, images=None, rng_key=None, **options):
+    """All of these are one compiled program."""
+    source = gapjax.data_source(linear.images if images is None else images)
+    return gapjax.refit_encoder(
+        linear.vae, linear.wrong, source, jax.random.key(0) if rng_key is None else rng_key,
+        num_epochs=num_epochs, batch_size=20, optimizer=FAST, **options,
+    )  # fmt: skip
+
+
+def _small_train(small, num_epochs, **options):
+    """The program that trained the shared model."""
+    return gapjax.train(
+        small.vae, gapjax.data_source(small.train_images),
+        num_epochs=num_epochs, batch_size=small.batch_size, optimizer=gapjax.adam(5e-3), **options,
+    )  # fmt: skip
+
+
+def _small_refit(small, params=None, train_images=None, alpha=0.5, **options):
+    return gapjax.self_consistent(
+        small.vae, small.params if params is None else params,
+        small.train_images if train_images is None else train_images,
+        jax.random.key(1), alpha=alpha, num_epochs=5, batch_size=small.batch_size, **options,
+    )  # fmt: skip
+
+
+# --- the loop ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch_size, sizes", [(8, [8, 8, 4]), (20, [20])])
+def test_an_epoch_is_sgd_by_hand_on_unpadded_batches(linear, batch_size, sizes):
+    images, learning_rate, num_epochs = jnp.asarray(linear.images), 0.02, 2
+    assert sum(sizes) == len(images)
+    start = linear.wrong
+    loss = lambda params, x: (
+        -jax.vmap(lambda one: _noiseless(linear.vae, params, None, one))(x).mean()
+    )
+    value_and_grad = jax.jit(jax.value_and_grad(loss))
+    params, losses = start, []
+    for _ in range(num_epochs):
+        total, first = 0.0, 0
+        for size in sizes:
+            value, gradient = value_and_grad(params, images[first : first + size])
+            params = jax.tree.map(lambda p, g: p - learning_rate * g, params, gradient)
+            total, first = total + size * float(value), first + size
+        losses.append(total / len(images) / (6 * math.log(2)))
+
+    optimizer = optax.sgd(learning_rate)
+    opt_state = optimizer.init(start)
+    state = TrainState(start, opt_state, jnp.zeros((), jnp.int32), jax.random.key(0))
+    num_programs = run_epoch._cache_size()
+    ours, curve = gapjax.train(
+        linear.vae, OrderedSource(images), state=state, num_epochs=num_epochs,
+        batch_size=batch_size, optimizer=optimizer, objective=_noiseless,
+    )  # fmt: skip
+    for a, b in zip(jax.tree.leaves(ours.params), jax.tree.leaves(params), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-5)
+    np.testing.assert_allclose(curve.loss_bpd, losses, rtol=1e-4)
+    assert curve.epoch == [1, 2]
+    assert int(ours.step) == num_epochs * len(sizes)
+
+    # One program in all: neither the second epoch nor going on from the state is a new one.
+    assert run_epoch._cache_size() == num_programs + 1
+    gapjax.train(
+        linear.vae, OrderedSource(images + 1), state=ours, num_epochs=num_epochs + 1,
+        batch_size=batch_size, optimizer=optimizer, objective=_noiseless,
+    )  # fmt: skip
+    assert run_epoch._cache_size() == num_programs + 1
+
+
+def test_training_improves_the_model_and_says_so(small):
+    assert small.curve.epoch == list(range(1, small.num_epochs + 1))
+    assert int(small.state.step) == 5 * small.num_epochs  # 90 images in batches of 20
+    losses = np.array(small.curve.loss_bpd)
+    assert losses[-5:].mean() < losses[:2].mean() - 0.1
+    train, test = (
+        gapjax.evaluate(small.vae, small.params, jax.random.key(0), images, num_samples=8)
+        for images in (small.train_images[:40], small.test_images)
+    )
+    assert train.bpd == pytest.approx(losses[-5:].mean(), abs=0.08)
+    assert test.bpd > train.bpd + 0.02
+
+
+def test_interrupted_and_resumed_is_uninterrupted_bit_for_bit(small, tmp_path):
+    """With a pass through a checkpoint, and evaluations that a straight run does not make."""
+    num_programs, rng_key = run_epoch._cache_size(), jax.random.key(3)
+    straight, curve = _small_train(small, 4, rng_key=rng_key)
+    first, early = _small_train(small, 2, rng_key=rng_key)
+    checkpoints.save(tmp_path, 2, first, {"epoch": 2})
+    gapjax.evaluate(small.vae, first.params, first.rng_key, small.test_images, num_samples=8)
+    restored, _ = checkpoints.restore(tmp_path, 2, first)
+    epochs = []
+    resumed, late = _small_train(
+        small, 4, state=restored, on_epoch=lambda epoch, bpd: epochs.append((epoch, bpd))
+    )
+    assert_same_bits(resumed, straight)
+    assert early.epoch + late.epoch == curve.epoch == [1, 2, 3, 4]
+    assert early.loss_bpd + late.loss_bpd == curve.loss_bpd
+    assert epochs == list(zip(late.epoch, late.loss_bpd, strict=True))
+    assert run_epoch._cache_size() == num_programs
+    # A run that is done already does nothing.
+    again, nothing = _small_train(small, 4, state=resumed)
+    assert_same_bits(again, straight)
+    assert nothing.epoch == []
+
+
+def test_noise_differs_from_epoch_to_epoch_and_from_key_to_key(small):
+    _, first = _small_train(small, 3, rng_key=jax.random.key(4))
+    _, same = _small_train(small, 3, rng_key=jax.random.key(4))
+    _, other = _small_train(small, 3, rng_key=jax.random.key(5))
+    assert first.loss_bpd == same.loss_bpd != other.loss_bpd
+    # With the parameters held still only the noise and the order are left to differ.
+    frozen = gapjax.adam(0.0)
+    state = TrainState(
+        small.params, frozen.init(small.params), jnp.zeros((), jnp.int32), jax.random.key(0)
+    )
+    held, curve = gapjax.train(
+        small.vae, gapjax.data_source(small.train_images), state=state, num_epochs=3,
+        batch_size=small.batch_size, optimizer=frozen,
+    )  # fmt: skip
+    assert_same_bits(held.params, small.params)
+    assert len(set(curve.loss_bpd)) == 3
+
+
+def test_what_is_given_is_still_there_afterwards(small, linear):
+    """The loop donates its state; none of the caller's arrays may be among it."""
+    state = jax.tree.map(jnp.copy, small.state)
+    _small_train(small, small.num_epochs + 1, state=state)
+    assert_same_bits(state, small.state)
+    rng_key = jax.random.key(6)
+    params = jax.tree.map(jnp.copy, linear.wrong)
+    source = gapjax.data_source(linear.images)
+    refit = gapjax.refit_encoder(
+        linear.vae, params, source, rng_key, num_epochs=1, batch_size=20, optimizer=FAST
+    )
+    assert_same_bits((params, source.images), (linear.wrong, jnp.asarray(linear.images)))
+    assert np.isfinite(refit.curve.loss_bpd[0])
+    assert_same_bits(rng_key, jax.random.key(6))
+
+
+# --- refits -----------------------------------------------------------------------------------
+
+
+def test_refit_drives_the_encoder_to_the_exact_posterior(linear):
+    """Then the ELBO is log p(x), and the decoder is the one given."""
+    assert _kl_to_the_posterior(linear, linear.wrong) > 0.5
+    monitor = lambda params: (
+        gapjax.evaluate(linear.vae, params, jax.random.key(1), linear.images, num_samples=64).bpd
+    )
+    refit = _linear_refit(
+        linear, 1500, monitor=monitor, monitor_every=50, until=Convergence(tolerance=1e-4)
+    )
+    assert refit.converged
+    assert _kl_to_the_posterior(linear, refit.params) < 0.02
+    evaluation = gapjax.evaluate(
+        linear.monte_carlo_vae, refit.params, jax.random.key(2), linear.images, num_samples=64
+    )
+    log_p = linear.log_prob(linear.images).mean()
+    assert -evaluation.bpd * 6 * math.log(2) == pytest.approx(log_p, abs=0.03)
+    assert_same_bits(refit.params.decoder, linear.wrong.decoder)
+
+
+def test_samples_of_the_model_are_enough_to_find_the_posterior(linear):
+    """With alpha = 1 the images are not looked at: they could be anything."""
+    refit = gapjax.self_consistent(
+        linear.vae, linear.wrong, np.full((20, 6), np.nan, np.float32), jax.random.key(0),
+        alpha=1, num_epochs=600, batch_size=20, optimizer=gapjax.adam(1e-2),
+    )  # fmt: skip
+    assert _kl_to_the_posterior(linear, refit.params) < 0.05
+    assert refit.num_steps == 600
+
+
+def _with_negative_zeros(params):
+    return params._replace(decoder=jax.tree.map(lambda p: p.at[..., 0].set(-0.0), params.decoder))
+
+
+def test_self_consistent_training_leaves_the_decoder_bit_for_bit(small):
+    params = _with_negative_zeros(small.params)
+    refit = _small_refit(small, params)
+    assert_same_bits(refit.params.decoder, params.decoder)
+    moved = jax.tree.map(lambda a, b: bool((a != b).any()), refit.params.encoder, params.encoder)
+    assert all(jax.tree.leaves(moved))
+    assert (refit.num_steps, refit.converged, refit.last_improvement) == (25, None, None)
+    assert refit.curve.epoch == [1, 2, 3, 4, 5] and refit.curve.monitor_bpd == []
+
+
+def test_optimal_inference_improves_the_test_set_and_leaves_the_decoder(small):
+    params = _with_negative_zeros(small.params)
+    refit = gapjax.optimal_inference(
+        small.vae, params, small.test_images, jax.random.key(0),
+        num_epochs=100, monitor_every=25, batch_size=small.batch_size, num_samples=8,
+    )  # fmt: skip
+    assert_same_bits(refit.params.decoder, params.decoder)
+    before, after = (
+        gapjax.evaluate(small.vae, p, jax.random.key(5), small.test_images, num_samples=8)
+        for p in (params, refit.params)
+    )
+    gain = gapjax.paired_difference(before, after)
+    assert gain.bpd > 3 * gain.stderr > 0
+    assert refit.curve.monitor_epoch[:2] == [0, 25]
+    assert min(refit.curve.monitor_bpd) < refit.curve.monitor_bpd[0] - 0.01
+    assert refit.curve.monitor_bpd[0] == pytest.approx(before.bpd, abs=0.05)
+    assert isinstance(refit.converged, bool)
+    assert refit.num_steps == 2 * refit.curve.epoch[-1]
+
+
+def test_the_test_set_does_not_reach_self_consistent_training(small):
+    """It lies behind the training set in one array, is poisoned, refitted on and monitored."""
+    everything = np.concatenate([small.train_images, small.test_images])
+    num_train = len(small.train_images)
+    clean = _small_refit(small, train_images=everything[:num_train])
+    everything[num_train:] = 1
+    watched = []
+
+    def monitor(params):
+        test_images = everything[num_train:]
+        watched.append(
+            gapjax.evaluate(small.vae, params, jax.random.key(9), test_images, num_samples=8).bpd
+        )
+        return watched[-1]
+
+    poisoned = _small_refit(
+        small, train_images=everything[:num_train], monitor=monitor, monitor_every=2
+    )
+    assert_same_bits(poisoned.params, clean.params)
+    assert poisoned.curve.loss_bpd == clean.curve.loss_bpd
+    # Without `until` a monitor measures and changes nothing.
+    assert poisoned.curve.monitor_epoch == [0, 2, 4, 5]
+    assert poisoned.curve.monitor_bpd == watched
+    assert (poisoned.converged, poisoned.num_steps) == (None, clean.num_steps)
+
+
+def test_a_second_refit_with_equal_arguments_does_not_recompile(small):
+    first = _small_refit(small)
+    num_programs = run_epoch._cache_size()
+    second = _small_refit(small)
+    assert_same_bits(first.params, second.params)
+    _small_refit(small, params=random_params(small.vae), train_images=1 - small.train_images)
+    assert run_epoch._cache_size() == num_programs
+
+
+def test_the_control_is_a_refit_on_the_data(linear):
+    """On whole batches without noise the order does not matter, so the two are one."""
+    options = dict(num_epochs=20, batch_size=20, optimizer=FAST, objective=_noiseless)
+    control = gapjax.self_consistent(
+        linear.vae, linear.wrong, linear.images, jax.random.key(0), alpha=0, **options
+    )
+    plain = gapjax.refit_encoder(
+        linear.vae, linear.wrong, gapjax.data_source(linear.images), jax.random.key(1), **options
+    )
+    for a, b in zip(jax.tree.leaves(control.params), jax.tree.leaves(plain.params), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(control.curve.loss_bpd, plain.curve.loss_bpd, rtol=1e-5)
+    assert control.curve.loss_bpd[-1] < control.curve.loss_bpd[0] - 0.05
+
+
+# --- convergence ------------------------------------------------------------------------------
+
+
+def test_convergence_follows_its_rule_and_keeps_the_best(linear):
+    #        start  better  plateau but best  worse: the end
+    monitor = Script([1.0, 0.8, 0.795, 0.85, None])
+    refit = _linear_refit(
+        linear, 100, monitor=monitor, monitor_every=3,
+        until=Convergence(tolerance=0.01, decay=0.0, num_decays=1),
+    )  # fmt: skip
+    assert refit.converged is True
+    assert refit.curve.monitor_epoch == [0, 3, 6, 9]
+    assert refit.curve.monitor_bpd == [1.0, 0.8, 0.795, 0.85]
+    assert refit.curve.epoch == list(range(1, 10)) and refit.num_steps == 9
+    assert refit.last_improvement == pytest.approx(0.795 - 0.85)
+    assert_same_bits(jax.tree.map(np.asarray, refit.params.encoder), monitor.seen[2].encoder)
+    # The learning rate was lowered at the plateau, here to nothing, and not before.
+    assert_same_bits(monitor.seen[3].encoder, monitor.seen[2].encoder)
+    assert np.any(monitor.seen[2].encoder["weight"] != monitor.seen[1].encoder["weight"])
+
+
+@pytest.mark.parametrize("num_decays", [0, 2])
+def test_convergence_is_never_worse_than_its_start(linear, num_decays):
+    monitor = Script([1.0, 2.0, 3.0, 4.0, 5.0])
+    refit = _linear_refit(
+        linear, 100, monitor=monitor, monitor_every=2, until=Convergence(num_decays=num_decays)
+    )
+    assert refit.converged is True
+    assert len(monitor.seen) == num_decays + 2  # the start, and a plateau for each
+    assert_same_bits(refit.params, linear.wrong)
+
+
+def test_convergence_says_when_it_was_not_reached(linear):
+    monitor = Script([1.0, 0.9, 0.8, 0.7])
+    num_programs = run_epoch._cache_size()
+    refit = _linear_refit(linear, 7, monitor=monitor, monitor_every=3, until=Convergence())
+    assert refit.converged is False
+    assert refit.curve.monitor_epoch == [0, 3, 6, 7]
+    assert refit.num_steps == 7
+    assert refit.last_improvement == pytest.approx(0.1)
+    assert_same_bits(jax.tree.map(np.asarray, refit.params.encoder), monitor.seen[3].encoder)
+    # And what is done between two measurements is what is done without any.
+    plain = _linear_refit(linear, 7)
+    assert_same_bits(refit.params, plain.params)
+    assert refit.curve.loss_bpd == plain.curve.loss_bpd
+    # A lower learning rate is not another program.
+    _linear_refit(linear, 6, monitor=Script([1.0] * 4), monitor_every=2, until=Convergence())
+    assert run_epoch._cache_size() <= num_programs + 1
+
+
+# --- errors -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"batch_size": 21}, "batch_size is 21.* 20 examples"),
+        ({"batch_size": 0}, "batch_size 0"),
+        ({"batch_size": -1}, "batch_size -1"),
+        ({"num_epochs": 0}, "num_epochs is 0"),
+        ({"num_epochs": -2}, "num_epochs is -2"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_named(linear, options, words):
+    source = gapjax.data_source(linear.images)
+    options = {"num_epochs": 1, "batch_size": 10, **options}
+    with pytest.raises(ValueError, match=words):
+        gapjax.train(linear.vae, source, jax.random.key(0), **options)
+    with pytest.raises(ValueError, match=words):
+        gapjax.refit_encoder(linear.vae, linear.wrong, source, jax.random.key(0), **options)
+
+
+@pytest.mark.parametrize("monitor_every", [0, -5])
+def test_a_monitor_needs_a_positive_interval(linear, monitor_every):
+    with pytest.raises(ValueError, match="monitor_every"):
+        _linear_refit(linear, 3, monitor=Script([1.0] * 9), monitor_every=monitor_every)
+
+
+def test_missing_arguments_are_named(linear):
+    with pytest.raises(ValueError, match="rng_key, or a state"):
+        gapjax.train(linear.vae, gapjax.data_source(linear.images), num_epochs=1, batch_size=5)
+    with pytest.raises(ValueError, match="until is given without monitor"):
+        _linear_refit(linear, 1, until=Convergence())
+
+
+def test_a_loss_that_is_not_a_number_ends_the_run(linear):
+    images = linear.images.copy()
+    images[3, 2] = np.nan
+    epochs = []
+    with pytest.raises(FloatingPointError, match="nan in epoch 1"):
+        _linear_refit(linear, 5, images=images, on_epoch=lambda *epoch: epochs.append(epoch))
+    assert epochs == []
