@@ -7,6 +7,7 @@ that can be seen was finished; its SHA-256, kept in the record, is checked when 
 
 import functools
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-_CHECKSUM = "sha256"
+_TREE, _RECORD = "tree_sha256", "record_sha256"
 
 
 class CheckpointError(RuntimeError):
@@ -31,7 +32,8 @@ def save(store: Path, number: int, tree: Any, record: dict) -> None:
       record: JSON-able facts about the entry.
     """
     tree = jax.tree.map(_to_plain, tree)
-    record = {**record, _CHECKSUM: _checksum(tree)}
+    record = {"facts": record, _TREE: _checksum(tree)}
+    record[_RECORD] = _record_checksum(record)
     arguments = ocp.args.Composite(
         tree=ocp.args.StandardSave(tree), record=ocp.args.JsonSave(record)
     )
@@ -56,21 +58,32 @@ def restore(store: Path, number: int, like: Any) -> tuple[Any, dict]:
     entry = _read(
         store, number, tree=ocp.args.StandardRestore(abstract), record=ocp.args.JsonRestore()
     )
-    facts = dict(entry.record)
-    if facts.pop(_CHECKSUM, None) != _checksum(entry.tree):
+    record = _verified(entry.record, store, number)
+    misfits = [
+        f"{jax.tree_util.keystr(path)} is {have.dtype}{list(have.shape)}, "
+        f"not {want.dtype}{list(want.shape)}"
+        for (path, want), have in zip(
+            jax.tree_util.tree_flatten_with_path(abstract)[0],
+            jax.tree.leaves(entry.tree),
+            strict=True,
+        )
+        if (have.dtype, have.shape) != (want.dtype, want.shape)
+    ]
+    if misfits:
+        raise CheckpointError(f"checkpoint {number} in {store} does not fit: {misfits[0]}")
+    if record[_TREE] != _checksum(entry.tree):
         raise CheckpointError(f"checkpoint {number} in {store} is damaged: wrong checksum")
-    return jax.tree.map(_from_plain, like, entry.tree), facts
+    return jax.tree.map(_from_plain, like, entry.tree), record["facts"]
 
 
 def record(store: Path, number: int) -> dict:
-    """The record of an entry alone.
+    """The record of an entry alone, verified.
 
     Raises:
       CheckpointError: it is missing or damaged.
     """
-    facts = dict(_read(store, number, record=ocp.args.JsonRestore()).record)
-    facts.pop(_CHECKSUM, None)
-    return facts
+    entry = _read(store, number, record=ocp.args.JsonRestore())
+    return _verified(entry.record, store, number)["facts"]
 
 
 def checksum(store: Path, number: int) -> str:
@@ -79,7 +92,8 @@ def checksum(store: Path, number: int) -> str:
     Raises:
       CheckpointError: it is missing or damaged.
     """
-    return _read(store, number, record=ocp.args.JsonRestore()).record[_CHECKSUM]
+    entry = _read(store, number, record=ocp.args.JsonRestore())
+    return _verified(entry.record, store, number)[_TREE]
 
 
 def numbers(store: Path) -> list[int]:
@@ -125,6 +139,19 @@ def _abstract_plain(leaf: Any) -> np.ndarray:
 
 def _from_plain(like: Any, leaf: np.ndarray) -> jax.Array:
     return jax.random.wrap_key_data(leaf) if _is_key(like) else jax.numpy.asarray(leaf)
+
+
+def _verified(record: Any, store: Path, number: int) -> dict:
+    """The record as saved, if its own checksum says so."""
+    whole = isinstance(record, dict) and {"facts", _TREE, _RECORD} <= set(record)
+    if not whole or record[_RECORD] != _record_checksum(record):
+        raise CheckpointError(f"the record of checkpoint {number} in {store} is damaged")
+    return record
+
+
+def _record_checksum(record: dict) -> str:
+    signed = {key: value for key, value in record.items() if key != _RECORD}
+    return hashlib.sha256(json.dumps(signed, sort_keys=True).encode()).hexdigest()
 
 
 def _checksum(tree: Any) -> str:

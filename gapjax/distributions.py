@@ -10,7 +10,7 @@ from numpyro.distributions.util import promote_shapes
 
 # Beyond these (in units of one bin) float32 cannot hold the gradient (x - loc) / scale^2.
 _MAX_LOC = 1e12
-_MIN_SCALE, _MAX_SCALE = 1e-12, 1e12
+_MIN_SCALE, _MAX_SCALE = 1e-9, 1e12
 
 
 class DiscretizedLogistic(Distribution):
@@ -30,7 +30,7 @@ class DiscretizedLogistic(Distribution):
 
     which is exact in log space: no epsilon is added and no two near-equal numbers are
     subtracted. Values and gradients are finite for every finite float32 `loc` and positive
-    `scale`; in units of one bin, |m| is clipped to 1e12 and s to [1e-12, 1e12].
+    `scale`; in units of one bin, |m| is clipped to 1e12 and s to [1e-9, 1e12].
 
     Args:
       loc: mean of the logistic variable, any real, in units where the levels span [0, 1].
@@ -99,7 +99,8 @@ class DiscretizedLogistic(Distribution):
         """Draws levels as int32, shape `sample_shape + batch_shape`."""
         loc, scale = self._in_bins()
         noise = jax.random.logistic(key, (*sample_shape, *self.batch_shape), loc.dtype)
-        level = jnp.floor(jnp.broadcast_to(loc, noise.shape) + scale * noise + 0.5)
+        loc, scale = (jnp.broadcast_to(x, noise.shape) for x in (loc, scale))
+        level = jnp.floor(loc + scale * noise + 0.5)
         return jnp.clip(level, 0, self.levels - 1).astype(jnp.int32)
 
     @property

@@ -72,7 +72,7 @@ def evaluate(
             f"num_samples is {num_samples} and batch_size {batch_size}; both must be positive"
         )
     images = jnp.asarray(images)
-    nats = _bounds(
+    nats = bounds(
         params, rng_key, images,
         vae=vae, num_samples=num_samples, batch_size=min(batch_size, len(images)), bound=bound,
     )  # fmt: skip
@@ -116,7 +116,7 @@ def _mean_and_stderr(values: np.ndarray) -> tuple[float, float]:
 
 
 @functools.partial(jax.jit, static_argnames=("vae", "num_samples", "batch_size", "bound"))
-def _bounds(params, rng_key, images, *, vae, num_samples, batch_size, bound) -> jax.Array:
+def bounds(params, rng_key, images, *, vae, num_samples, batch_size, bound) -> jax.Array:
     """The bound of every image [N], in nats."""
     num_images = images.shape[0]
 

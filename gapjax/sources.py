@@ -12,6 +12,7 @@ written for one example; `training.py` vmaps it over a batch.
 """
 
 import dataclasses
+import functools
 from typing import Any, Protocol
 
 import jax
@@ -163,11 +164,12 @@ class MixtureSource:
         """One example of the mixture, in the data's dtype."""
         choice_key, model_key, data_key = jax.random.split(rng_key, 3)
         model_plan, data_plan = plan
-        if self.only == "model":
-            return self.model.draw(model_plan, model_key, position)
-        x_data = self.data.draw(data_plan, data_key, position)
+        draw_data = functools.partial(self.data.draw, data_plan, data_key, position)
         if self.only == "data":
-            return x_data
-        x_model = self.model.draw(model_plan, model_key, position).astype(x_data.dtype)
+            return draw_data()
+        dtype = jax.eval_shape(draw_data).dtype
+        x_model = self.model.draw(model_plan, model_key, position).astype(dtype)
+        if self.only == "model":
+            return x_model
         from_model = jax.random.uniform(choice_key) < self.alpha
-        return jnp.where(from_model, x_model, x_data)
+        return jnp.where(from_model, x_model, draw_data())

@@ -96,8 +96,8 @@ class Refit(NamedTuple):
 
 
 def init_state(params: VAEParams, rng_key: jax.Array, optimizer: Any) -> TrainState:
-    """A fresh state at step 0 around a copy of `params` (a run donates its state)."""
-    params = jax.tree.map(jnp.copy, params)
+    """A fresh state at step 0 around copies of what is given (a run donates its state)."""
+    params, rng_key = jax.tree.map(jnp.copy, (params, rng_key))
     return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32), rng_key)
 
 
@@ -188,6 +188,10 @@ def refit_encoder(
       ValueError: a size that is not positive or does not fit, or `until` without `monitor`.
       FloatingPointError: the loss became NaN or infinite.
     """
+    if num_epochs < 1 or monitor_every < 1:
+        raise ValueError(
+            f"num_epochs is {num_epochs} and monitor_every {monitor_every}; both must be positive"
+        )
     if until is not None and monitor is None:
         raise ValueError("until is given without monitor; the rule needs a BPD to judge by")
     optimizer = encoder_only(optimizer or adam(1e-3))

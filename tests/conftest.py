@@ -147,6 +147,7 @@ def assert_same_bits(first, second):
     """Two pytrees are equal bit for bit: -0.0 is not 0.0, and a NaN equals itself."""
     assert jax.tree.structure(first) == jax.tree.structure(second)
     for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
+        assert jnp.asarray(a).dtype == jnp.asarray(b).dtype  # a key is not its bits
         a, b = (
             np.asarray(jax.random.key_data(leaf))
             if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)

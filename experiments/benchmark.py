@@ -1,0 +1,292 @@
+"""How fast the program is, as ratios: against its own matrix products, and a PyTorch loop.
+
+python -m experiments.benchmark --json=benchmark.json
+
+For joint training, self-consistent refits and evaluation, of either likelihood, one table:
+
+  images/s   of the program, and ms for a step of --batch_size images
+  floor      the same step's matrix products alone, compiled, on the same shapes
+  x floor    the program's time over the floor's
+  x torch    a plain in-memory PyTorch loop of the same model, over the program's time (joint
+             training alone, where torch is installed: pip install .[benchmark])
+  compile    seconds to compile, cold and from the persistent cache
+
+All that is compared is timed in turn, --repeats times, and medians are shown. Then the program's
+cost at one, two and four times the data: seconds, and peak memory of the process so far.
+"""
+
+import functools
+import itertools
+import json
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags
+from jax.experimental.compilation_cache import compilation_cache
+
+import gapjax
+from experiments.phases import environment
+from experiments.workdir import write_json
+from gapjax import evaluation, training
+
+_LIKELIHOODS = {"binary": ("bernoulli", 2), "grey": ("discretized_logistic", 256)}
+_EVENT, _LATENT, _HIDDEN = (28, 28), 10, (500, 500)
+
+_JSON = flags.DEFINE_string("json", None, "File to write the table to, as JSON.")
+_STEPS = flags.DEFINE_integer("steps", 60, "Steps in one timing.", lower_bound=1)
+_BATCH = flags.DEFINE_integer("batch_size", 100, "Images in a step.", lower_bound=1)
+_REPEATS = flags.DEFINE_integer("repeats", 5, "Timings of each program.", lower_bound=1)
+_SAMPLES = flags.DEFINE_integer("num_eval_samples", 10, "Samples in evaluation.", lower_bound=1)
+
+
+def _images(levels: int, number: int) -> jax.Array:
+    """Images with MNIST's share of ink; their content does not change the time of anything."""
+    rng = np.random.default_rng(0)
+    ink = rng.random((number, *_EVENT)) < 0.2
+    return jnp.asarray((ink * rng.integers(1, levels, ink.shape)).astype(np.uint8))
+
+
+def _layers(num_outputs: int) -> tuple[list, list]:
+    """(in, out) of every linear layer of the encoder and of the decoder."""
+    pixels = _EVENT[0] * _EVENT[1]
+    encoder = [pixels, *_HIDDEN, 2 * _LATENT]
+    decoder = [_LATENT, *reversed(_HIDDEN), num_outputs * pixels]
+    return list(itertools.pairwise(encoder)), list(itertools.pairwise(decoder))
+
+
+def _products(phase: str, num_outputs: int, batch: int, samples: int) -> list[tuple]:
+    """(rows, inner, columns) and the operand orders of each product of one step."""
+    encoder, decoder = _layers(num_outputs)
+    forward = [("nn", batch, *layer) for layer in encoder]
+    if phase == "evaluate":
+        return forward + [("nn", batch * samples, *layer) for layer in decoder]
+    products = forward + [("nn", batch, *layer) for layer in decoder]
+    products += [("tn", batch, *layer) for layer in encoder]  # weights' gradients
+    products += [("nt", batch, *layer) for layer in encoder[1:] + decoder]  # inputs' gradients
+    if phase == "train":
+        products += [("tn", batch, *layer) for layer in decoder]
+    else:
+        products += [("nn", batch, *layer) for layer in decoder]  # the model's samples
+    return products
+
+
+def _floor(products: list[tuple]) -> Callable[[], None]:
+    """One step's matrix products, compiled, each with operands of its own."""
+    operands = []
+    for index, (order, rows, inner, columns) in enumerate(products):
+        left, right = jax.random.split(jax.random.key(index))
+        shapes = {
+            "nn": ((rows, inner), (inner, columns)),
+            "tn": ((rows, inner), (rows, columns)),
+            "nt": ((rows, columns), (inner, columns)),
+        }[order]
+        operands.append(tuple(map(jax.random.normal, (left, right), shapes)))
+
+    @jax.jit
+    def multiply(operands):
+        contract = {"nn": (1, 0), "tn": (0, 0), "nt": (1, 1)}
+        return [
+            jax.lax.dot_general(a, b, (((contract[order][0],), (contract[order][1],)), ((), ())))
+            for (order, *_), (a, b) in zip(products, operands, strict=True)
+        ]
+
+    def run(steps: int) -> None:
+        for _ in range(steps):
+            out = multiply(operands)
+        jax.block_until_ready(out)
+
+    run(1)
+    return functools.partial(run, _STEPS.value)
+
+
+def _program(phase: str, likelihood: str, levels: int, steps: int):
+    """A compiled phase: a function that runs it once, and one that compiles it anew."""
+    vae = gapjax.mlp_vae(_EVENT, likelihood, latent_dim=_LATENT, hidden_sizes=_HIDDEN)
+    params = vae.init(jax.random.key(0))
+    images = _images(levels, steps * _BATCH.value)
+    if phase == "evaluate":
+        options = {
+            "vae": vae, "num_samples": _SAMPLES.value, "batch_size": _BATCH.value,
+            "bound": gapjax.elbo,
+        }  # fmt: skip
+        arguments = (params, jax.random.key(1), images)
+        compiled = evaluation.bounds.lower(*arguments, **options).compile
+        return lambda: jax.block_until_ready(evaluation.bounds(*arguments, **options)), compiled
+
+    optimizer, source = gapjax.adam(1e-3), gapjax.data_source(images)
+    if phase == "refit":
+        optimizer = gapjax.encoder_only(optimizer)
+        model = gapjax.model_source(vae, params.decoder, len(images))
+        source = gapjax.mixture_source(model, source, 0.5)
+    options = {
+        "vae": vae, "optimizer": optimizer, "batch_size": _BATCH.value, "objective": gapjax.elbo,
+    }  # fmt: skip
+    state = training.init_state(params, jax.random.key(1), optimizer)
+
+    def run() -> None:
+        nonlocal state
+        state, mean_bound = training.run_epoch(state, source, **options)
+        jax.block_until_ready(mean_bound)
+
+    return run, training.run_epoch.lower(state, source, **options).compile
+
+
+def _torch_loop(likelihood: str, levels: int) -> Callable[[], None] | None:
+    """Joint training of the same model as a plain PyTorch loop, data in memory."""
+    try:
+        import torch
+    except ImportError:
+        return None
+    functional = torch.nn.functional
+    encoder_layers, decoder_layers = _layers(1 if levels == 2 else 2)
+
+    def mlp(layers):
+        modules = []
+        for size in layers:
+            modules += [torch.nn.Linear(*size), torch.nn.ReLU()]
+        return torch.nn.Sequential(*modules[:-1])
+
+    encoder, decoder = mlp(encoder_layers), mlp(decoder_layers)
+    optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], lr=1e-3)
+    images = torch.from_numpy(np.array(_images(levels, _STEPS.value * _BATCH.value))).flatten(1)
+
+    def log_likelihood(out, k):
+        if levels == 2:
+            return -functional.binary_cross_entropy_with_logits(out, k, reduction="none").sum(1)
+        loc, log_scale = out.chunk(2, dim=1)
+        loc, scale = loc * (levels - 1), torch.exp(log_scale) * (levels - 1)
+        above, below = (k + 0.5 - loc) / scale, (k - 0.5 - loc) / scale
+        zero = torch.zeros_like(k)
+        left = torch.where(k >= levels - 1, zero, functional.logsigmoid(above))
+        right = torch.where(k <= 0, zero, functional.logsigmoid(-below))
+        width = torch.log(-torch.expm1(-1 / scale))
+        return (left + right + torch.where((k > 0) & (k < levels - 1), width, zero)).sum(1)
+
+    def run() -> None:
+        order = torch.randperm(len(images))
+        for indices in order.split(_BATCH.value):
+            k = images[indices].float()
+            loc, raw_scale = encoder(k / (levels - 1)).chunk(2, dim=1)
+            scale = functional.softplus(raw_scale) + 1e-6
+            z = loc + scale * torch.randn_like(loc)
+            kl = 0.5 * (loc**2 + scale**2 - 1).sum(1) - scale.log().sum(1)
+            loss = (kl - log_likelihood(decoder(z), k)).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+    run()
+    return run
+
+
+def _seconds(programs: dict[str, Callable[[], None]], repeats: int) -> dict[str, float]:
+    """Median seconds of each, timed in turn so that a slow minute slows them all."""
+    times = {name: [] for name in programs}
+    for _ in range(repeats):
+        for name, program in programs.items():
+            start = time.perf_counter()
+            program()
+            times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def _compile_seconds(compile_program: Callable[[], object]) -> tuple[float, float]:
+    """Seconds to compile without a cache, and from a persistent cache that has it."""
+    saved = jax.config.jax_compilation_cache_dir
+    times = []
+    with tempfile.TemporaryDirectory() as cache:
+        for directory in (None, cache, cache):
+            jax.config.update("jax_compilation_cache_dir", directory)
+            compilation_cache.reset_cache()
+            start = time.perf_counter()
+            compile_program()
+            times.append(time.perf_counter() - start)
+        jax.config.update("jax_compilation_cache_dir", saved)
+        compilation_cache.reset_cache()
+    return times[0], times[2]
+
+
+def _peak_mib() -> float:
+    """Peak resident memory of this process, MiB (ru_maxrss is in bytes on macOS)."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def _row(kind: str, phase: str) -> dict:
+    likelihood, levels = _LIKELIHOODS[kind]
+    run, compile_program = _program(phase, likelihood, levels, _STEPS.value)
+    cold, cached = _compile_seconds(compile_program)
+    products = _products(phase, 1 if levels == 2 else 2, _BATCH.value, _SAMPLES.value)
+    programs = {"program": run, "floor": _floor(products)}
+    if phase == "train" and (loop := _torch_loop(likelihood, levels)):
+        programs["torch"] = loop
+    run()
+    seconds = _seconds(programs, _REPEATS.value)
+    steps = _STEPS.value
+    return {
+        "likelihood": kind,
+        "phase": phase,
+        "images_per_second": steps * _BATCH.value / seconds["program"],
+        "ms_per_step": 1e3 * seconds["program"] / steps,
+        "floor_ms_per_step": 1e3 * seconds["floor"] / steps,
+        "times_floor": seconds["program"] / seconds["floor"],
+        "torch_over_program": seconds["torch"] / seconds["program"] if "torch" in seconds else None,
+        "compile_seconds_cold": cold,
+        "compile_seconds_cached": cached,
+    }
+
+
+def _scaling() -> list[dict]:
+    """Seconds of one epoch of joint training at one, two and four times the data."""
+    rows = []
+    for factor in (1, 2, 4):
+        run, _ = _program("train", *_LIKELIHOODS["binary"], factor * _STEPS.value)
+        run()
+        seconds = _seconds({"epoch": run}, _REPEATS.value)["epoch"]
+        rows.append({"times_data": factor, "seconds_per_epoch": seconds, "peak_mib": _peak_mib()})
+    for _ in range(20):
+        run()
+    rows.append({"times_data": 4, "after_more_epochs": 20, "peak_mib": _peak_mib()})
+    return rows
+
+
+def main(_) -> None:
+    """Prints the table, and writes it where --json says."""
+    machine = environment()
+    print(f"{machine['backend']}, {machine['device_kind']}, JAX {machine['jax']}")
+    print(
+        f"{'':6} {'':9} {'images/s':>9} {'ms/step':>8} {'floor ms':>9} {'x floor':>8} "
+        f"{'x torch':>8} {'compile':>8} {'cached':>7}"
+    )
+    rows = []
+    for kind in _LIKELIHOODS:
+        for phase in ("train", "refit", "evaluate"):
+            row = _row(kind, phase)
+            rows.append(row)
+            torch_ratio = row["torch_over_program"]
+            print(
+                f"{kind:6} {phase:9} {row['images_per_second']:9.0f} {row['ms_per_step']:8.2f} "
+                f"{row['floor_ms_per_step']:9.2f} {row['times_floor']:8.2f} "
+                f"{f'{torch_ratio:.2f}' if torch_ratio else '':>8} "
+                f"{row['compile_seconds_cold']:7.1f}s {row['compile_seconds_cached']:6.1f}s",
+                flush=True,
+            )
+    scaling = _scaling()
+    for row in scaling:
+        print(json.dumps(row))
+    if _JSON.value:
+        write_json(
+            Path(_JSON.value), {"environment": machine, "programs": rows, "scaling": scaling}
+        )
+
+
+if __name__ == "__main__":
+    app.run(main)
