@@ -143,7 +143,7 @@ class ModelSource:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class MixtureSource:
-    """See `mixture_source`. The plan is the pair of the two sources' plans."""
+    """See `mixture_source`. The plan is the choice for every position, and the two plans."""
 
     model: Source
     data: Source
@@ -155,15 +155,18 @@ class MixtureSource:
         """That of the data."""
         return self.data.num_examples
 
-    def begin_epoch(self, rng_key: jax.Array) -> tuple[Plan, Plan]:
-        """Both sources' plans."""
-        model_key, data_key = jax.random.split(rng_key)
-        return self.model.begin_epoch(model_key), self.data.begin_epoch(data_key)
-
-    def draw(self, plan: tuple[Plan, Plan], rng_key: jax.Array, position: jax.Array) -> jax.Array:
-        """One example of the mixture, in the data's dtype."""
+    def begin_epoch(self, rng_key: jax.Array) -> tuple[jax.Array, Plan, Plan]:
+        """Which positions take the model's draw [N], and both sources' plans."""
         choice_key, model_key, data_key = jax.random.split(rng_key, 3)
-        model_plan, data_plan = plan
+        from_model = jax.random.uniform(choice_key, (self.num_examples,)) < self.alpha
+        return from_model, self.model.begin_epoch(model_key), self.data.begin_epoch(data_key)
+
+    def draw(
+        self, plan: tuple[jax.Array, Plan, Plan], rng_key: jax.Array, position: jax.Array
+    ) -> jax.Array:
+        """One example of the mixture, in the data's dtype."""
+        from_model, model_plan, data_plan = plan
+        model_key, data_key = jax.random.split(rng_key)
         draw_data = functools.partial(self.data.draw, data_plan, data_key, position)
         if self.only == "data":
             return draw_data()
@@ -171,5 +174,5 @@ class MixtureSource:
         x_model = self.model.draw(model_plan, model_key, position).astype(dtype)
         if self.only == "model":
             return x_model
-        from_model = jax.random.uniform(choice_key) < self.alpha
-        return jnp.where(from_model, x_model, draw_data())
+        chosen = from_model[jnp.minimum(position, self.num_examples - 1)]
+        return jnp.where(chosen, x_model, draw_data())

@@ -54,7 +54,6 @@ class VAE(NamedTuple):
     prior: dist.Distribution
 
 
-@functools.cache
 def mlp_vae(
     event_shape: tuple[int, ...],
     likelihood: str = "bernoulli",
@@ -93,8 +92,22 @@ def mlp_vae(
             f"latent_dim {latent_dim}, hidden_sizes {hidden_sizes} and event_shape {event_shape} "
             "must be positive"
         )
+    if levels < 2:
+        raise ValueError(f"levels is {levels}; pixels need at least 2")
+    levels = 2 if likelihood == "bernoulli" else levels
+    return _mlp_vae(tuple(event_shape), likelihood, latent_dim, tuple(hidden_sizes), levels)
+
+
+@functools.cache
+def _mlp_vae(
+    event_shape: tuple[int, ...],
+    likelihood: str,
+    latent_dim: int,
+    hidden_sizes: tuple[int, ...],
+    levels: int,
+) -> VAE:
+    """See `mlp_vae`; the arguments are checked and in one spelling."""
     bernoulli = likelihood == "bernoulli"
-    levels = 2 if bernoulli else levels
     encoder = networks.MLPEncoder(hidden_sizes, latent_dim)
     decoder = networks.MLPDecoder(hidden_sizes[::-1], event_shape, 1 if bernoulli else 2)
 
