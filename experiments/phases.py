@@ -42,12 +42,14 @@ class Run(NamedTuple):
       dataset: the data, uint8.
       vae: the model.
       workdir: the claimed folder.
+      data_dir: where the data was looked for, as given; no part of what is computed.
     """
 
     config: Config
     dataset: gapjax.Dataset
     vae: gapjax.VAE
     workdir: Workdir
+    data_dir: str | None = None
 
     def key(self, purpose: str, epoch: int = 0) -> jax.Array:
         """The key of a purpose, for the checkpoint of an epoch."""
@@ -92,7 +94,7 @@ def start(config: Config, workdir: Workdir, data_dir: str | None) -> Run:
         hidden_sizes=config.hidden_sizes, levels=dataset.levels,
     )  # fmt: skip
     workdir.claim(config, dataset.provenance)
-    return Run(config, dataset, vae, workdir)
+    return Run(config, dataset, vae, workdir, data_dir)
 
 
 def train_phase(run: Run) -> None:
@@ -216,6 +218,7 @@ def evaluate_phase(run: Run) -> dict:
             **run.config._asdict(),
             "hidden_sizes": list(run.config.hidden_sizes),
             "workdir": str(run.workdir.path),
+            "data_dir": run.data_dir,
         },
         "environment": environment(),
         "data": run.dataset.provenance,

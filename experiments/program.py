@@ -1,6 +1,7 @@
 """What every program here does around its phases: flags in, one line out where it cannot go on."""
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -32,6 +33,7 @@ def run_program(phases: Callable[[Run], None], *, new_runs: bool) -> None:
         values, workdir = flags.FLAGS, None
         if not values["verbosity"].present:
             logging.set_verbosity(logging.WARNING)  # Orbax and others tell of every step
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # end as by Ctrl-C
         try:
             if new_runs:
                 config = config_from_flags(values)

@@ -86,7 +86,7 @@ def test_results_follow_the_schema(finished):
     assert results["schema"] == 1
     assert results["preset"] == "digits"
     assert results["event_shape"] == [8, 8]
-    assert set(options.Config._fields) <= set(results["config"])
+    assert {*options.Config._fields, "workdir", "data_dir"} == set(results["config"])
     assert results["config"]["hidden_sizes"] == [16]
     assert set(results["environment"]) == {
         "gapjax", "commit", "python", "jax", "jaxlib", "backend", "device_kind", "device_count",
@@ -156,6 +156,20 @@ def test_a_killed_run_goes_on_to_the_same_numbers(finished, tmp_path):
     _trees_equal(other, path)
     ours, theirs = ((p / "metrics.jsonl").read_text().splitlines() for p in (other, path))
     assert sorted(ours) == sorted(theirs)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_interrupted_run_says_how_to_go_on(tmp_path, number):
+    process = _start(*_TINY, f"--workdir={tmp_path / 'run'}")
+    for line in process.stdout:
+        if line.startswith("train"):
+            process.send_signal(number)
+            break
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err.strip().splitlines() == [
+        "reproduce: interrupted; the same command goes on from the last checkpoint"
+    ]
 
 
 def test_training_goes_on_from_the_last_checkpoint(finished, tmp_path):
