@@ -405,7 +405,11 @@ def _pictures(run: Run, x: jax.Array) -> np.ndarray:
 @contextmanager
 def _progress(name: str, total: int, initial: int = 0) -> Iterator[Callable[[int, float], None]]:
     """A bar with the BPD so far; one line at the end where there is no terminal."""
-    bar = tqdm.tqdm(desc=f"{name:24}", total=total, initial=initial, disable=None, unit="ep")
+    bar = tqdm.tqdm(
+        desc=f"{name:24}", total=total, initial=initial, disable=None, unit="ep",
+        dynamic_ncols=True,
+    )  # fmt: skip
+    no_terminal = bar.disable  # closing a bar sets it
     clock, last = time.monotonic(), None
 
     def show(epoch: int, bpd: float) -> None:
@@ -416,6 +420,6 @@ def _progress(name: str, total: int, initial: int = 0) -> Iterator[Callable[[int
 
     with bar:
         yield show
-    if bar.disable and last is not None:
+    if no_terminal and last is not None:
         seconds = time.monotonic() - clock
         print(f"{name:24} {last:.4f} BPD  {seconds:6.1f} s", flush=True)
