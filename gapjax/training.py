@@ -55,7 +55,7 @@ class Convergence(NamedTuple):
       num_decays: how many times the learning rate is lowered before the refit ends.
     """
 
-    tolerance: float = 5e-4
+    tolerance: float = 2e-4
     decay: float = 0.3
     num_decays: int = 3
 
