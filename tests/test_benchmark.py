@@ -1,0 +1,45 @@
+"""The benchmark: its floor is the products of the step, and its table comes out."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from experiments import benchmark
+
+_ROOT = Path(__file__).parent.parent
+
+
+def _multiplications(products):
+    return sum(rows * inner * columns for _, rows, inner, columns in products)
+
+
+def test_the_floor_counts_every_product_once():
+    """Joint training: three products a layer, without the gradient of the images."""
+    encoder = 784 * 500 + 500 * 500 + 500 * 20
+    decoder = 10 * 500 + 500 * 500 + 500 * 784
+    joint = 3 * encoder + 3 * decoder - 784 * 500
+    assert _multiplications(benchmark._products("train", 1, 100, 10)) == 100 * joint
+    # a refit has no gradient of the decoder's weights, and the model's samples instead
+    assert _multiplications(benchmark._products("refit", 1, 100, 10)) == 100 * joint
+    evaluation = _multiplications(benchmark._products("evaluate", 1, 100, 10))
+    assert evaluation == 100 * (encoder + 10 * decoder)
+    grey = _multiplications(benchmark._products("train", 2, 100, 10))
+    assert grey == 100 * (joint + 3 * 500 * 784)
+
+
+def test_the_table_comes_out(tmp_path):
+    table = tmp_path / "table.json"
+    command = [sys.executable, "-m", "experiments.benchmark", f"--json={table}"]
+    small = ["--steps=2", "--batch_size=4", "--repeats=1", "--num_eval_samples=2"]
+    subprocess.run([*command, *small], check=True, cwd=_ROOT, capture_output=True)
+    written = json.loads(table.read_text())
+    assert [(row["likelihood"], row["phase"]) for row in written["programs"]] == [
+        (likelihood, phase)
+        for likelihood in ("binary", "grey")
+        for phase in ("train", "refit", "evaluate")
+    ]
+    for row in written["programs"]:
+        assert row["times_floor"] > 0 and row["images_per_second"] > 0
+        assert row["compile_seconds_cold"] > 0 and row["compile_seconds_cached"] > 0
+    assert [row["times_data"] for row in written["scaling"]] == [1, 2, 4, 4]
