@@ -59,7 +59,13 @@ def run_program(phases: Callable[[Run], None], *, new_runs: bool) -> None:
         print(f"{name}: {line}", file=sys.stderr)
         return code
 
-    app.run(main)
+    def parse(argv: list[str]) -> list[str]:
+        try:
+            return flags.FLAGS(argv)
+        except flags.Error as error:
+            sys.exit(_fail(" ".join(str(error).split()), 2))
+
+    app.run(main, flags_parser=parse)
 
 
 def _use_compilation_cache() -> None:

@@ -341,6 +341,8 @@ def test_the_command_line_ends_with_one_line_and_no_traceback(tmp_path):
     for flags, words in (
         (["--alpha=2"], "--alpha"),
         (["digits"], "not a flag"),
+        (["--num_epochs=many"], "--num_epochs=many"),
+        (["--sed=1"], "seed"),
         (["--dataset=mnist", f"--data_dir={tmp_path}/none"], "data_dir"),
     ):
         code, _, err = _run(*flags, cwd=tmp_path)
