@@ -113,7 +113,7 @@ def train_phase(run: Run) -> None:
         bar(epoch, bpd)
         run.workdir.log("train", epoch, {"loss_bpd": bpd})
 
-    with _progress("train", config.num_epochs, last) as bar:
+    with _progress(run, "train", config.num_epochs, last) as bar:
         for epoch in run.epochs[len(done) :]:
             clock = time.monotonic()
             state, _ = training.train(
@@ -139,7 +139,7 @@ def refit_phase(run: Run) -> None:
             params, restored = _trained(run, epoch), epoch
         clock = time.monotonic()
         most = run.config.optimal_epochs if kind == "optimal" else run.config.refit_epochs
-        with _progress(f"{kind} {epoch}", most) as bar:
+        with _progress(run, f"{kind} {epoch}", most) as bar:
             refit = _refit(run, kind, epoch, params, bar)
         seconds = time.monotonic() - clock
         record = {"epoch": epoch, "seconds": seconds, **_record(kind, refit)}
@@ -190,7 +190,7 @@ def evaluate_phase(run: Run) -> dict:
     rows, seconds = [], {"train": 0.0, "optimal": 0.0, "self_consistent": 0.0, "control": 0.0}
     evaluation_seconds = 0.0
     done = checkpoints.numbers(store)
-    with _progress("evaluate", len(run.epochs)) as bar:
+    with _progress(run, "evaluate", len(run.epochs)) as bar:
         for index, epoch in enumerate(run.epochs):
             if epoch not in done:
                 clock = time.monotonic()
@@ -403,7 +403,9 @@ def _pictures(run: Run, x: jax.Array) -> np.ndarray:
 
 
 @contextmanager
-def _progress(name: str, total: int, initial: int = 0) -> Iterator[Callable[[int, float], None]]:
+def _progress(
+    run: Run, name: str, total: int, initial: int = 0
+) -> Iterator[Callable[[int, float], None]]:
     """A bar with the BPD so far; one line at the end where there is no terminal."""
     bar = tqdm.tqdm(
         desc=f"{name:24}", total=total, initial=initial, disable=None, unit="ep",
@@ -417,6 +419,8 @@ def _progress(name: str, total: int, initial: int = 0) -> Iterator[Callable[[int
         last = bpd
         bar.set_postfix_str(f"{bpd:.4f} BPD", refresh=False)
         bar.update(epoch - bar.n)
+        if run.workdir.interrupted:
+            raise KeyboardInterrupt
 
     with bar:
         yield show

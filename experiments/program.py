@@ -31,9 +31,17 @@ def run_program(phases: Callable[[Run], None], *, new_runs: bool) -> None:
         if len(argv) > 1:
             return _fail(f"{argv[1]!r} is not a flag; see --help")
         values, workdir = flags.FLAGS, None
+
+        def interrupt(number: int, frame: object) -> None:
+            # The epoch at hand is finished first; a second signal does not wait for that.
+            if workdir is None or workdir.interrupted:
+                raise KeyboardInterrupt
+            workdir.interrupted = True
+
         if not values["verbosity"].present:
             logging.set_verbosity(logging.WARNING)  # Orbax and others tell of every step
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # end as by Ctrl-C
+        for number in (signal.SIGINT, signal.SIGTERM):  # a shell's & leaves SIGINT ignored
+            signal.signal(number, interrupt)
         try:
             if new_runs:
                 config = config_from_flags(values)

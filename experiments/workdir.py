@@ -23,12 +23,14 @@ class Workdir:
     Attributes:
       path: the folder.
       checkpoints: where the stores are.
+      interrupted: set when the run shall end after the epoch at hand.
     """
 
     def __init__(self, path: Path):
         """Names the folder; `claim` or `join` takes it."""
         self.path = Path(path)
         self.checkpoints = self.path / "checkpoints"
+        self.interrupted = False
         self._lock = None
         self._events = None
 
