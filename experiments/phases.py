@@ -187,8 +187,7 @@ def evaluate_phase(run: Run) -> dict:
         name: np.zeros(len(run.dataset.train if name == "train" else run.dataset.test), np.float32)
         for name in _EVALUATED
     }
-    rows, seconds = [], {"train": 0.0, "optimal": 0.0, "self_consistent": 0.0, "control": 0.0}
-    evaluation_seconds = 0.0
+    rows, seconds = [], dict.fromkeys(("train", *REFITS, "evaluate"), 0.0)
     done = checkpoints.numbers(store)
     with _progress(run, "evaluate", len(run.epochs)) as bar:
         for index, epoch in enumerate(run.epochs):
@@ -199,7 +198,7 @@ def evaluate_phase(run: Run) -> dict:
                 checkpoints.save(store, epoch, bpds, record)
             bpds, record = checkpoints.restore(store, epoch, like)
             evaluations = {name: summarize(np.asarray(bpds[name])) for name in _EVALUATED}
-            evaluation_seconds += record["seconds"]
+            seconds["evaluate"] += record["seconds"]
             refits = {}
             for kind in ("train", *REFITS):
                 entry = checkpoints.record(run.workdir.checkpoints / kind, epoch)
@@ -208,7 +207,6 @@ def evaluate_phase(run: Run) -> dict:
                     refits[kind] = entry
             rows.append(_row(epoch, evaluations, refits))
             bar(index + 1, rows[-1]["test"]["bpd"])
-    seconds |= {"evaluate": evaluation_seconds}
     results = {
         "schema": 1,
         "preset": run.config.preset,

@@ -27,7 +27,7 @@ class Workdir:
     """
 
     def __init__(self, path: Path):
-        """Names the folder; `claim` or `join` takes it."""
+        """Names the folder; `claim` takes it."""
         self.path = Path(path)
         self.checkpoints = self.path / "checkpoints"
         self.interrupted = False
