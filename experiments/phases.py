@@ -94,6 +94,7 @@ def start(config: Config, workdir: Workdir, data_dir: str | None) -> Run:
         hidden_sizes=config.hidden_sizes, levels=dataset.levels,
     )  # fmt: skip
     workdir.claim(config, dataset.provenance)
+    _commit()  # of the code that is loaded, not of what the checkout holds hours later
     return Run(config, dataset, vae, workdir, data_dir)
 
 
@@ -120,8 +121,7 @@ def train_phase(run: Run) -> None:
                 run.vae, source, run.key("train"), num_epochs=epoch, batch_size=config.batch_size,
                 optimizer=optimizer, state=state, on_epoch=log,
             )  # fmt: skip
-            record = {"epoch": epoch, "seconds": time.monotonic() - clock}
-            checkpoints.save(store, epoch, state, record)
+            checkpoints.save(store, epoch, state, _facts(epoch, clock))
 
 
 def refit_phase(run: Run) -> None:
@@ -141,8 +141,7 @@ def refit_phase(run: Run) -> None:
         most = run.config.optimal_epochs if kind == "optimal" else run.config.refit_epochs
         with _progress(run, f"{kind} {epoch}", most) as bar:
             refit = _refit(run, kind, epoch, params, bar)
-        seconds = time.monotonic() - clock
-        record = {"epoch": epoch, "seconds": seconds, **_record(kind, refit)}
+        record = {**_facts(epoch, clock), **_record(kind, refit)}
         checkpoints.save(run.workdir.checkpoints / kind, epoch, refit.params.encoder, record)
         curve = refit.curve
         for done_epoch, bpd in zip(curve.monitor_epoch, curve.monitor_bpd, strict=True):
@@ -188,21 +187,23 @@ def evaluate_phase(run: Run) -> dict:
         for name in _EVALUATED
     }
     rows, seconds = [], dict.fromkeys(("train", *REFITS, "evaluate"), 0.0)
+    commits = {phase: set() for phase in seconds}
     done = checkpoints.numbers(store)
     with _progress(run, "evaluate", len(run.epochs)) as bar:
         for index, epoch in enumerate(run.epochs):
             if epoch not in done:
                 clock = time.monotonic()
                 bpds = _evaluate(run, epoch)
-                record = {"epoch": epoch, "seconds": time.monotonic() - clock}
-                checkpoints.save(store, epoch, bpds, record)
+                checkpoints.save(store, epoch, bpds, _facts(epoch, clock))
             bpds, record = checkpoints.restore(store, epoch, like)
             evaluations = {name: summarize(np.asarray(bpds[name])) for name in _EVALUATED}
             seconds["evaluate"] += record["seconds"]
+            commits["evaluate"].add(record.get("commit"))
             refits = {}
             for kind in ("train", *REFITS):
                 entry = checkpoints.record(run.workdir.checkpoints / kind, epoch)
                 seconds[kind] += entry.pop("seconds")
+                commits[kind].add(entry.pop("commit", None))
                 if kind != "train":
                     refits[kind] = entry
             rows.append(_row(epoch, evaluations, refits))
@@ -218,7 +219,10 @@ def evaluate_phase(run: Run) -> dict:
             "workdir": str(run.workdir.path),
             "data_dir": run.data_dir,
         },
-        "environment": environment(),
+        "environment": {
+            **environment(),
+            "commits": {phase: sorted(filter(None, made)) for phase, made in commits.items()},
+        },
         "data": run.dataset.provenance,
         "num_eval_samples": run.config.num_eval_samples,
         "checkpoints": rows,
@@ -266,6 +270,12 @@ def environment() -> dict:
     }
 
 
+def _facts(epoch: int, clock: float) -> dict:
+    """What every entry of a store records: its epoch, its cost, and the code that made it."""
+    return {"epoch": epoch, "seconds": time.monotonic() - clock, "commit": _commit()}
+
+
+@functools.cache
 def _commit() -> str | None:
     """The commit of the source tree, marked where it has changes; None outside a checkout."""
     git = ["git", "-C", str(Path(__file__).parent.parent)]

@@ -90,6 +90,7 @@ def test_results_follow_the_schema(finished):
     assert results["config"]["hidden_sizes"] == [16]
     assert set(results["environment"]) == {
         "gapjax", "commit", "python", "jax", "jaxlib", "backend", "device_kind", "device_count",
+        "commits",
     }  # fmt: skip
     assert [row["epoch"] for row in results["checkpoints"]] == [2, 4]
     for row in results["checkpoints"]:
