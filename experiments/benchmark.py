@@ -35,6 +35,7 @@ from jax.experimental.compilation_cache import compilation_cache
 import gapjax
 from experiments.phases import environment
 from experiments.workdir import write_json
+from gapjax import devices as hardware
 from gapjax import evaluation, training
 
 _LIKELIHOODS = {"binary": ("bernoulli", 2), "grey": ("discretized_logistic", 256)}
@@ -111,35 +112,39 @@ def _program(phase: str, likelihood: str, levels: int, steps: int):
     """A compiled phase: a function that runs it once, and one that compiles it anew."""
     vae = gapjax.mlp_vae(_EVENT, likelihood, latent_dim=_LATENT, hidden_sizes=_HIDDEN)
     params = vae.init(jax.random.key(0))
-    images = _images(levels, steps * _BATCH.value)
+    images, devices = _images(levels, steps * _BATCH.value), hardware.all_devices()
     if phase == "evaluate":
-        options = {
-            "vae": vae, "num_samples": _SAMPLES.value, "batch_size": _BATCH.value,
-            "bound": gapjax.elbo,
-        }  # fmt: skip
-        arguments = (params, jax.random.key(1), images)
+        program = functools.partial(
+            evaluation.bounds, vae=vae, num_samples=_SAMPLES.value, batch_size=_BATCH.value,
+            bound=gapjax.elbo,
+        )  # fmt: skip
+        compiled = hardware.data_parallel(program, devices)
+        arguments = (None, *hardware.replicate((params, jax.random.key(1), images), devices))
 
         def run_evaluation() -> None:
-            jax.block_until_ready(evaluation.bounds(*arguments, **options))
+            jax.block_until_ready(compiled(*arguments))
 
-        return run_evaluation, lambda: evaluation.bounds.lower(*arguments, **options).compile()
+        return run_evaluation, lambda: compiled.lower(*arguments).compile()
 
     optimizer, source = gapjax.adam(1e-3), gapjax.data_source(images)
     if phase == "refit":
         optimizer = gapjax.encoder_only(optimizer)
         model = gapjax.model_source(vae, params.decoder, len(images))
         source = gapjax.mixture_source(model, source, 0.5)
-    options = {
-        "vae": vae, "optimizer": optimizer, "batch_size": _BATCH.value, "objective": gapjax.elbo,
-    }  # fmt: skip
+    program = functools.partial(
+        training.run_steps, vae=vae, optimizer=optimizer, batch_size=_BATCH.value,
+        objective=gapjax.elbo, num_steps=steps,
+    )  # fmt: skip
+    compiled = hardware.data_parallel(program, devices)
     state = training.init_state(params, jax.random.key(1), optimizer)
+    state, source = hardware.replicate((state, source), devices)
 
     def run() -> None:
         nonlocal state
-        state, mean_bound = training.run_epoch(state, source, **options)
-        jax.block_until_ready(mean_bound)
+        state, *out = compiled(state, source)
+        jax.block_until_ready(out)
 
-    return run, lambda: training.run_epoch.lower(state, source, **options).compile()
+    return run, lambda: compiled.lower(state, source).compile()
 
 
 def _torch_loop(likelihood: str, levels: int) -> Callable[[], None] | None:

@@ -9,6 +9,7 @@ from gapjax.sources import Source, data_source, mixture_source, model_source
 from gapjax.training import (
     Convergence,
     Curve,
+    Progress,
     Refit,
     TrainState,
     optimal_inference,
@@ -40,6 +41,7 @@ __all__ = [
     "Estimate",
     "Evaluation",
     "Gaps",
+    "Progress",
     "Refit",
     "Source",
     "TrainState",

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from gapjax import devices as hardware
 from gapjax.vae import VAE, VAEParams, bits_per_dim, elbo
 
 Bound = Callable[[VAE, VAEParams, jax.Array, jax.Array, int], jax.Array]
@@ -44,6 +45,7 @@ def evaluate(
     num_samples: int = 1,
     batch_size: int = 500,
     bound: Bound = elbo,
+    devices: hardware.Devices | None = None,
 ) -> Evaluation:
     """BPD of a set: exact over the images, averaged over S posterior samples for each.
 
@@ -58,6 +60,7 @@ def evaluate(
       num_samples: S.
       batch_size: images evaluated at once; bounds memory, changes nothing else.
       bound: `elbo`, `importance_weighted_bound`, or any function of that form, in nats.
+      devices: among which the images are divided; all by default.
 
     Returns:
       An `Evaluation`.
@@ -71,12 +74,11 @@ def evaluate(
         raise ValueError(
             f"num_samples is {num_samples} and batch_size {batch_size}; both must be positive"
         )
+    devices = hardware.all_devices(devices)
     images = jnp.asarray(images)
-    nats = bounds(
-        params, rng_key, images,
-        vae=vae, num_samples=num_samples, batch_size=min(batch_size, len(images)), bound=bound,
-    )  # fmt: skip
-    return summarize(np.asarray(bits_per_dim(nats, images.shape[1:])))
+    program = _program(vae, num_samples, min(batch_size, len(images)), bound, devices)
+    nats = program(None, *hardware.replicate((params, rng_key, images), devices))
+    return summarize(np.asarray(bits_per_dim(hardware.collect(nats), images.shape[1:])))
 
 
 def summarize(per_image: np.ndarray) -> Evaluation:
@@ -115,15 +117,30 @@ def _mean_and_stderr(values: np.ndarray) -> tuple[float, float]:
     return float(values.mean()), float(stderr)
 
 
-@functools.partial(jax.jit, static_argnames=("vae", "num_samples", "batch_size", "bound"))
-def bounds(params, rng_key, images, *, vae, num_samples, batch_size, bound) -> jax.Array:
-    """The bound of every image [N], in nats."""
+def bounds(
+    shard: hardware.Shard, donated: None, params: VAEParams, rng_key: jax.Array, images: jax.Array,
+    *, vae: VAE, num_samples: int, batch_size: int, bound: Bound,
+) -> jax.Array:  # fmt: skip
+    """The bound of every image [N], in nats; each device computes its share of every batch."""
+    del donated
     num_images = images.shape[0]
 
     def one(index: jax.Array) -> jax.Array:
         image = images[jnp.minimum(index, num_images - 1)]
         return bound(vae, params, jax.random.fold_in(rng_key, index), image, num_samples)
 
-    num_batches = -(-num_images // batch_size)
-    indices = jnp.arange(num_batches * batch_size).reshape(num_batches, batch_size)
-    return jax.lax.map(jax.vmap(one), indices).reshape(-1)[:num_images]
+    share = -(-batch_size // shard.count)
+    num_batches = -(-num_images // (share * shard.count))
+    first = shard.index * num_batches * share
+    indices = (first + jnp.arange(num_batches * share)).reshape(num_batches, share)
+    nats = jax.lax.map(jax.vmap(one), indices).reshape(-1)
+    return shard.concatenate(nats)[:num_images]
+
+
+@functools.cache
+def _program(vae, num_samples, batch_size, bound, devices):
+    """The compiled program of these constants; equal constants give the same one."""
+    one = functools.partial(
+        bounds, vae=vae, num_samples=num_samples, batch_size=batch_size, bound=bound
+    )
+    return hardware.data_parallel(one, devices)

@@ -1,14 +1,18 @@
-"""The one training loop: a pure step, an epoch of them as one compiled scan, and its two uses.
+"""The one training loop: a pure step, a chunk of them as one compiled scan, and its two uses.
 
 `train` optimises the whole VAE on data. `refit_encoder` optimises the encoder alone on any
 source of x; `optimal_inference` and `self_consistent` are two named calls of it.
 
 All randomness is a function of (state.rng_key, epoch, position of the example in the epoch).
-Evaluating, stopping and resuming, or the number of devices change nothing in it.
+Evaluating, stopping and resuming, the number of devices, or being one of many in a sweep change
+nothing in it.
+
+A sweep is many runs at once. Where `rng_key` is a list, so is what comes back: every run has a
+key of its own, and every other argument is either shared by all or a list of as many.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,17 +20,21 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from gapjax import devices as hardware
 from gapjax.evaluation import evaluate
 from gapjax.optimizers import adam, encoder_only, scale_learning_rate
 from gapjax.sources import Source, data_source, mixture_source, model_source
-from gapjax.vae import VAE, VAEParams, bits_per_dim, elbo
+from gapjax.vae import VAE, Params, VAEParams, bits_per_dim, elbo
 
 Objective = Callable[[VAE, VAEParams, jax.Array, jax.Array], jax.Array]
 Monitor = Callable[[VAEParams], float]
 
+SWEEPS = ("auto", "vmap", "map")
+_CHUNK_STEPS = 512  # at most this many steps, of all members together, in one compiled call
+
 
 class TrainState(NamedTuple):
-    """All that a run is: save it, restore it, and the run goes on bit for bit.
+    """All that the next step depends on: save it, restore it, and the run goes on bit for bit.
 
     Attributes:
       params: the VAE's parameters.
@@ -76,11 +84,33 @@ class Curve(NamedTuple):
     monitor_bpd: list[float]
 
 
+class Progress(NamedTuple):
+    """Where a run is, at any step of an epoch: given back as `resume`, it goes on bit for bit.
+
+    Attributes:
+      state: the state.
+      encoders: what a refit keeps of the past, a dict: "best" by the monitor, and the "mean" of
+        the encoder over the ends of its epochs; None in `train`.
+      curve: what was done so far.
+      epoch_nats: sum of the objective over the examples of the epoch at hand, nats.
+      plateaus: of the `Convergence` rule, so far.
+    """
+
+    state: TrainState
+    encoders: dict[str, Params] | None
+    curve: Curve
+    epoch_nats: float
+    plateaus: int
+
+
 class Refit(NamedTuple):
     """The result of an encoder refit.
 
     Attributes:
       params: the refitted encoder with the decoder given, bit for bit.
+      mean_params: the same with the encoder's weights averaged over the ends of all epochs of
+        the refit (Izmailov et al., Averaging Weights Leads to Wider Optima, 2018): without the
+        noise of the last steps at a constant learning rate.
       curve: what the refit did.
       num_steps: optimizer steps taken.
       converged: whether a `Convergence` rule was met; None where none was asked for.
@@ -89,6 +119,7 @@ class Refit(NamedTuple):
     """
 
     params: VAEParams
+    mean_params: VAEParams
     curve: Curve
     num_steps: int
     converged: bool | None
@@ -104,62 +135,88 @@ def init_state(params: VAEParams, rng_key: jax.Array, optimizer: Any) -> TrainSt
 def train(
     vae: VAE,
     source: Source,
-    rng_key: jax.Array | None = None,
+    rng_key: jax.Array | Sequence[jax.Array] | None = None,
     *,
     num_epochs: int,
     batch_size: int = 100,
     optimizer: Any = None,
     objective: Objective = elbo,
     state: TrainState | None = None,
+    resume: Progress | None = None,
     on_epoch: Callable[[int, float], None] | None = None,
+    on_chunk: Callable[[Any], None] | None = None,
+    devices: hardware.Devices | None = None,
+    sweep: str = "auto",
 ) -> tuple[TrainState, Curve]:
     """Trains encoder and decoder together on `source`.
 
     Args:
       vae: the model.
       source: where x comes from; `data_source(train_images)` for a usual VAE.
-      rng_key: of the run; not needed where `state` is given.
+      rng_key: of the run; not needed where `state` or `resume` is given. A list of keys is a
+        sweep: then `source`, `state` and `resume` may be lists too, and a list comes back.
       num_epochs: epochs in all, those of a given `state` counted in.
       batch_size: examples in a step; the last step of an epoch takes what is left.
       optimizer: optax transformation over `VAEParams`; Adam at 1e-3 by default.
       objective: per-example objective to maximise, in nats.
       state: goes on from it instead of from new parameters; it is left as it was.
-      on_epoch: called with (epochs done, that epoch's mean loss in BPD).
+      resume: goes on from what `on_chunk` was shown, in the midst of an epoch or not.
+      on_epoch: called with (epochs done, that epoch's mean loss in BPD, of a sweep its mean).
+      on_chunk: called after every compiled call with the `Progress` (of a sweep a list of them).
+        Its arrays are used up by the next: save them or copy them. It may raise to end the run.
+      devices: to run on; all by default. One run is data-parallel, a sweep's are spread.
+      sweep: how one device computes its members: "vmap" side by side, "map" one after another,
+        "auto" side by side on GPUs and TPUs alone.
 
     Returns:
       The state after `num_epochs` epochs, and the curve of the epochs run here.
 
     Raises:
       ValueError: a size that is not positive or does not fit, or neither key nor state.
-      FloatingPointError: the loss became NaN or infinite.
+      FloatingPointError: the loss or a parameter became NaN or infinite.
     """
     optimizer = optimizer or adam(1e-3)
-    if state is None:
-        if rng_key is None:
-            raise ValueError("train needs an rng_key, or a state to go on from")
-        init_key, run_key = jax.random.split(rng_key)
-        state = init_state(vae.init(init_key), run_key, optimizer)
-    else:
-        state = jax.tree.map(jnp.copy, state)
-    run = _Run(vae, source, optimizer, batch_size, objective)
-    return run(state, num_epochs, on_epoch)
+    if rng_key is None and state is None and resume is None:
+        raise ValueError("train needs an rng_key, or a state to go on from")
+
+    def begin(key: jax.Array | None, state: TrainState | None, resume: Progress | None):
+        if resume is not None:
+            return resume._replace(state=jax.tree.map(jnp.copy, resume.state))
+        if state is None:
+            init_key, run_key = jax.random.split(key)
+            state = init_state(vae.init(init_key), run_key, optimizer)
+        else:
+            state = jax.tree.map(jnp.copy, state)
+        return Progress(state, None, Curve([], [], [], []), 0.0, 0)
+
+    keys, sources, states, resumes = _members(rng_key, source, state, resume)
+    runs = _Runs(vae, sources, optimizer, batch_size, objective, devices, sweep)
+    done = runs.advance(
+        list(map(begin, keys, states, resumes)), num_epochs, on_epoch=on_epoch, on_chunk=on_chunk
+    )
+    results = [(progress.state, progress.curve) for progress in done]
+    return results if isinstance(rng_key, list) else results[0]
 
 
 def refit_encoder(
     vae: VAE,
-    params: VAEParams,
-    source: Source,
-    rng_key: jax.Array,
+    params: VAEParams | Sequence[VAEParams],
+    source: Source | Sequence[Source],
+    rng_key: jax.Array | Sequence[jax.Array],
     *,
     num_epochs: int,
     batch_size: int = 100,
     optimizer: Any = None,
     objective: Objective = elbo,
-    monitor: Monitor | None = None,
+    monitor: Monitor | Sequence[Monitor] | None = None,
     monitor_every: int = 5,
     until: Convergence | None = None,
+    resume: Progress | Sequence[Progress] | None = None,
     on_epoch: Callable[[int, float], None] | None = None,
-) -> Refit:
+    on_chunk: Callable[[Any], None] | None = None,
+    devices: hardware.Devices | None = None,
+    sweep: str = "auto",
+) -> Refit | list[Refit]:
     """Trains the encoder alone on `source`, from where it is; the decoder is frozen.
 
     The one operation behind optimal inference (eq. 12: the source is the test set) and
@@ -169,7 +226,9 @@ def refit_encoder(
       vae: the model.
       params: where to start.
       source: where x comes from.
-      rng_key: of the refit.
+      rng_key: of the refit. A list of keys is a sweep of refits in one compiled program: then
+        `params`, `source`, `monitor` and `resume` may be lists too, and a list comes back. The
+        sources of a sweep differ in their arrays alone; arrays that they share are kept once.
       num_epochs: epochs of `source` to run; with `until`, at most.
       batch_size: examples in a step; the last step of an epoch takes what is left.
       optimizer: optax transformation over `VAEParams`; it is restricted to the encoder here.
@@ -179,14 +238,19 @@ def refit_encoder(
         changes nothing in the refit.
       monitor_every: epochs between two measurements.
       until: end by this rule on the monitored BPD, and keep the best parameters.
-      on_epoch: called with (epochs done, that epoch's mean loss in BPD).
+      resume: goes on from what `on_chunk` was shown.
+      on_epoch: as of `train`.
+      on_chunk: as of `train`.
+      devices: as of `train`.
+      sweep: as of `train`.
 
     Returns:
-      A `Refit`; its params hold the very decoder given.
+      A `Refit`, or a list of them; the params hold the very decoder given.
 
     Raises:
-      ValueError: a size that is not positive or does not fit, or `until` without `monitor`.
-      FloatingPointError: the loss became NaN or infinite.
+      ValueError: a size that is not positive or does not fit, `until` without `monitor`, or
+        sources that cannot be swept together.
+      FloatingPointError: the loss or a parameter became NaN or infinite.
     """
     if num_epochs < 1 or monitor_every < 1:
         raise ValueError(
@@ -195,57 +259,37 @@ def refit_encoder(
     if until is not None and monitor is None:
         raise ValueError("until is given without monitor; the rule needs a BPD to judge by")
     optimizer = encoder_only(optimizer or adam(1e-3))
-    run = _Run(vae, source, optimizer, batch_size, objective)
-    state = init_state(params, rng_key, optimizer)
-    curve = Curve([], [], [], [])
-    if monitor is not None:
-        curve.monitor_epoch.append(0)
-        curve.monitor_bpd.append(monitor(state.params))
 
-    best_params, plateaus, last_improvement = params, 0, None
-    epoch = 0
-    while epoch < num_epochs and (until is None or plateaus <= until.num_decays):
-        epoch = min(epoch + monitor_every, num_epochs) if monitor is not None else num_epochs
-        state, segment = run(state, epoch, on_epoch)
-        curve.epoch.extend(segment.epoch)
-        curve.loss_bpd.extend(segment.loss_bpd)
-        if monitor is None:
-            continue
-        bpd = monitor(state.params)
-        last_improvement = min(curve.monitor_bpd) - bpd
-        curve.monitor_epoch.append(epoch)
-        curve.monitor_bpd.append(bpd)
-        if until is None:
-            continue
-        if last_improvement > 0:
-            best_params = jax.tree.map(jnp.copy, state.params)
-        if last_improvement < until.tolerance:
-            plateaus += 1
-            opt_state = scale_learning_rate(state.opt_state, until.decay)
-            state = state._replace(opt_state=opt_state)
+    def begin(params: VAEParams, key: jax.Array, resume: Progress | None) -> Progress:
+        if resume is not None:
+            state, encoders = jax.tree.map(jnp.copy, (resume.state, resume.encoders))
+            return resume._replace(state=state, encoders=encoders)
+        state = init_state(params, key, optimizer)
+        best, mean = (jax.tree.map(jnp.copy, params.encoder) for _ in range(2))
+        return Progress(state, {"best": best, "mean": mean}, Curve([], [], [], []), 0.0, 0)
 
-    encoder = (state.params if until is None else best_params).encoder
-    return Refit(
-        params=VAEParams(encoder=encoder, decoder=params.decoder),
-        curve=curve,
-        num_steps=int(state.step),
-        converged=None if until is None else plateaus > until.num_decays,
-        last_improvement=last_improvement if until is not None else None,
-    )
+    keys, params, sources, monitors, resumes = _members(rng_key, params, source, monitor, resume)
+    runs = _Runs(vae, sources, optimizer, batch_size, objective, devices, sweep)
+    done = runs.advance(
+        list(map(begin, params, keys, resumes)), num_epochs, monitors=monitors,
+        monitor_every=monitor_every, until=until, on_epoch=on_epoch, on_chunk=on_chunk,
+    )  # fmt: skip
+    results = [_refit(*member, until, runs) for member in zip(done, params, strict=True)]
+    return results if isinstance(rng_key, list) else results[0]
 
 
 def optimal_inference(
     vae: VAE,
-    params: VAEParams,
+    params: VAEParams | Sequence[VAEParams],
     test_images: ArrayLike,
-    rng_key: jax.Array,
+    rng_key: jax.Array | Sequence[jax.Array],
     *,
     num_epochs: int = 1000,
     until: Convergence | None = Convergence(),  # noqa: B008 (an immutable tuple)
     monitor_every: int = 20,
     num_samples: int = 4,
     **refit_options: Any,
-) -> Refit:
+) -> Refit | list[Refit]:
     """Optimal inference (eq. 12): refits the encoder on the *test* set until it has converged.
 
     Not a practical procedure, and its BPD is fitted on test data: it measures how much of the
@@ -254,9 +298,9 @@ def optimal_inference(
 
     Args:
       vae: the model.
-      params: trained parameters, where the refit starts.
+      params: trained parameters, where the refit starts; a list in a sweep.
       test_images: [N, *event].
-      rng_key: of the refit.
+      rng_key: of the refit; a list of keys is a sweep.
       num_epochs: at most this many.
       until: the rule that ends it; None runs `num_epochs`.
       monitor_every: epochs between two measurements.
@@ -264,30 +308,38 @@ def optimal_inference(
       **refit_options: as of `refit_encoder`.
 
     Returns:
-      A `Refit`.
+      A `Refit`; a list of them in a sweep.
     """
-    refit_key, monitor_key = jax.random.split(rng_key)
     images = jnp.asarray(test_images)
 
-    def monitor(candidate: VAEParams) -> float:
-        return evaluate(vae, candidate, monitor_key, images, num_samples=num_samples).bpd
+    def monitor_of(monitor_key: jax.Array) -> Monitor:
+        return lambda candidate: (
+            evaluate(
+                vae, candidate, monitor_key, images, num_samples=num_samples,
+                devices=refit_options.get("devices"),
+            ).bpd
+        )  # fmt: skip
 
+    pairs = [jax.random.split(key) for key in _members(rng_key)[0]]
+    refit_keys, monitors = [pair[0] for pair in pairs], [monitor_of(pair[1]) for pair in pairs]
+    alone = not isinstance(rng_key, list)
     return refit_encoder(
-        vae, params, data_source(images), refit_key, num_epochs=num_epochs,
-        monitor=monitor, monitor_every=monitor_every, until=until, **refit_options,
+        vae, params, data_source(images), refit_keys[0] if alone else refit_keys,
+        num_epochs=num_epochs, monitor=monitors[0] if alone else monitors,
+        monitor_every=monitor_every, until=until, **refit_options,
     )  # fmt: skip
 
 
 def self_consistent(
     vae: VAE,
-    params: VAEParams,
+    params: VAEParams | Sequence[VAEParams],
     train_images: ArrayLike,
-    rng_key: jax.Array,
+    rng_key: jax.Array | Sequence[jax.Array],
     *,
-    alpha: ArrayLike = 0.5,
+    alpha: ArrayLike | Sequence[ArrayLike] = 0.5,
     num_epochs: int = 100,
     **refit_options: Any,
-) -> Refit:
+) -> Refit | list[Refit]:
     """Self-consistent training (eqs. 14-16): refits the encoder on model samples and data.
 
     Every x is a fresh sample of the model with probability alpha, and a training image
@@ -296,69 +348,26 @@ def self_consistent(
 
     Args:
       vae: the model.
-      params: trained parameters, where the refit starts.
+      params: trained parameters, where the refit starts; a list in a sweep.
       train_images: [N, *event].
-      rng_key: of the refit.
-      alpha: share of model samples, in [0, 1].
+      rng_key: of the refit; a list of keys is a sweep.
+      alpha: share of model samples, in [0, 1]; a list in a sweep.
       num_epochs: epochs of N examples.
       **refit_options: as of `refit_encoder`.
 
     Returns:
-      A `Refit`.
+      A `Refit`; a list of them in a sweep.
     """
     data = data_source(train_images)
-    model = model_source(vae, params.decoder, data.num_examples)
-    source = mixture_source(model, data, alpha)
+    _, all_params, alphas = _members(rng_key, params, alpha)
+    if len({alpha for alpha in alphas if isinstance(alpha, int | float)}) > 1:
+        alphas = [jnp.asarray(alpha, jnp.float32) for alpha in alphas]  # one program for them all
+    sources = [
+        mixture_source(model_source(vae, each.decoder, data.num_examples), data, alpha)
+        for each, alpha in zip(all_params, alphas, strict=True)
+    ]
+    source = sources if isinstance(rng_key, list) else sources[0]
     return refit_encoder(vae, params, source, rng_key, num_epochs=num_epochs, **refit_options)
-
-
-class _Run(NamedTuple):
-    """What is constant in a run; calling it runs epochs, one compiled program each."""
-
-    vae: VAE
-    source: Source
-    optimizer: Any
-    batch_size: int
-    objective: Objective
-
-    def __call__(
-        self, state: TrainState, num_epochs: int, on_epoch: Callable | None
-    ) -> tuple[TrainState, Curve]:
-        """Runs `state`, which is donated, up to `num_epochs` epochs in all."""
-        num_examples = self.source.num_examples
-        if num_epochs < 1 or self.batch_size < 1:
-            raise ValueError(
-                f"num_epochs is {num_epochs} and batch_size {self.batch_size}; both must be "
-                "positive"
-            )
-        if self.batch_size > num_examples:
-            raise ValueError(
-                f"batch_size is {self.batch_size}, more than the {num_examples} examples of an "
-                "epoch"
-            )
-        curve = Curve([], [], [], [])
-        event_shape = jax.eval_shape(self._first_example, self.source).shape
-        for epoch in range(int(state.step) // steps_per_epoch(self.source, self.batch_size),
-                           num_epochs):  # fmt: skip
-            state, mean_bound = run_epoch(
-                state, self.source, vae=self.vae, optimizer=self.optimizer,
-                batch_size=self.batch_size, objective=self.objective,
-            )  # fmt: skip
-            loss_bpd = float(bits_per_dim(mean_bound, event_shape))
-            if not np.isfinite(loss_bpd):
-                raise FloatingPointError(
-                    f"the loss is {loss_bpd} in epoch {epoch + 1}; a smaller learning rate may help"
-                )
-            curve.epoch.append(epoch + 1)
-            curve.loss_bpd.append(loss_bpd)
-            if on_epoch is not None:
-                on_epoch(epoch + 1, loss_bpd)
-        return state, curve
-
-    @staticmethod
-    def _first_example(source: Source) -> jax.Array:
-        rng_key = jax.random.key(0)
-        return source.draw(source.begin_epoch(rng_key), rng_key, jnp.zeros((), jnp.int32))
 
 
 def steps_per_epoch(source: Source, batch_size: int) -> int:
@@ -366,12 +375,8 @@ def steps_per_epoch(source: Source, batch_size: int) -> int:
     return -(-source.num_examples // batch_size)
 
 
-@functools.partial(
-    jax.jit,
-    static_argnames=("vae", "optimizer", "batch_size", "objective"),
-    donate_argnames="state",
-)
-def run_epoch(
+def run_steps(
+    shard: hardware.Shard,
     state: TrainState,
     source: Source,
     *,
@@ -379,42 +384,56 @@ def run_epoch(
     optimizer: Any,
     batch_size: int,
     objective: Objective,
-) -> tuple[TrainState, jax.Array]:
-    """One epoch as one compiled scan; `state` is donated.
+    num_steps: int,
+) -> tuple[TrainState, jax.Array, jax.Array]:
+    """The next `num_steps` steps of an epoch as one scan; they do not go beyond its end.
+
+    Each device takes its share of the positions of every batch. Where the shares are not even,
+    and at the end of an epoch, a share is filled up with positions that do not exist.
 
     Returns:
-      The state after the epoch, and the mean objective over its examples, nats.
+      The state after them; the sum of the objective over each step's examples [num_steps], nats;
+      whether every parameter is finite.
     """
-    num_steps = steps_per_epoch(source, batch_size)
-    epoch_key = jax.random.fold_in(state.rng_key, state.step // num_steps)
+    epoch, first_step = jnp.divmod(state.step, steps_per_epoch(source, batch_size))
+    epoch_key = jax.random.fold_in(state.rng_key, epoch)
     plan_key, examples_key = jax.random.split(epoch_key)
     plan = source.begin_epoch(plan_key)
-    positions = jnp.arange(num_steps * batch_size).reshape(num_steps, batch_size)
-    # One batch of hashes an epoch, not one a step: small kernels are what a CPU is slow at.
+    share = -(-batch_size // shard.count)
+    slots = shard.index * share + jnp.arange(share)
+    first_positions = (first_step + jnp.arange(num_steps)) * batch_size
+    positions = first_positions[:, None] + slots[None]
+    positions = jnp.where(slots[None] < batch_size, positions, source.num_examples)
+    # One batch of hashes a chunk, not one a step: small kernels are what a CPU is slow at.
     example_keys = _example_keys(examples_key, positions)
+    num_examples = jnp.clip(source.num_examples - first_positions, 1, batch_size)
 
     def step(state: TrainState, xs: tuple[jax.Array, ...]) -> tuple[TrainState, jax.Array]:
-        return train_step(state, source, plan, *xs, vae, optimizer, objective)
+        return train_step(shard, state, source, plan, *xs, vae, optimizer, objective)
 
-    state, sums = jax.lax.scan(step, state, (positions, *example_keys))
-    return state, sums.sum() / source.num_examples
+    state, sums = jax.lax.scan(step, state, (positions, *example_keys, num_examples))
+    finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params)])
+    return state, sums, finite.all()
 
 
 def train_step(
+    shard: hardware.Shard,
     state: TrainState,
     source: Source,
     plan: Any,
     positions: jax.Array,
     draw_keys: jax.Array,
     objective_keys: jax.Array,
+    num_examples: jax.Array,
     vae: VAE,
     optimizer: Any,
     objective: Objective,
 ) -> tuple[TrainState, jax.Array]:
     """One optimizer step on the examples at `positions` [B] of the epoch, with two keys for each.
 
-    The loss is minus the mean objective over those positions that exist; positions past the end
-    of the epoch have weight zero. This is the named place where examples are vmapped.
+    The loss is minus the mean objective over those positions of all shards that exist, of which
+    there are `num_examples`; positions past the end of the epoch have weight zero. This is the
+    named place where examples are vmapped, and where shards meet.
 
     Returns:
       The next state, and the sum of the objective over the examples, nats.
@@ -424,15 +443,284 @@ def train_step(
 
     def loss(params: VAEParams) -> jax.Array:
         values = jax.vmap(lambda key, one: objective(vae, params, key, one))(objective_keys, x)
-        return -jnp.vdot(weights, values) / weights.sum()
+        return -jnp.vdot(weights, values) / num_examples
 
-    value, gradients = jax.value_and_grad(loss)(state.params)
+    value, gradients = shard.sum(jax.value_and_grad(loss)(state.params))
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params = jax.tree.map(lambda p, u: p + u.astype(p.dtype), state.params, updates)
-    return TrainState(params, opt_state, state.step + 1, state.rng_key), -value * weights.sum()
+    return TrainState(params, opt_state, state.step + 1, state.rng_key), -value * num_examples
 
 
 def _example_keys(rng_key: jax.Array, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Two keys for every position of an epoch: one to draw x, one for the objective's noise."""
     flat = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(rng_key, i)))(positions.ravel())
     return flat[:, 0].reshape(positions.shape), flat[:, 1].reshape(positions.shape)
+
+
+class _Runs:
+    """One run, or the members of a sweep in lockstep: what is constant in them, and the loop."""
+
+    def __init__(self, vae, sources, optimizer, batch_size, objective, devices, sweep):
+        if batch_size < 1:
+            raise ValueError(f"batch_size {batch_size} is not positive")
+        num_examples = sources[0].num_examples
+        if batch_size > num_examples:
+            raise ValueError(
+                f"batch_size is {batch_size}, more than the {num_examples} examples of an epoch"
+            )
+        if sweep not in SWEEPS:
+            raise ValueError(f"sweep is {sweep!r}; it must be one of {', '.join(SWEEPS)}")
+        self.devices = hardware.all_devices(devices)
+        self.num_members = len(sources)
+        self.num_examples = num_examples
+        self.num_steps = steps_per_epoch(sources[0], batch_size)
+        self.chunk = _chunk(self.num_steps, self.num_members)
+        self.event_shape = jax.eval_shape(_first_example, sources[0]).shape
+        self.static = (vae, optimizer, batch_size, objective)
+        if self.num_members == 1:
+            self.treedef, self.sweep = None, None
+            self.source = hardware.replicate(sources[0], self.devices)
+            return
+        accelerated = hardware.is_accelerated(self.devices)
+        self.sweep = {"auto": "vmap" if accelerated else "map"}.get(sweep, sweep)
+        varying, shared, self.treedef = _stack_sources(sources)
+        self.varying = hardware.split_members(varying, self.devices)
+        self.shared = hardware.replicate(shared, self.devices)
+
+    def advance(
+        self, runs: list[Progress], num_epochs: int, *, monitors: Sequence[Monitor | None] = (),
+        monitor_every: int = 1, until: Convergence | None = None,
+        on_epoch: Callable | None = None, on_chunk: Callable | None = None,
+    ) -> list[Progress]:  # fmt: skip
+        """Runs all up to `num_epochs` epochs, or to their convergence."""
+        if num_epochs < 1:
+            raise ValueError(f"num_epochs is {num_epochs}; it must be positive")
+        monitors = list(monitors) or [None] * len(runs)
+        going = [run for run in runs if until is None or run.plateaus <= until.num_decays]
+        steps = {int(run.state.step) for run in going or runs}
+        if len(steps) > 1:
+            raise ValueError(f"the runs of a sweep are at steps {sorted(steps)}, not at one")
+        step = steps.pop()
+        runs = [
+            run._replace(curve=Curve(*map(list, run.curve))) for run in runs
+        ]  # a resumed curve is the caller's
+        for run, monitor in zip(runs, monitors, strict=True):
+            if monitor is not None and not run.curve.monitor_epoch:
+                _measure(run, monitor, 0)
+        state = self._pack([run.state for run in runs])
+        runs = [run._replace(state=None) for run in runs]
+
+        def unpacked() -> list[Progress]:
+            states = self._unpack(state)
+            return [r._replace(state=s) for r, s in zip(runs, states, strict=True)]
+
+        while step < num_epochs * self.num_steps:
+            running = [until is None or run.plateaus <= until.num_decays for run in runs]
+            if not any(running):
+                break
+            length = min(self.chunk, self.num_steps - step % self.num_steps)
+            state, sums, finite = self._call(state, running, length)
+            sums, finite = np.asarray(sums).reshape(len(runs), -1), np.ravel(finite)
+            _refuse_non_finite(sums, finite, running, step, self.num_steps)
+            step += length
+            for index, values in enumerate(sums):
+                total = runs[index].epoch_nats
+                for value in values.tolist():  # one by one: the chunks' lengths change nothing
+                    total += value
+                runs[index] = runs[index]._replace(epoch_nats=total)
+            if step % self.num_steps == 0:
+                runs, state = self._end_epoch(
+                    runs, state, running, step // self.num_steps, num_epochs,
+                    monitors, monitor_every, until, on_epoch,
+                )  # fmt: skip
+            if on_chunk is not None:
+                on_chunk(unpacked() if self.num_members > 1 else unpacked()[0])
+        return unpacked()
+
+    def _end_epoch(
+        self, runs, state, running, epoch, num_epochs, monitors, monitor_every, until, on_epoch
+    ):
+        """The books of an epoch that has ended: curves, means, measurements, learning rates."""
+        members = None  # unpacked only where something looks at them
+        factors = [1.0] * len(runs)
+        for index, run in enumerate(runs):
+            if not running[index]:
+                continue
+            curve, loss_bpd = run.curve, float(bits_per_dim(
+                run.epoch_nats / self.num_examples, self.event_shape
+            ))  # fmt: skip
+            curve.epoch.append(epoch)
+            curve.loss_bpd.append(loss_bpd)
+            runs[index] = run = run._replace(epoch_nats=0.0)
+            if run.encoders is None:
+                continue
+            members = members or self._unpack(state)
+            params = members[index].params
+            mean = _update_mean(run.encoders["mean"], params.encoder, epoch)
+            run.encoders["mean"] = mean
+            due = epoch % monitor_every == 0 or epoch == num_epochs
+            if monitors[index] is None or not due:
+                continue
+            improvement = _measure(run, monitors[index], epoch, params)
+            if until is None:
+                continue
+            if improvement > 0:
+                run.encoders["best"] = jax.tree.map(jnp.copy, params.encoder)
+            if improvement < until.tolerance:
+                runs[index] = run._replace(plateaus=run.plateaus + 1)
+                factors[index] = until.decay
+        if any(factor != 1.0 for factor in factors):
+            members = [
+                member._replace(opt_state=scale_learning_rate(member.opt_state, factor))
+                for member, factor in zip(members, factors, strict=True)
+            ]
+            state = self._pack(members)
+        if on_epoch is not None:
+            losses = [run.curve.loss_bpd[-1] for run, on in zip(runs, running, strict=True) if on]
+            on_epoch(epoch, sum(losses) / len(losses))
+        return runs, state
+
+    def _call(self, state: Any, running: list[bool], length: int) -> tuple[Any, Any, Any]:
+        """One compiled call: `length` steps of every member that is running."""
+        program = _program(*self.static, length, self.devices, self.sweep, self.treedef)
+        if self.num_members == 1:
+            state, sums, finite = program(state, self.source)
+            return state, *hardware.collect((sums, finite))
+        running = hardware.split_members(jnp.asarray(running), self.devices)
+        state, *out = program(state, (self.varying, running), self.shared)
+        return state, *hardware.join_members(out, self.num_members, self.devices)
+
+    def _pack(self, states: list[TrainState]) -> Any:
+        if self.num_members == 1:
+            return hardware.replicate(states[0], self.devices)
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+        return hardware.split_members(stacked, self.devices)
+
+    def _unpack(self, state: Any) -> list[TrainState]:
+        if self.num_members == 1:
+            return [hardware.collect(state)]
+        stacked = hardware.join_members(state, self.num_members, self.devices)
+        member = lambda index: jax.tree.map(lambda leaf: leaf[index], stacked)
+        return [member(index) for index in range(self.num_members)]
+
+
+@functools.cache
+def _program(vae, optimizer, batch_size, objective, num_steps, devices, sweep, treedef):
+    """The compiled program of these constants; equal constants give the same one."""
+    one = functools.partial(
+        run_steps, vae=vae, optimizer=optimizer, batch_size=batch_size, objective=objective,
+        num_steps=num_steps,
+    )  # fmt: skip
+    if sweep is None:
+        return hardware.data_parallel(one, devices)
+
+    def member(state, varying, running, shared):
+        source = _merge_source(varying, shared, treedef)
+        if sweep == "vmap":  # where members go side by side, leaving one out saves nothing
+            return one(hardware.WHOLE, state, source)
+        skip = lambda state: (state, jnp.zeros(num_steps), jnp.asarray(True))
+        return jax.lax.cond(running, lambda state: one(hardware.WHOLE, state, source), skip, state)
+
+    def sweep_steps(states, split, shared):
+        varying, running = split
+        if sweep == "vmap":
+            return jax.vmap(member, in_axes=(0, 0, 0, None))(states, varying, running, shared)
+        return jax.lax.map(lambda xs: member(*xs, shared), (states, varying, running))
+
+    return hardware.member_parallel(sweep_steps, devices)
+
+
+def _members(rng_key: Any, *others: Any) -> list[list]:
+    """Each argument as a list with an entry for every member of the sweep, or for the one run."""
+    if not isinstance(rng_key, list):
+        return [[rng_key], *([other] for other in others)]
+    if not rng_key:
+        raise ValueError("rng_key is an empty list; a sweep needs at least one key")
+    lists = [rng_key]
+    for other in others:
+        if isinstance(other, list) and len(other) != len(rng_key):
+            raise ValueError(
+                f"a list of {len(other)} beside {len(rng_key)} keys; a sweep needs one for each"
+            )
+        lists.append(other if isinstance(other, list) else [other] * len(rng_key))
+    return lists
+
+
+def _stack_sources(sources: list[Source]) -> tuple[dict, dict, Any]:
+    """The leaves that differ, stacked [R, ...], and those that all share; by their number."""
+    leaves, treedefs = zip(*map(jax.tree.flatten, sources), strict=True)
+    shapes = [[jnp.shape(leaf) for leaf in each] for each in leaves]
+    if any(t != treedefs[0] for t in treedefs) or any(s != shapes[0] for s in shapes):
+        raise ValueError("the sources of a sweep differ in more than the values of their arrays")
+    varying, shared = {}, {}
+    for number, each in enumerate(zip(*leaves, strict=True)):
+        if all(leaf is each[0] for leaf in each):
+            shared[number] = each[0]
+        else:
+            varying[number] = jnp.stack(each)
+    return varying, shared, treedefs[0]
+
+
+def _merge_source(varying: dict, shared: dict, treedef: Any) -> Source:
+    leaves = {**varying, **shared}
+    return jax.tree.unflatten(treedef, [leaves[number] for number in range(len(leaves))])
+
+
+def _first_example(source: Source) -> jax.Array:
+    rng_key = jax.random.key(0)
+    return source.draw(source.begin_epoch(rng_key), rng_key, jnp.zeros((), jnp.int32))
+
+
+def _chunk(num_steps: int, num_members: int) -> int:
+    """Steps in a compiled call: an even part of the epoch where there is one that serves."""
+    most = max(1, _CHUNK_STEPS // num_members)
+    if num_steps <= most:
+        return num_steps
+    even = max(length for length in range(1, most + 1) if num_steps % length == 0)
+    return even if even >= most // 4 else most
+
+
+@jax.jit
+def _update_mean(mean: Params, params: Params, count: int) -> Params:
+    """The mean of `count` parameters, from that of the first count - 1 and the last."""
+    return jax.tree.map(lambda m, p: m + (p - m) / count, mean, params)
+
+
+def _measure(run: Progress, monitor: Monitor, epoch: int, params: VAEParams | None = None) -> float:
+    """Adds a measurement to the curve; returns what it improved on the best before it."""
+    bpd = monitor(run.state.params if params is None else params)
+    improvement = min(run.curve.monitor_bpd, default=bpd) - bpd
+    run.curve.monitor_epoch.append(epoch)
+    run.curve.monitor_bpd.append(bpd)
+    return improvement
+
+
+def _refuse_non_finite(sums, finite, running, step: int, num_steps: int) -> None:
+    """Raises where a running member's loss or parameters are not finite, naming the step."""
+    for index, on in enumerate(running):
+        if not on:
+            continue
+        bad = np.flatnonzero(~np.isfinite(sums[index]))
+        if not len(bad) and finite[index]:
+            continue
+        last = step + (int(bad[0]) if len(bad) else len(sums[index]) - 1)
+        what = f"the loss is {-sums[index][bad[0]]}" if len(bad) else "a parameter is not finite"
+        member = f" of run {index + 1} of the sweep" if len(running) > 1 else ""
+        raise FloatingPointError(
+            f"{what} in epoch {last // num_steps + 1}, step {last % num_steps + 1}{member}; "
+            "a smaller learning rate may help"
+        )
+
+
+def _refit(progress: Progress, params: VAEParams, until: Convergence | None, runs: _Runs) -> Refit:
+    curve, encoders = progress.curve, progress.encoders
+    encoder = progress.state.params.encoder if until is None else encoders["best"]
+    measured = curve.monitor_bpd
+    return Refit(
+        params=VAEParams(encoder=encoder, decoder=params.decoder),
+        mean_params=VAEParams(encoder=encoders["mean"], decoder=params.decoder),
+        curve=curve,
+        num_steps=curve.epoch[-1] * runs.num_steps,
+        converged=None if until is None else progress.plateaus > until.num_decays,
+        last_improvement=min(measured[:-1]) - measured[-1] if until is not None else None,
+    )

@@ -12,7 +12,12 @@ import numpyro.distributions as dist
 import pytest
 
 import gapjax
+from gapjax import training
 
+# On a CPU the suite runs on eight virtual devices wherever a test does not say which.
+NUM_DEVICES = 8
+if "device_count" not in os.environ.get("XLA_FLAGS", ""):
+    jax.config.update("jax_num_cpu_devices", NUM_DEVICES)
 # NumPyro's own Bernoulli promotes dtypes, so only ranks are held strictly.
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update(
@@ -134,6 +139,23 @@ def small() -> SmallModel:
         optimizer=gapjax.adam(5e-3),
     )
     return SmallModel(vae, state, curve, num_epochs, batch_size, train_images, test_images)
+
+
+_TRACED = []
+
+
+def _counted(*args, _run_steps=training.run_steps, **options):
+    """Every program of training is traced through here, once."""
+    _TRACED.append(1)
+    return _run_steps(*args, **options)
+
+
+training.run_steps = _counted
+
+
+def num_programs():
+    """How many training programs were made so far."""
+    return len(_TRACED)
 
 
 def random_params(vae, seed=0):

@@ -1,0 +1,297 @@
+"""Many devices compute what one does; a sweep computes what its members would alone."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import NUM_DEVICES, assert_same_bits, num_programs
+
+import gapjax
+from gapjax import checkpoints, devices, training
+
+EIGHT = jax.devices()[:8]
+SGD_LIKE = gapjax.adam(2e-3)
+needs_eight = pytest.mark.skipif(
+    len(EIGHT) < 8, reason=f"{len(EIGHT)} devices; XLA_FLAGS was set from outside"
+)
+pytestmark = needs_eight
+
+
+def _images(small):
+    """130 images, in batches of 100: a whole one, and a ragged one of 30."""
+    return np.concatenate([small.train_images, small.test_images])
+
+
+def _close(first, second, atol=2e-5):
+    for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
+        if not jax.dtypes.issubdtype(a.dtype, jax.dtypes.prng_key):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=atol)
+
+
+def _train(small, used, num_epochs=3, **options):
+    return gapjax.train(
+        small.vae, gapjax.data_source(_images(small)), num_epochs=num_epochs, batch_size=100,
+        optimizer=SGD_LIKE, devices=used, **options,
+    )  # fmt: skip
+
+
+def _self_consistent(small, used, params=None, rng_key=None, alpha=0.5, **options):
+    return gapjax.self_consistent(
+        small.vae, params or small.params, _images(small),
+        jax.random.key(1) if rng_key is None else rng_key, alpha=alpha, num_epochs=3,
+        batch_size=100, optimizer=SGD_LIKE, devices=used, **options,
+    )  # fmt: skip
+
+
+def _optimal(small, used, params=None, rng_key=None, **options):
+    return gapjax.optimal_inference(
+        small.vae, params or small.params, _images(small),
+        jax.random.key(2) if rng_key is None else rng_key, num_epochs=8, monitor_every=2,
+        batch_size=100, optimizer=gapjax.adam(2e-2), devices=used,
+        **{"until": gapjax.Convergence(tolerance=2e-3, num_decays=1), **options},
+    )  # fmt: skip
+
+
+# --- one run on many devices ------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def alone(small):
+    """What one device computes."""
+    return {
+        "train": _train(small, EIGHT[:1], rng_key=jax.random.key(3)),
+        "self_consistent": _self_consistent(small, EIGHT[:1]),
+        "optimal": _optimal(small, EIGHT[:1]),
+    }
+
+
+@pytest.mark.parametrize("count", [2, 3, 8])
+def test_training_and_refits_do_not_depend_on_the_number_of_devices(small, alone, count):
+    """100 is no multiple of 3 or of 8, and 30 of none."""
+    used = EIGHT[:count]
+    state, curve = _train(small, used, rng_key=jax.random.key(3))
+    _close(state, alone["train"][0])
+    np.testing.assert_allclose(curve.loss_bpd, alone["train"][1].loss_bpd, rtol=1e-5)
+    for name, refit in (("self_consistent", _self_consistent), ("optimal", _optimal)):
+        ours = refit(small, used)
+        np.testing.assert_allclose(ours.curve.loss_bpd, alone[name].curve.loss_bpd, rtol=1e-4)
+        np.testing.assert_allclose(ours.curve.monitor_bpd, alone[name].curve.monitor_bpd, rtol=1e-4)
+        _close(ours.params.encoder, alone[name].params.encoder, atol=2e-4)
+        assert_same_bits(ours.params.decoder, small.params.decoder)
+        assert ours.num_steps == alone[name].num_steps
+
+
+@pytest.mark.parametrize("count, batch_size", [(2, 100), (3, 100), (8, 100), (8, 3)])
+def test_evaluation_does_not_depend_on_the_number_of_devices(small, count, batch_size):
+    images = _images(small)
+    one, many = (
+        gapjax.evaluate(
+            small.vae, small.params, jax.random.key(4), images, num_samples=3,
+            batch_size=batch_size, devices=used,
+        )
+        for used in (EIGHT[:1], EIGHT[:count])
+    )  # fmt: skip
+    np.testing.assert_allclose(many.per_image, one.per_image, rtol=1e-5)
+    assert many.per_image.shape == (len(images),)
+
+
+def test_a_checkpoint_of_eight_devices_goes_on_on_one_and_the_reverse(small, tmp_path, alone):
+    for first, second in ((EIGHT, EIGHT[:1]), (EIGHT[:1], EIGHT[:3])):
+        state, _ = _train(small, first, num_epochs=1, rng_key=jax.random.key(3))
+        checkpoints.save(tmp_path, 1, state, {})
+        restored, _ = checkpoints.restore(tmp_path, 1, state)
+        assert_same_bits(restored, state)
+        state, _ = _train(small, second, state=restored)
+        _close(state, alone["train"][0])
+
+
+def test_a_step_is_one_all_reduce_and_never_visits_the_host(small):
+    """Read off the compiled program of eight devices: the body of its loop."""
+    source = gapjax.data_source(_images(small))
+    optimizer = SGD_LIKE
+    state = training.init_state(small.params, jax.random.key(0), optimizer)
+
+    def steps(shard, state, source):
+        return training.run_steps(
+            shard, state, source, vae=small.vae, optimizer=optimizer, batch_size=100,
+            objective=gapjax.elbo, num_steps=2,
+        )  # fmt: skip
+
+    program = devices.data_parallel(steps, EIGHT)
+    arguments = devices.replicate((state, source), EIGHT)
+    text = program.lower(*arguments).compile().as_text()
+    assert len(re.findall(r" all-reduce(-start)?\(", text)) == 1
+    for word in ("infeed", "outfeed", "host", "callback", " send(", " recv("):
+        instructions = [line.split("metadata=")[0] for line in text.splitlines() if " = " in line]
+        assert not [line for line in instructions if word in line], word
+    # And the words are such as would be found.
+    talkative = devices.data_parallel(
+        lambda shard, state, source: jax.debug.callback(print, state) or state, EIGHT
+    )
+    assert "callback" in talkative.lower(jnp.ones(()), ()).compile().as_text()
+
+
+def test_devices_that_are_given_are_used(small):
+    """The last one alone: neither the default nor the first."""
+    state, _ = _train(small, EIGHT[7:], num_epochs=1, rng_key=jax.random.key(3))
+    assert {d for leaf in jax.tree.leaves(state.params) for d in leaf.devices()} == {EIGHT[7]}
+    assert len(jax.devices()) == NUM_DEVICES
+    assert devices.all_devices() == tuple(jax.devices())
+
+
+# --- many runs --------------------------------------------------------------------------------
+
+
+def _several(small, number):
+    """Checkpoints that differ, and a key for each."""
+    all_params = [
+        jax.tree.map(lambda p: p * (1 - 0.02 * index), small.params)  # noqa: B023
+        for index in range(number)
+    ]
+    return all_params, [jax.random.fold_in(jax.random.key(5), i) for i in range(number)]
+
+
+@pytest.mark.parametrize("count, sweep", [(1, "map"), (2, "map"), (3, "vmap")])
+def test_a_sweep_is_its_members_alone(small, count, sweep):
+    """Five checkpoints with an alpha each, on devices that do not divide five."""
+    all_params, keys = _several(small, 5)
+    alphas = [0.0, 0.25, 0.5, 0.75, 1.0]
+    before = num_programs()
+    swept = _self_consistent(
+        small, EIGHT[:count], all_params, keys, alpha=alphas, sweep=sweep,
+        monitor=lambda params: float(params.encoder["MLP_0"]["Dense_0"]["bias"].sum()),
+        monitor_every=2,
+    )  # fmt: skip
+    assert num_programs() <= before + 1
+    assert len(swept) == 5
+    for index in (0, 1, 4):
+        single = _self_consistent(
+            small, EIGHT[:1], all_params[index], keys[index], alpha=jnp.asarray(alphas[index])
+        )
+        ours = swept[index]
+        _close(ours.params.encoder, single.params.encoder, atol=2e-4)
+        _close(ours.mean_params.encoder, single.mean_params.encoder, atol=2e-4)
+        np.testing.assert_allclose(ours.curve.loss_bpd, single.curve.loss_bpd, rtol=1e-4)
+        assert_same_bits(ours.params.decoder, all_params[index].decoder)
+        assert ours.curve.monitor_epoch == [0, 2, 3]
+
+
+@pytest.mark.parametrize("count, sweep", [(1, "vmap"), (2, "auto")])
+def test_members_converge_one_by_one(small, count, sweep):
+    """What is finished stays as it was, however long the others go on."""
+    all_params, keys = _several(small, 3)
+    # A start that is good already, and two that are not.
+    good = _optimal(small, EIGHT[:1], all_params[0], keys[0], until=None).params
+    all_params = [good, *all_params[1:]]
+    swept = _optimal(small, EIGHT[:count], all_params, keys, sweep=sweep)
+    ends = [refit.curve.monitor_epoch[-1] for refit in swept]
+    assert len(set(ends)) > 1
+    for params, key, ours in zip(all_params, keys, swept, strict=True):
+        single = _optimal(small, EIGHT[:1], params, key)
+        assert (ours.num_steps, ours.converged) == (single.num_steps, single.converged)
+        np.testing.assert_allclose(ours.curve.monitor_bpd, single.curve.monitor_bpd, rtol=1e-4)
+        _close(ours.params.encoder, single.params.encoder, atol=5e-4)
+
+
+def test_seeds_are_trained_together(small):
+    keys = [jax.random.key(seed) for seed in range(3)]
+    swept = _train(small, EIGHT[:2], num_epochs=2, rng_key=keys)
+    for key, (state, curve) in zip(keys, swept, strict=True):
+        single, single_curve = _train(small, EIGHT[:1], num_epochs=2, rng_key=key)
+        _close(state, single)
+        np.testing.assert_allclose(curve.loss_bpd, single_curve.loss_bpd, rtol=1e-5)
+
+
+def test_what_all_members_share_is_there_once(small):
+    data = gapjax.data_source(_images(small))
+    sources = [
+        gapjax.mixture_source(gapjax.model_source(small.vae, params.decoder, 130), data, 0.5)
+        for params in _several(small, 4)[0]
+    ]
+    varying, shared, _ = training._stack_sources(sources)
+    assert any(leaf is data.images for leaf in shared.values())
+    assert data.images.shape not in {leaf.shape[1:] for leaf in varying.values()}
+
+
+def test_sweeps_that_cannot_be_are_refused(small):
+    keys = [jax.random.key(0), jax.random.key(1)]
+    with pytest.raises(ValueError, match="a list of 3 beside 2 keys"):
+        _self_consistent(small, EIGHT[:1], _several(small, 3)[0], keys)
+    with pytest.raises(ValueError, match="empty list"):
+        _self_consistent(small, EIGHT[:1], small.params, [])
+    with pytest.raises(ValueError, match="differ in more than the values"):
+        gapjax.refit_encoder(
+            small.vae, small.params,
+            [gapjax.data_source(small.train_images), gapjax.data_source(small.test_images)],
+            keys, num_epochs=1, batch_size=5,
+        )  # fmt: skip
+    with pytest.raises(ValueError, match="sweep is 'both'"):
+        _self_consistent(small, EIGHT[:1], small.params, keys, sweep="both")
+
+
+# --- several processes ------------------------------------------------------------------------
+
+_WORKER = """
+import os, sys
+number, port = int(sys.argv[1]), sys.argv[2]
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
+import jax
+from gapjax import devices
+devices.join_processes(f"localhost:{port}", 2, number)
+import numpy as np
+import gapjax
+from gapjax import checkpoints
+assert devices.process() == (number, 2) and len(devices.all_devices()) == 8
+images = np.load(sys.argv[3])
+vae = gapjax.mlp_vae((5, 5), "bernoulli", latent_dim=3, hidden_sizes=(32,))
+options = dict(num_epochs=3, batch_size=100, optimizer=gapjax.adam(2e-3))
+state, curve = gapjax.train(vae, gapjax.data_source(images), jax.random.key(3), **options)
+refit = gapjax.self_consistent(vae, state.params, images, jax.random.key(1), **options)
+evaluation = gapjax.evaluate(vae, refit.params, jax.random.key(4), images, num_samples=3)
+checkpoints.save(sys.argv[4], 3, state, {"loss_bpd": curve.loss_bpd + refit.curve.loss_bpd})
+restored, _ = checkpoints.restore(sys.argv[4], 3, state)
+assert int(restored.step) == 6
+print("DONE", *evaluation.per_image.tolist(), flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_of_four_devices_are_one_of_eight(small, tmp_path):
+    import socket
+
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    np.save(tmp_path / "images.npy", _images(small))
+    store = tmp_path / "store"
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", _WORKER, str(number), str(port),
+             str(tmp_path / "images.npy"), str(store)],
+            cwd=Path(__file__).parent.parent, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )
+        for number in range(2)
+    ]  # fmt: skip
+    outputs = [worker.communicate(timeout=240) for worker in workers]
+    assert [worker.returncode for worker in workers] == [0, 0], outputs[0][1] + outputs[1][1]
+    lines = [
+        next(line for line in out.splitlines() if line.startswith("DONE")) for out, _ in outputs
+    ]
+    assert lines[0] == lines[1]
+
+    state, curve = _train(small, EIGHT, rng_key=jax.random.key(3))
+    refit = _self_consistent(small, EIGHT, state.params)
+    restored, record = checkpoints.restore(store, 3, state)  # two processes to one
+    _close(restored, state)
+    np.testing.assert_allclose(record["loss_bpd"], curve.loss_bpd + refit.curve.loss_bpd, rtol=1e-4)
+    evaluation = gapjax.evaluate(
+        small.vae, refit.params, jax.random.key(4), _images(small), num_samples=3
+    )
+    per_image = np.array(lines[0].split()[1:], float)
+    np.testing.assert_allclose(per_image, evaluation.per_image, rtol=1e-3)
