@@ -457,18 +457,26 @@ def best(rows: list[dict]) -> dict:
     return {"epoch": row["epoch"], **row[chosen_on], "chosen_on": chosen_on}
 
 
-def _notes(rows: list[dict]) -> list[str]:
+def _best_note(rows: list[dict]) -> str:
     chosen = best(rows)
-    held_out = (
-        "chosen on the test set, so this BPD is optimistic; --validation chooses without it"
-        if chosen["chosen_on"] == "test"
-        else "chosen on images held out of training, not on the test set"
-    )
-    notes = [
+    if chosen["chosen_on"] == "validation":
+        words = "it was chosen on images held out of training"
+    else:
+        words = (
+            "it was chosen on the test set, so its BPD is optimistic (--validation holds images "
+            "out to choose by)"
+        )
+    return (
         f"Best checkpoint: epoch {chosen['epoch']}, with the lowest {chosen['chosen_on']} BPD, "
-        f"{chosen['bpd']:.4f}; {held_out}.",
+        f"{chosen['bpd']:.4f}; {words}."
+    )
+
+
+def _notes(rows: list[dict]) -> list[str]:
+    notes = [
+        _best_note(rows),
+        "The BPD after optimal inference is fitted on the test set: it measures, no more.",
     ]
-    notes += ["The BPD after optimal inference is fitted on the test set: it measures, no more."]
     unconverged = [row["epoch"] for row in rows if not row["refits"]["optimal"]["converged"]]
     if unconverged:
         notes.append(

@@ -45,6 +45,7 @@ def run_program(phases: Callable[[Run], None], *, new_runs: bool) -> None:
             # Orbax and others tell of every step, and of each error that they raise as well.
             logging.set_verbosity(logging.FATAL)
             standard_logging.getLogger("asyncio").setLevel(standard_logging.CRITICAL)
+            sys.unraisablehook = _unraisable
         for number in (signal.SIGINT, signal.SIGTERM):  # a shell's & leaves SIGINT ignored
             signal.signal(number, interrupt)
         saving = Saving()
@@ -84,6 +85,16 @@ def run_program(phases: Callable[[Run], None], *, new_runs: bool) -> None:
             sys.exit(_fail(" ".join(str(error).split()), 2))
 
     app.run(main, flags_parser=parse)
+
+
+def _unraisable(error: "sys.UnraisableHookArgs") -> None:
+    """Tells of errors that nobody can catch, but not of those that Orbax leaves behind it.
+
+    Where a file cannot be read or written it raises, and what it had begun beside that then finds
+    its event loop closed.
+    """
+    if "Event loop is closed" not in str(error.exc_value):
+        sys.__unraisablehook__(error)
 
 
 def _os_error_line(error: OSError, workdir: Workdir | None) -> str:

@@ -2,9 +2,9 @@
 
 python -m tests.kill_trials --kills=20
 
-One run is left alone. Another is killed (kill -9) at a random moment, started again, killed again
-and so on; where a start ends before its kill, the run is compared with the first, and a new one is
-begun. Two runs are equal where every entry of every store and all numbers of results.json are, bit
+One run is left alone. Others are killed (kill -9) three times each, at random moments of the time
+that the first one took, are started again each time, and in the end compared with the first.
+Two runs are equal where every entry of every store and all numbers of results.json are, bit
 for bit, and where metrics.jsonl has the same lines.
 """
 
@@ -50,9 +50,18 @@ def _what_counts(workdir: Path) -> dict:
 
 
 def _leftovers(workdir: Path) -> list[str]:
-    stores = (workdir / "checkpoints").iterdir()
-    inside = [path for store in stores for path in store.iterdir() if not path.name.isdigit()]
-    return [str(path) for path in [*workdir.glob(".*.tmp"), *inside]]
+    inside = [path for path in workdir.glob("checkpoints/*/*") if not path.name.isdigit()]
+    return [str(path.relative_to(workdir)) for path in [*workdir.glob(".*.tmp"), *inside]]
+
+
+def _state(workdir: Path) -> str:
+    """Where a run was killed, in words."""
+    if not workdir.exists():
+        return "nothing written yet"
+    stores = {p.name: checkpoints.numbers(p) for p in sorted(workdir.glob("checkpoints/*"))}
+    entries = sum(map(len, stores.values()))
+    drawn = len([*workdir.glob("*.png")])
+    return f"{entries} entries, {drawn} figures, half-written: {_leftovers(workdir) or 'nothing'}"
 
 
 def _finish(workdir: Path) -> None:
@@ -83,23 +92,22 @@ def main() -> None:
     expected = _what_counts(folder / "undisturbed")
     killed, runs = 0, 0
     while killed < arguments.kills:
-        process = _start(folder / f"run{runs}")
-        try:
-            out, _ = process.communicate(timeout=moments.uniform(0, longest))
-        except subprocess.TimeoutExpired:
-            process.kill()
-            out, _ = process.communicate()
-            killed += 1
-            last = (out.strip().splitlines() or ["before its first line"])[-1]
-            print(f"kill {killed:3} of run {runs}, after: {last}", flush=True)
-            continue
-        if process.returncode:
-            sys.exit(f"a start after a kill ended with {process.returncode}: {out}")
-        _check(folder / f"run{runs}", expected)
-        runs += 1
-    if (folder / f"run{runs}").exists():
-        _finish(folder / f"run{runs}")
-        _check(folder / f"run{runs}", expected)
+        workdir = folder / f"run{runs}"
+        for _ in range(min(3, arguments.kills - killed)):
+            process = _start(workdir)
+            try:
+                out, _ = process.communicate(timeout=moments.uniform(0, longest))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.communicate()
+                killed += 1
+                print(f"kill {killed:3}, run {runs}: {_state(workdir)}", flush=True)
+                continue
+            if process.returncode:
+                sys.exit(f"a start after a kill ended with {process.returncode}: {out}")
+            break
+        _finish(workdir)
+        _check(workdir, expected)
         runs += 1
     print(f"{killed} kills in {runs} runs: every run ended as the undisturbed one, bit for bit")
 
