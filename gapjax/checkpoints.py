@@ -84,11 +84,17 @@ def restore(store: Path, number: int, like: Any) -> tuple[Any, dict]:
     abstract = jax.tree.map(_abstract_plain, like)
     record = _record(store, number)
     _refuse_misfit(record.get(_SHAPES), abstract, store, number)
-    read = _read(store, number, _SHAPES in record, tree=ocp.args.StandardRestore(abstract))
-    _refuse_misfit(_shapes(read.tree), abstract, store, number)
-    if record[_TREE] != _checksum(read.tree):
-        raise DamagedError(f"checkpoint {number} in {store} is damaged (wrong checksum)")
-    return jax.tree.map(_from_plain, like, read.tree), record["facts"]
+    try:
+        tree = _read(store, number, tree=ocp.args.StandardRestore(abstract)).tree
+        _refuse_misfit(_shapes(tree), abstract, store, number)
+        if record[_TREE] != _checksum(tree):
+            raise DamagedError(f"checkpoint {number} in {store} is damaged (wrong checksum)")
+    except DamagedError as error:
+        if _SHAPES in record:
+            raise
+        # An entry of the first version: whether it is damaged or does not fit cannot be told.
+        raise CheckpointError(f"{error} or does not fit; remove it to make it again") from error
+    return jax.tree.map(_from_plain, like, tree), record["facts"]
 
 
 def good_numbers(store: Path, like: Any) -> tuple[list[int], list[DamagedError]]:
@@ -172,20 +178,20 @@ def _put_in_place(path: Path) -> None:
 
 
 def _record(store: Path, number: int) -> dict:
-    read = _read(store, number, True, record=ocp.args.JsonRestore())
+    read = _read(store, number, record=ocp.args.JsonRestore())
     return _verified(read.record, store, number)
 
 
-def _read(store: Path, number: int, fits: bool, **items: Any) -> Any:
-    """Reads items of an entry; where they fit what was saved, only damage makes that fail."""
+def _read(store: Path, number: int, **items: Any) -> Any:
     path = _path(store, number)
     if not path.is_dir():
         raise CheckpointError(f"no checkpoint {number} in {store}")
     try:
         return _checkpointer().restore(path, ocp.args.Composite(**items))
     except Exception as error:  # Orbax, tensorstore and JSON each raise their own
-        message = f"checkpoint {number} in {store} cannot be read ({_reason(error)})"
-        raise (DamagedError if fits else CheckpointError)(message) from error
+        raise DamagedError(
+            f"checkpoint {number} in {store} cannot be read ({_reason(error)})"
+        ) from error
 
 
 def _reason(error: Exception) -> str:
