@@ -38,6 +38,19 @@ class Config(NamedTuple):
     hidden_sizes: tuple[int, ...]
     likelihood: str | None
     num_eval_samples: int
+    validation: int = 0
+
+
+class Saving(NamedTuple):
+    """What is saved of joint training between the checkpoints; it changes nothing computed.
+
+    Attributes:
+      every: epochs between two such states; 0 saves none.
+      keep: how many of them are kept, the newest.
+    """
+
+    every: int = 25
+    keep: int = 1
 
 
 _PLACE_FLAGS = (
@@ -49,6 +62,17 @@ _PLACE_FLAGS = (
     (
         flags.DEFINE_string, "data_dir", None,
         "Where MNIST is: a TensorFlow Datasets folder, or one with the four IDX files.",
+    ),
+)  # fmt: skip
+_SAVING_FLAGS = (
+    (
+        flags.DEFINE_integer, "save_every", Saving().every,
+        "Epochs after which training is saved between checkpoints, so that an interruption loses "
+        "no more than these; 0: at checkpoints alone.",
+    ),
+    (
+        flags.DEFINE_integer, "keep", Saving().keep,
+        "How many of the states of --save_every are kept, the newest; checkpoints all are.",
     ),
 )  # fmt: skip
 _binarizations = functools.partial(flags.DEFINE_enum, enum_values=BINARIZATIONS)
@@ -79,6 +103,11 @@ _RUN_FLAGS = (
         "p(x given z); default: bernoulli for binary data, discretized_logistic for grey.",
     ),
     (_int, "num_eval_samples", None, "Posterior samples for each image when BPD is evaluated."),
+    (
+        _int, "validation", 0,
+        "Training images to hold out of training, to name the best checkpoint by; 0: by the test "
+        "set, which is optimistic.",
+    ),
 )  # fmt: skip
 
 
@@ -86,6 +115,25 @@ def define_place(values: flags.FlagValues = flags.FLAGS) -> None:
     """Defines the flags that say where a run lives; they are no part of what it computes."""
     for define, name, default, text in _PLACE_FLAGS:
         define(name=name, default=default, help=text, flag_values=values)
+
+
+def define_saving(values: flags.FlagValues = flags.FLAGS) -> None:
+    """Defines the flags of `Saving`."""
+    for define, name, default, text in _SAVING_FLAGS:
+        define(name=name, default=default, help=text, flag_values=values)
+
+
+def saving_from_flags(values: flags.FlagValues) -> Saving:
+    """What the flags say of saving, checked.
+
+    Raises:
+      UsageError: a value that cannot be used.
+    """
+    saving = Saving(every=values.save_every, keep=values.keep)
+    for name, value, least in (("save_every", saving.every, 0), ("keep", saving.keep, 1)):
+        if value < least:
+            raise UsageError(f"--{name} is {value}; it must be at least {least}")
+    return saving
 
 
 def define_run(values: flags.FlagValues = flags.FLAGS) -> None:
@@ -127,6 +175,8 @@ def _check(config: Config) -> None:
     ):  # fmt: skip
         if getattr(config, name) < 1:
             raise UsageError(f"--{name} is {getattr(config, name)}; it must be at least 1")
+    if config.validation < 0:
+        raise UsageError(f"--validation is {config.validation}; it must be at least 0")
     if any(size < 1 for size in config.hidden_sizes):
         raise UsageError(f"--hidden_sizes is {config.hidden_sizes}; each must be at least 1")
     for name in ("seed", "binarization_seed"):

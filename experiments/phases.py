@@ -22,14 +22,14 @@ import tqdm
 
 import gapjax
 from experiments.claims import claims
-from experiments.options import Config, UsageError
+from experiments.options import Config, Saving, UsageError
 from experiments.report import write_report
 from experiments.workdir import Workdir, WorkdirError, write_json
 from gapjax import checkpoints, plots, training
 from gapjax.evaluation import Evaluation, summarize
 
 REFITS = ("self_consistent", "control", "optimal")
-_EVALUATED = ("train", "test", *REFITS)
+_BETWEEN = "train_partial"  # the store of states between checkpoints, by optimizer step
 _MONITOR_EVERY = 10  # epochs between two points of a refit's curve
 _MONITOR_SAMPLES = 4
 
@@ -43,6 +43,8 @@ class Run(NamedTuple):
       vae: the model.
       workdir: the claimed folder.
       data_dir: where the data was looked for, as given; no part of what is computed.
+      validation: [V, *event] uint8, taken off the training set; None without --validation.
+      saving: what is saved between checkpoints; no part of what is computed.
     """
 
     config: Config
@@ -50,6 +52,8 @@ class Run(NamedTuple):
     vae: gapjax.VAE
     workdir: Workdir
     data_dir: str | None = None
+    validation: np.ndarray | None = None
+    saving: Saving = Saving()
 
     def key(self, purpose: str, epoch: int = 0) -> jax.Array:
         """The key of a purpose, for the checkpoint of an epoch."""
@@ -63,8 +67,20 @@ class Run(NamedTuple):
         every = self.config.checkpoint_every
         return list(range(every, self.config.num_epochs + 1, every))
 
+    @property
+    def evaluated(self) -> dict[str, int]:
+        """What is evaluated at a checkpoint, and of how many images."""
+        num_test = len(self.dataset.test)
+        sizes = {"train": len(self.dataset.train), **dict.fromkeys(("test", *REFITS), num_test)}
+        return sizes if self.validation is None else {**sizes, "validation": len(self.validation)}
 
-def start(config: Config, workdir: Workdir, data_dir: str | None) -> Run:
+
+def start(
+    config: Config,
+    workdir: Workdir,
+    data_dir: str | None,
+    saving: Saving = Saving(),  # noqa: B008 (an immutable tuple)
+) -> Run:
     """Loads the data, checks that the configuration fits it, and claims the workdir.
 
     Raises:
@@ -77,6 +93,7 @@ def start(config: Config, workdir: Workdir, data_dir: str | None) -> Run:
         threshold=config.threshold, binarization_seed=config.binarization_seed,
         levels=config.levels,
     )  # fmt: skip
+    dataset, validation = _hold_out(dataset, config.validation)
     for name, images in (("training", dataset.train), ("test", dataset.test)):
         if config.batch_size > len(images):
             raise UsageError(
@@ -95,43 +112,109 @@ def start(config: Config, workdir: Workdir, data_dir: str | None) -> Run:
     )  # fmt: skip
     workdir.claim(config, dataset.provenance)
     _commit()  # of the code that is loaded, not of what the checkout holds hours later
-    return Run(config, dataset, vae, workdir, data_dir)
+    return Run(config, dataset, vae, workdir, data_dir, validation, saving)
+
+
+def _hold_out(dataset: gapjax.Dataset, number: int) -> tuple[gapjax.Dataset, np.ndarray | None]:
+    """Takes images off the training set: the last of an order that is the same for every seed."""
+    if number == 0:
+        return dataset, None
+    num_train = len(dataset.train) - number
+    if num_train < 1:
+        raise UsageError(
+            f"--validation is {number}; it must be less than the {len(dataset.train)} training "
+            "images"
+        )
+    order = np.random.default_rng(0).permutation(len(dataset.train))
+    provenance = {**dataset.provenance, "num_train": num_train, "num_validation": number}
+    rest = dataset._replace(train=dataset.train[np.sort(order[:num_train])], provenance=provenance)
+    return rest, dataset.train[np.sort(order[num_train:])]
 
 
 def train_phase(run: Run) -> None:
-    """Joint training, with a checkpoint of the whole state at every interval."""
+    """Joint training, with a checkpoint of the whole state at every interval.
+
+    A checkpoint that is missing or damaged is made from the newest good state before it.
+    """
     config, store = run.config, run.workdir.checkpoints / "train"
-    optimizer = gapjax.adam(config.learning_rate)
-    done = [epoch for epoch in checkpoints.numbers(store) if epoch in run.epochs]
-    last = done[-1] if done else 0
-    if last == config.num_epochs:
+    like = _state_like(run)
+    good = _good(run, "train", like)
+    missing = [epoch for epoch in run.epochs if epoch not in good]
+    if not missing:
         return
-    run.workdir.forget(lambda entry: entry["phase"] == "train" and entry["epoch"] > last)
-    state, _ = checkpoints.restore(store, last, _state_like(run)) if done else (None, {})
     source = gapjax.data_source(run.dataset.train)
+    steps = training.steps_per_epoch(source, config.batch_size)
+    optimizer = gapjax.adam(config.learning_rate)
+    saved = {epoch * steps: ("train", epoch) for epoch in good}
+    saved |= {step: (_BETWEEN, step) for step in _good(run, _BETWEEN, like) if step not in saved}
+    newest = max((step for step in saved if step < missing[0] * steps), default=0)
 
     def log(epoch: int, bpd: float) -> None:
         bar(epoch, bpd)
         run.workdir.log("train", epoch, {"loss_bpd": bpd})
 
-    with _progress(run, "train", config.num_epochs, last) as bar:
-        for epoch in run.epochs[len(done) :]:
+    with _progress(run, "train", config.num_epochs, newest // steps) as bar:
+        state, done = None, 0
+        for epoch in missing:
             clock = time.monotonic()
-            state, _ = training.train(
-                run.vae, source, run.key("train"), num_epochs=epoch, batch_size=config.batch_size,
-                optimizer=optimizer, state=state, on_epoch=log,
-            )  # fmt: skip
+            newest = max((step for step in saved if step < epoch * steps), default=0)
+            if newest > done:
+                where, number = saved[newest]
+                state, facts = checkpoints.restore(run.workdir.checkpoints / where, number, like)
+                clock -= facts["seconds"] if where == _BETWEEN else 0
+                done = newest
+            first = done // steps + 1
+            run.workdir.forget(
+                lambda entry, first=first, last=epoch: (
+                    entry["phase"] == "train" and first <= entry["epoch"] <= last
+                )
+            )
+            for stop in _stops(run, first, epoch):
+                state, _ = training.train(
+                    run.vae, source, run.key("train"), num_epochs=stop,
+                    batch_size=config.batch_size, optimizer=optimizer, state=state, on_epoch=log,
+                )  # fmt: skip
+                if stop < epoch:
+                    save_between(run, state, _facts(stop, clock))
             checkpoints.save(store, epoch, state, _facts(epoch, clock))
+            done = epoch * steps
+
+
+def _stops(run: Run, first: int, last: int) -> list[int]:
+    """The epochs after which the state is saved on the way through these; ends with the last."""
+    every = run.saving.every
+    return [epoch for epoch in range(first, last) if every and epoch % every == 0] + [last]
+
+
+def save_between(run: Run, state: training.TrainState, facts: dict) -> None:
+    """Saves a state of joint training that is no checkpoint; the newest --keep of these stay.
+
+    Args:
+      run: the run.
+      state: after any optimizer step; `train_phase` goes on from it.
+      facts: record of the entry; "seconds" are those since the checkpoint before.
+    """
+    store, step = run.workdir.checkpoints / _BETWEEN, int(state.step)
+    checkpoints.save(store, step, state, facts)
+    before = [number for number in checkpoints.numbers(store) if number <= step]
+    for number in before[: -run.saving.keep]:
+        checkpoints.remove(store, number)
+
+
+def _good(run: Run, name: str, like: object) -> list[int]:
+    """The good entries of one of the run's stores; tells of the damaged ones."""
+    good, damaged = checkpoints.good_numbers(run.workdir.checkpoints / name, like)
+    instead = "an older one is used" if name == _BETWEEN else "it is made again"
+    for error in damaged:
+        print(f"skipped: {error}; {instead}", flush=True)
+    return good
 
 
 def refit_phase(run: Run) -> None:
     """Refits the encoder of every checkpoint: self-consistent, its control, and optimal."""
-    missing = [
-        (epoch, kind)
-        for epoch in run.epochs
-        for kind in REFITS
-        if epoch not in checkpoints.numbers(run.workdir.checkpoints / kind)
-    ]
+    like = _state_like(run).params.encoder
+    good = {kind: _good(run, kind, like) for kind in REFITS}
+    missing = [(epoch, kind) for epoch in run.epochs for kind in REFITS if epoch not in good[kind]]
     run.workdir.forget(lambda entry: (entry.get("checkpoint"), entry["phase"]) in missing)
     params, restored = None, None
     for epoch, kind in missing:
@@ -141,11 +224,12 @@ def refit_phase(run: Run) -> None:
         most = run.config.optimal_epochs if kind == "optimal" else run.config.refit_epochs
         with _progress(run, f"{kind} {epoch}", most) as bar:
             refit = _refit(run, kind, epoch, params, bar)
-        record = {**_facts(epoch, clock), **_record(kind, refit)}
-        checkpoints.save(run.workdir.checkpoints / kind, epoch, refit.params.encoder, record)
         curve = refit.curve
+        # Before the entry: what is logged without it is forgotten, what is saved is not done again.
         for done_epoch, bpd in zip(curve.monitor_epoch, curve.monitor_bpd, strict=True):
             run.workdir.log(kind, done_epoch, {"test_bpd": bpd}, checkpoint=epoch)
+        record = {**_facts(epoch, clock), **_record(kind, refit)}
+        checkpoints.save(run.workdir.checkpoints / kind, epoch, refit.params.encoder, record)
 
 
 def _refit(run: Run, kind: str, epoch: int, params: gapjax.VAEParams, bar: Callable):
@@ -182,13 +266,10 @@ def evaluate_phase(run: Run) -> dict:
       WorkdirError: a checkpoint or a refit is missing.
     """
     store = run.workdir.checkpoints / "evaluation"
-    like = {
-        name: np.zeros(len(run.dataset.train if name == "train" else run.dataset.test), np.float32)
-        for name in _EVALUATED
-    }
+    like = {name: np.zeros(size, np.float32) for name, size in run.evaluated.items()}
     rows, seconds = [], dict.fromkeys(("train", *REFITS, "evaluate"), 0.0)
     commits = {phase: set() for phase in seconds}
-    done = checkpoints.numbers(store)
+    done = _good(run, "evaluation", like)
     with _progress(run, "evaluate", len(run.epochs)) as bar:
         for index, epoch in enumerate(run.epochs):
             if epoch not in done:
@@ -196,7 +277,7 @@ def evaluate_phase(run: Run) -> dict:
                 bpds = _evaluate(run, epoch)
                 checkpoints.save(store, epoch, bpds, _facts(epoch, clock))
             bpds, record = checkpoints.restore(store, epoch, like)
-            evaluations = {name: summarize(np.asarray(bpds[name])) for name in _EVALUATED}
+            evaluations = {name: summarize(np.asarray(bpds[name])) for name in like}
             seconds["evaluate"] += record["seconds"]
             commits["evaluate"].add(record.get("commit"))
             refits = {}
@@ -226,6 +307,7 @@ def evaluate_phase(run: Run) -> dict:
         "data": run.dataset.provenance,
         "num_eval_samples": run.config.num_eval_samples,
         "checkpoints": rows,
+        "best": best(rows),
         "claims": claims(rows, run.config.alpha),
         "seconds": {**seconds, "total": sum(seconds.values())},
         "notes": _notes(rows),
@@ -345,6 +427,8 @@ def _evaluate(run: Run, epoch: int) -> dict[str, np.ndarray]:
     }
     for kind in REFITS:
         bpds[kind] = evaluate(_refitted(run, kind, epoch, trained), key, test).per_image
+    if run.validation is not None:
+        bpds["validation"] = evaluate(trained, key, jnp.asarray(run.validation)).per_image
     return bpds
 
 
@@ -362,8 +446,37 @@ def _row(epoch: int, evaluations: dict[str, Evaluation], refits: dict) -> dict:
     return {"epoch": epoch, **means, **pairs, **shares, "refits": refits}
 
 
+def best(rows: list[dict]) -> dict:
+    """The checkpoint of the lowest held-out BPD as trained, and what it was chosen on.
+
+    Args:
+      rows: those of results.json's "checkpoints".
+    """
+    chosen_on = "validation" if "validation" in rows[0] else "test"
+    row = min(rows, key=lambda row: row[chosen_on]["bpd"])
+    return {"epoch": row["epoch"], **row[chosen_on], "chosen_on": chosen_on}
+
+
+def _best_note(rows: list[dict]) -> str:
+    chosen = best(rows)
+    if chosen["chosen_on"] == "validation":
+        words = "it was chosen on images held out of training"
+    else:
+        words = (
+            "it was chosen on the test set, so its BPD is optimistic (--validation holds images "
+            "out to choose by)"
+        )
+    return (
+        f"Best checkpoint: epoch {chosen['epoch']}, with the lowest {chosen['chosen_on']} BPD, "
+        f"{chosen['bpd']:.4f}; {words}."
+    )
+
+
 def _notes(rows: list[dict]) -> list[str]:
-    notes = ["The BPD after optimal inference is fitted on the test set: it measures, no more."]
+    notes = [
+        _best_note(rows),
+        "The BPD after optimal inference is fitted on the test set: it measures, no more.",
+    ]
     unconverged = [row["epoch"] for row in rows if not row["refits"]["optimal"]["converged"]]
     if unconverged:
         notes.append(

@@ -1,5 +1,7 @@
 """What every program here does around its phases: flags in, one line out where it cannot go on."""
 
+import errno
+import logging as standard_logging
 import os
 import signal
 import sys
@@ -9,13 +11,14 @@ from pathlib import Path
 import jax
 from absl import app, flags, logging
 
-from experiments.options import UsageError, config_from_flags
+from experiments.options import Saving, UsageError, config_from_flags, saving_from_flags
 from experiments.phases import Run, start
 from experiments.workdir import Workdir, WorkdirError
 from gapjax import DatasetError
-from gapjax.checkpoints import CheckpointError
+from gapjax.checkpoints import CheckpointError, DamagedError
 
-_EXPECTED = (UsageError, WorkdirError, DatasetError, CheckpointError, FloatingPointError, OSError)
+_EXPECTED = (UsageError, WorkdirError, DatasetError, CheckpointError, FloatingPointError)
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def run_program(phases: Callable[[Run], None], *, new_runs: bool) -> None:
@@ -39,12 +42,16 @@ def run_program(phases: Callable[[Run], None], *, new_runs: bool) -> None:
             workdir.interrupted = True
 
         if not values["verbosity"].present:
-            logging.set_verbosity(logging.WARNING)  # Orbax and others tell of every step
+            # Orbax and others tell of every step, and of each error that they raise as well.
+            logging.set_verbosity(logging.FATAL)
+            standard_logging.getLogger("asyncio").setLevel(standard_logging.CRITICAL)
+            sys.unraisablehook = _unraisable
         for number in (signal.SIGINT, signal.SIGTERM):  # a shell's & leaves SIGINT ignored
             signal.signal(number, interrupt)
+        saving = Saving()
         try:
             if new_runs:
-                config = config_from_flags(values)
+                config, saving = config_from_flags(values), saving_from_flags(values)
                 default = f"runs/{config.preset}_seed{config.seed}"
                 workdir = Workdir(Path(values.workdir or default))
             elif values.workdir is None:
@@ -53,9 +60,13 @@ def run_program(phases: Callable[[Run], None], *, new_runs: bool) -> None:
                 workdir = Workdir(Path(values.workdir))
                 config = workdir.config()
             _use_compilation_cache()
-            phases(start(config, workdir, values.data_dir))
+            phases(start(config, workdir, values.data_dir, saving))
+        except DamagedError as error:
+            return _fail(f"{error}; experiments.reproduce on this --workdir makes it again")
         except _EXPECTED as error:
             return _fail(" ".join(str(error).split()))
+        except OSError as error:
+            return _fail(_os_error_line(error, workdir))
         except KeyboardInterrupt:
             return _fail("interrupted; the same command goes on from the last checkpoint", 130)
         finally:
@@ -74,6 +85,24 @@ def run_program(phases: Callable[[Run], None], *, new_runs: bool) -> None:
             sys.exit(_fail(" ".join(str(error).split()), 2))
 
     app.run(main, flags_parser=parse)
+
+
+def _unraisable(error: "sys.UnraisableHookArgs") -> None:
+    """Tells of errors that nobody can catch, but not of those that Orbax leaves behind it.
+
+    Where a file cannot be read or written it raises, and what it had begun beside that then finds
+    its event loop closed.
+    """
+    if "Event loop is closed" not in str(error.exc_value):
+        sys.__unraisablehook__(error)
+
+
+def _os_error_line(error: OSError, workdir: Workdir | None) -> str:
+    file = error.filename or (workdir.path if workdir else "a file")
+    line = " ".join(f"{file}: {error.strerror or error}".split())
+    if error.errno in _NO_ROOM:
+        line += "; what was saved is whole: make room, and the same command goes on"
+    return line
 
 
 def _use_compilation_cache() -> None:

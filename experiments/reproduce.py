@@ -14,6 +14,7 @@ def reproduce(run: phases.Run) -> None:
     phases.refit_phase(run)
     results = phases.evaluate_phase(run)
     report = phases.draw_phase(run, results)
+    print(results["notes"][0])
     for claim in results["claims"]:
         verdict = "holds" if claim["holds"] else "DOES NOT HOLD"
         print(f"{verdict:14} {claim['claim']}: {claim['value']:.4g}. {claim['detail']}")
@@ -22,5 +23,6 @@ def reproduce(run: phases.Run) -> None:
 
 if __name__ == "__main__":
     options.define_place()
+    options.define_saving()
     options.define_run()
     program.run_program(reproduce, new_runs=True)

@@ -13,5 +13,6 @@ def train(run: phases.Run) -> None:
 
 if __name__ == "__main__":
     options.define_place()
+    options.define_saving()
     options.define_run()
     program.run_program(train, new_runs=True)

@@ -1,16 +1,21 @@
 """The folder of a run: whose it is, what it logs, and files that are whole or not there."""
 
+import contextlib
 import fcntl
 import json
 import os
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import tensorboardX
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.summary import scalar
 
 from experiments.options import Config
+from gapjax import checkpoints
 
 
 class WorkdirError(RuntimeError):
@@ -53,6 +58,7 @@ class Workdir:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._take_lock()
+            self._tidy()
             if stored is None:
                 write_json(self.path / "config.json", identity)
         except OSError as error:
@@ -70,6 +76,15 @@ class Workdir:
                 f"--workdir={self.path} is in use by another program; wait for it, or give "
                 "another folder"
             ) from None
+
+    def _tidy(self) -> None:
+        """Removes what a killed program left half-written."""
+        for ending in ("json", "jsonl", "html", "png", "pdf"):
+            for path in self.path.glob(f".*.{ending}.*.tmp"):
+                path.unlink()
+        if self.checkpoints.is_dir():
+            for store in self.checkpoints.iterdir():
+                checkpoints.tidy(store)
 
     def config(self) -> Config:
         """The configuration that the folder was made with.
@@ -92,6 +107,8 @@ class Workdir:
             return None
         try:
             stored = json.loads(path.read_text())
+            # An older version did not have some flags: it did what their defaults do.
+            stored["config"] = {**Config._field_defaults, **stored["config"]}
             if set(stored["config"]) != set(Config._fields):
                 raise WorkdirError(
                     f"{path} is of another version of gapjax; give another --workdir"
@@ -105,15 +122,17 @@ class Workdir:
         path = self.path / "metrics.jsonl"
         if not path.is_file():
             return
-        lines = []
-        for line in path.read_text().splitlines():
+        old, lines = path.read_bytes(), []
+        for line in old.splitlines(keepends=True):
             try:
                 entry = json.loads(line)
             except ValueError:
-                continue  # the last line of a killed program
-            if not stale(entry):
-                lines.append(line + "\n")
-        write_atomically(path, "".join(lines).encode())
+                continue  # the last line of a killed program, or of one that had no room
+            if line.endswith(b"\n") and not stale(entry):
+                lines.append(line)
+        new = b"".join(lines)
+        if new != old:
+            write_atomically(path, new)
 
     def log(self, phase: str, epoch: int, values: dict[str, float], **where: Any) -> None:
         """Adds a line to metrics.jsonl and TensorBoard's events."""
@@ -121,15 +140,22 @@ class Workdir:
         with (self.path / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(entry) + "\n")
         if self._events is None:
-            self._events = tensorboardX.SummaryWriter(str(self.path / "tensorboard"))
+            folder = self.path / "tensorboard"
+            folder.mkdir(exist_ok=True)
+            # Not its SummaryWriter, whose thread ends in silence where there is no room.
+            self._events = EventsWriter(str(folder / "events"))
         tag = "/".join([phase, *(f"{key}_{value}" for key, value in where.items())])
         for name, value in values.items():
-            self._events.add_scalar(f"{tag}/{name}", value, epoch)
+            summary = scalar(f"{tag}/{name}", value)
+            self._events.write_event(Event(wall_time=time.time(), step=epoch, summary=summary))
+        self._events.flush()
 
     def close(self) -> None:
         """Writes what is buffered and lets the folder go."""
         if self._events is not None:
-            self._events.close()
+            with contextlib.suppress(OSError):  # it was flushed after every line
+                self._events.close()
+            self._events = None
         if self._lock is not None:
             self._lock.close()
             self._lock = None
@@ -137,7 +163,9 @@ class Workdir:
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Writes a file beside `path` and renames it: readers see the old one or the new one."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as f:
+    with tempfile.NamedTemporaryFile(
+        dir=path.parent, prefix=f".{path.name}.", suffix=".tmp", delete=False
+    ) as f:
         try:
             f.write(content)
             f.flush()

@@ -1,13 +1,18 @@
 """Save, restore and verify pytrees, each with a record of what it is.
 
 A store is a folder; an entry is a subfolder named by its number (an epoch) that holds a pytree
-and a JSON record. Orbax writes an entry elsewhere and renames it when it is whole, so an entry
+and a JSON record. An entry is written beside its place and renamed when it is whole, so an entry
 that can be seen was finished; its SHA-256, kept in the record, is checked when it is restored.
+An entry of the same number stays until the new one is whole.
 """
 
 import functools
 import hashlib
+import itertools
 import json
+import os
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +20,17 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-_TREE, _RECORD = "tree_sha256", "record_sha256"
+_TREE, _SHAPES, _RECORD = "tree_sha256", "shapes", "record_sha256"
+_NEW, _OLD = ".new", ".old"  # endings of an entry that waits for its place, and of one that left it
+_LEFTOVER = re.compile(r"\d+(\.new)?\.orbax-checkpoint-tmp.*|\d+\.old")
 
 
 class CheckpointError(RuntimeError):
-    """An entry is missing, damaged, or of another shape than asked for; one line says which."""
+    """An entry is missing, cannot be written or does not fit; one line says which."""
+
+
+class DamagedError(CheckpointError):
+    """An entry is not what was saved; there is nothing to do but to make it again."""
 
 
 def save(store: Path, number: int, tree: Any, record: dict) -> None:
@@ -30,14 +41,29 @@ def save(store: Path, number: int, tree: Any, record: dict) -> None:
       number: of the entry, e.g. the epoch. An entry of this number is replaced.
       tree: a pytree of arrays; typed random keys are kept as such.
       record: JSON-able facts about the entry.
+
+    Raises:
+      CheckpointError: it could not be written; what the store held is as it was.
     """
+    path = _path(store, number)
     tree = jax.tree.map(_to_plain, tree)
-    record = {"facts": record, _TREE: _checksum(tree)}
+    record = {"facts": record, _TREE: _checksum(tree), _SHAPES: _shapes(tree)}
     record[_RECORD] = _record_checksum(record)
     arguments = ocp.args.Composite(
         tree=ocp.args.StandardSave(tree), record=ocp.args.JsonSave(record)
     )
-    _checkpointer().save(_path(store, number), arguments, force=True)
+    try:
+        _checkpointer().save(path.with_name(path.name + _NEW), arguments, force=True)
+        if jax.process_index() == 0:
+            _put_in_place(path)
+        ocp.multihost.sync_global_processes(f"gapjax:saved:{path}:{next(_saved)}")
+    except Exception as error:  # Orbax and tensorstore each raise their own
+        if jax.process_index() == 0:
+            tidy(store)
+        raise CheckpointError(
+            f"checkpoint {number} in {store} cannot be written ({_reason(error)}); the others are "
+            "as they were: make room for it, and start again"
+        ) from error
 
 
 def restore(store: Path, number: int, like: Any) -> tuple[Any, dict]:
@@ -52,28 +78,46 @@ def restore(store: Path, number: int, like: Any) -> tuple[Any, dict]:
       The pytree, on the default device, and the record.
 
     Raises:
-      CheckpointError: it is missing, damaged, or does not fit `like`.
+      DamagedError: it is not what was saved.
+      CheckpointError: it is missing, or does not fit `like`.
     """
     abstract = jax.tree.map(_abstract_plain, like)
-    entry = _read(
-        store, number, tree=ocp.args.StandardRestore(abstract), record=ocp.args.JsonRestore()
-    )
-    record = _verified(entry.record, store, number)
-    misfits = [
-        f"{jax.tree_util.keystr(path)} is {have.dtype}{list(have.shape)}, "
-        f"not {want.dtype}{list(want.shape)}"
-        for (path, want), have in zip(
-            jax.tree_util.tree_flatten_with_path(abstract)[0],
-            jax.tree.leaves(entry.tree),
-            strict=True,
-        )
-        if (have.dtype, have.shape) != (want.dtype, want.shape)
-    ]
-    if misfits:
-        raise CheckpointError(f"checkpoint {number} in {store} does not fit: {misfits[0]}")
-    if record[_TREE] != _checksum(entry.tree):
-        raise CheckpointError(f"checkpoint {number} in {store} is damaged: wrong checksum")
-    return jax.tree.map(_from_plain, like, entry.tree), record["facts"]
+    record = _record(store, number)
+    _refuse_misfit(record.get(_SHAPES), abstract, store, number)
+    try:
+        tree = _read(store, number, tree=ocp.args.StandardRestore(abstract)).tree
+        _refuse_misfit(_shapes(tree), abstract, store, number)
+        if record[_TREE] != _checksum(tree):
+            raise DamagedError(f"checkpoint {number} in {store} is damaged (wrong checksum)")
+    except DamagedError as error:
+        if _SHAPES in record:
+            raise
+        # An entry of the first version: whether it is damaged or does not fit cannot be told.
+        raise CheckpointError(f"{error} or does not fit; remove it to make it again") from error
+    return jax.tree.map(_from_plain, like, tree), record["facts"]
+
+
+def good_numbers(store: Path, like: Any) -> tuple[list[int], list[DamagedError]]:
+    """Restores and verifies every entry of a store.
+
+    Args:
+      store: folder of the store.
+      like: what its entries are like, as in `restore`.
+
+    Returns:
+      The numbers of the good entries, ascending, and an error for each of the damaged ones.
+
+    Raises:
+      CheckpointError: an entry does not fit `like`: it may be good, but is another's.
+    """
+    good, damaged = [], []
+    for number in numbers(store):
+        try:
+            restore(store, number, like)
+            good.append(number)
+        except DamagedError as error:
+            damaged.append(error)
+    return good, damaged
 
 
 def record(store: Path, number: int) -> dict:
@@ -82,8 +126,7 @@ def record(store: Path, number: int) -> dict:
     Raises:
       CheckpointError: it is missing or damaged.
     """
-    entry = _read(store, number, record=ocp.args.JsonRestore())
-    return _verified(entry.record, store, number)["facts"]
+    return _record(store, number)["facts"]
 
 
 def checksum(store: Path, number: int) -> str:
@@ -92,8 +135,7 @@ def checksum(store: Path, number: int) -> str:
     Raises:
       CheckpointError: it is missing or damaged.
     """
-    entry = _read(store, number, record=ocp.args.JsonRestore())
-    return _verified(entry.record, store, number)[_TREE]
+    return _record(store, number)[_TREE]
 
 
 def numbers(store: Path) -> list[int]:
@@ -103,6 +145,43 @@ def numbers(store: Path) -> list[int]:
     return sorted(int(p.name) for p in Path(store).iterdir() if p.name.isdigit() and p.is_dir())
 
 
+def remove(store: Path, number: int) -> None:
+    """Removes an entry, which is there whole or not at all at every moment."""
+    path = _path(store, number)
+    path.rename(path.with_name(path.name + _OLD))
+    tidy(store)
+
+
+def tidy(store: Path) -> None:
+    """Removes what a killed program left half-written in a store that no program writes to.
+
+    An entry that was whole and not yet in its place is put there.
+    """
+    if not Path(store).is_dir():
+        return
+    for path in Path(store).absolute().iterdir():
+        if re.fullmatch(rf"\d+{re.escape(_NEW)}", path.name):
+            _put_in_place(path.with_suffix(""))
+    for path in Path(store).absolute().iterdir():
+        if _LEFTOVER.fullmatch(path.name):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _put_in_place(path: Path) -> None:
+    """Moves a whole new entry to its place, and removes the one that was there."""
+    new, old = (path.with_name(path.name + ending) for ending in (_NEW, _OLD))
+    shutil.rmtree(old, ignore_errors=True)
+    if path.exists():
+        path.rename(old)
+    new.rename(path)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _record(store: Path, number: int) -> dict:
+    read = _read(store, number, record=ocp.args.JsonRestore())
+    return _verified(read.record, store, number)
+
+
 def _read(store: Path, number: int, **items: Any) -> Any:
     path = _path(store, number)
     if not path.is_dir():
@@ -110,8 +189,41 @@ def _read(store: Path, number: int, **items: Any) -> Any:
     try:
         return _checkpointer().restore(path, ocp.args.Composite(**items))
     except Exception as error:  # Orbax, tensorstore and JSON each raise their own
-        reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"checkpoint {number} in {store} cannot be read: {reason}") from error
+        raise DamagedError(
+            f"checkpoint {number} in {store} cannot be read ({_reason(error)})"
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    """Why a file could not be read or written, short."""
+    text = " ".join(str(error).split())
+    number = re.search(r"os_error_code='(\d+)'", text)  # tensorstore's form
+    if number or isinstance(error, OSError):
+        return os.strerror(int(number[1]) if number else error.errno or 0)
+    return text[:200] or type(error).__name__
+
+
+def _refuse_misfit(have: list[str] | None, like: Any, store: Path, number: int) -> None:
+    """Raises where the shapes of an entry, if they are known, are not those of `like`."""
+    want = _shapes(like)
+    if have is None or have == want:
+        return
+    pairs = itertools.zip_longest(have, want, fillvalue="nothing")
+    saved, asked = next(pair for pair in pairs if pair[0] != pair[1])
+    raise CheckpointError(
+        f"checkpoint {number} in {store} does not fit: it has {saved}, not {asked}"
+    )
+
+
+def _shapes(tree: Any) -> list[str]:
+    """Path, type and shape of every leaf."""
+    return [
+        f"{jax.tree_util.keystr(path)} {leaf.dtype}{list(leaf.shape)}"
+        for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
+    ]
+
+
+_saved = itertools.count()  # a barrier's name is used once
 
 
 @functools.cache
@@ -145,7 +257,7 @@ def _verified(record: Any, store: Path, number: int) -> dict:
     """The record as saved, if its own checksum says so."""
     whole = isinstance(record, dict) and {"facts", _TREE, _RECORD} <= set(record)
     if not whole or record[_RECORD] != _record_checksum(record):
-        raise CheckpointError(f"the record of checkpoint {number} in {store} is damaged")
+        raise DamagedError(f"checkpoint {number} in {store} is damaged (wrong record)")
     return record
 
 

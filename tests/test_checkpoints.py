@@ -1,7 +1,11 @@
 """Checkpoints: what comes back is what was saved, or an error that says which entry is bad."""
 
+import gc
+import json
 import re
+import resource
 import shutil
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -12,7 +16,7 @@ from conftest import assert_same_bits, random_params
 
 import gapjax
 from gapjax import checkpoints
-from gapjax.checkpoints import CheckpointError
+from gapjax.checkpoints import CheckpointError, DamagedError
 from gapjax.training import init_state
 
 RECORD = {"epoch": 30, "config": {"alpha": 0.5, "name": "digits", "sizes": [3, 4]}}
@@ -142,6 +146,10 @@ def test_what_does_not_fit_is_refused_in_one_line(store, state, kind):
     with pytest.raises(CheckpointError, match=rf"checkpoint .*{re.escape(str(store))}") as raised:
         checkpoints.restore(store, 30, _wrong_likes(state)[kind])
     assert "\n" not in str(raised.value)
+    # It may be good: it must not be taken for damaged and made anew.
+    assert not isinstance(raised.value, DamagedError)
+    with pytest.raises(CheckpointError, match="does not fit"):
+        checkpoints.good_numbers(store, _wrong_likes(state)[kind])
 
 
 def _flip(position):
@@ -180,13 +188,19 @@ def test_damage_is_an_error_or_does_no_harm(store, state, tmp_path, damage):
             DAMAGES[damage](copy / file)
         try:
             restored, record = checkpoints.restore(copy, 30, state)
-        except CheckpointError:
+        except DamagedError as error:
             errors += 1
+            assert f"checkpoint 30 in {copy} " in str(error) and "\n" not in str(error)
+            good, damaged = checkpoints.good_numbers(copy, state)
+            assert good == [] and [str(e)[:40] for e in damaged] == [str(error)[:40]]
         else:
             assert_same_bits(restored, state)
             assert record == RECORD, f"{file}: the record is another one"
+        checkpoints.save(copy, 30, state, RECORD)  # over whatever is left of it
+        assert checkpoints.good_numbers(copy, state) == ([30], [])
         shutil.rmtree(copy)
     assert errors > 0
+    gc.collect()  # the tasks left behind, which would else be collected in some other test
 
 
 def test_a_damaged_record_is_noticed(store, state, tmp_path):
@@ -220,3 +234,120 @@ def test_a_missing_part_of_an_entry_is_an_error(store, state, tmp_path):
     (tmp_path / "30").mkdir()
     with pytest.raises(CheckpointError):
         checkpoints.restore(tmp_path, 30, state)
+
+
+def test_good_numbers_tells_the_good_from_the_damaged(store, state, tmp_path):
+    assert checkpoints.good_numbers(tmp_path / "nowhere", state) == ([], [])
+    for number in ("1", "2", "10", "30"):
+        shutil.copytree(store / "30", tmp_path / number)
+    shutil.rmtree(tmp_path / "2" / "record")
+    shutil.rmtree(tmp_path / "10")
+    (tmp_path / "10").mkdir()
+    good, damaged = checkpoints.good_numbers(tmp_path, state)
+    assert good == [1, 30]
+    assert [str(error).split(" cannot")[0] for error in damaged] == [
+        f"checkpoint {number} in {tmp_path}" for number in (2, 10)
+    ]
+
+
+def test_an_entry_that_names_no_shapes_is_restored(store, state, tmp_path):
+    """Entries of the first version; where one cannot be read, none can say that it would fit."""
+    shutil.copytree(store, tmp_path / "old")
+    (path,) = (tmp_path / "old" / "30" / "record").glob("metadata")
+    record = json.loads(path.read_text())
+    del record["shapes"]
+    record["record_sha256"] = checkpoints._record_checksum(record)
+    path.write_text(json.dumps(record))
+    restored, _ = checkpoints.restore(tmp_path / "old", 30, state)
+    assert_same_bits(restored, state)
+    for wrong in _wrong_likes(state).values():
+        with pytest.raises(CheckpointError) as raised:
+            checkpoints.restore(tmp_path / "old", 30, wrong)
+        assert not isinstance(raised.value, DamagedError)
+
+
+def _tree(value):
+    return {"x": np.full(1000, value, np.float32)}
+
+
+@pytest.fixture
+def two(tmp_path):
+    """A store of entries 1 and 2."""
+    for number in (1, 2):
+        checkpoints.save(tmp_path / "store", number, _tree(number), {"value": number})
+    return tmp_path / "store"
+
+
+def test_without_room_an_error_says_so_and_the_store_is_as_it_was(two):
+    before = {path: path.read_bytes() for path in two.rglob("*") if path.is_file()}
+    noise = {"x": np.random.default_rng(0).normal(size=100_000)}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+    try:
+        for number in (2, 3):  # one that is there already, and one that is new
+            with pytest.raises(CheckpointError, match="File too large") as error:
+                checkpoints.save(two, number, noise, {})
+            assert f"checkpoint {number} in {two} cannot be written" in str(error.value)
+            assert "make room" in str(error.value) and "\n" not in str(error.value)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert {path: path.read_bytes() for path in two.rglob("*") if path.is_file()} == before
+    checkpoints.save(two, 2, noise, {})
+    assert_same_bits(checkpoints.restore(two, 2, noise)[0], jax.tree.map(jnp.asarray, noise))
+    gc.collect()
+
+
+class Killed(BaseException):
+    """Stands for kill -9: nothing that was to follow happens."""
+
+
+@pytest.mark.parametrize("after", range(5))
+def test_a_save_that_is_killed_leaves_the_old_entry_or_the_new_one(two, monkeypatch, after):
+    """Killed before each of the steps that change the store, and after the last."""
+    steps = 0
+
+    def counted(function):
+        def call(*arguments, **options):
+            nonlocal steps
+            if steps == after:
+                raise Killed
+            steps += 1
+            return function(*arguments, **options)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints.shutil, "rmtree", counted(shutil.rmtree))
+        patch.setattr(Path, "rename", counted(Path.rename))
+        try:
+            checkpoints.save(two, 2, _tree(5), {"value": 5})
+        except Killed:
+            assert after < 4
+        else:
+            assert after == 4 == steps
+    checkpoints.tidy(two)
+    assert sorted(path.name for path in two.iterdir()) == ["1", "2"]
+    for number, values in ((1, [1]), (2, [5])):
+        restored, record = checkpoints.restore(two, number, _tree(0))
+        assert record["value"] in values
+        assert_same_bits(restored, jax.tree.map(jnp.asarray, _tree(record["value"])))
+
+
+def test_an_entry_is_there_whole_at_every_moment_of_its_removal(two, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints.shutil, "rmtree", lambda *_, **__: None)
+        checkpoints.remove(two, 1)
+    assert checkpoints.numbers(two) == [2] and (two / "1.old").exists()
+    checkpoints.tidy(two)
+    assert [path.name for path in two.iterdir()] == ["2"]
+
+
+def test_tidy_removes_what_is_half_written_and_nothing_else(two, tmp_path):
+    checkpoints.tidy(tmp_path / "nowhere")
+    half = ("3.new.orbax-checkpoint-tmp", "4.orbax-checkpoint-tmp-17", "2.old")
+    mine = ("notes", "x.old", "5.new.txt", ".orbax-checkpoint-tmp", "v1.new")
+    for name in (*half, *mine):
+        (two / name).mkdir()
+        (two / name / "file").write_text("x")
+    checkpoints.tidy(two)
+    assert {path.name for path in two.iterdir()} == {"1", "2", *mine}

@@ -1,0 +1,397 @@
+"""No lost work: damaged entries, states between checkpoints, half-written files, no room."""
+
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import gapjax
+from experiments import options, phases, program, workdir
+from experiments.presets import PRESETS
+from gapjax import checkpoints
+
+_ROOT = Path(__file__).parent.parent
+_CONFIG = options.Config(
+    **{
+        **PRESETS["digits"], "preset": "digits", "binarization": None, "levels": None, "seed": 0,
+        "likelihood": None, "num_epochs": 4, "checkpoint_every": 2, "refit_epochs": 1,
+        "optimal_epochs": 20, "hidden_sizes": (16,), "latent_dim": 2, "num_eval_samples": 2,
+        "batch_size": 200, "validation": 37,
+    }
+)  # fmt: skip
+_FLAGS = (
+    "--num_epochs=4", "--checkpoint_every=2", "--refit_epochs=1", "--optimal_epochs=20",
+    "--hidden_sizes=16", "--latent_dim=2", "--num_eval_samples=2", "--batch_size=200",
+    "--validation=37",
+)  # fmt: skip
+_STORES = ("train", *phases.REFITS, "evaluation")
+_STEPS = 7  # of an epoch: 1,400 images in batches of 200
+
+
+def _start(path, every=0, keep=1, config=_CONFIG):
+    return phases.start(config, workdir.Workdir(path), None, options.Saving(every, keep))
+
+
+def _go(path, do=(phases.train_phase, phases.refit_phase, phases.evaluate_phase), **options):
+    """Phases on a workdir, in this process; returns what the last of them does."""
+    run = _start(path, **options)
+    try:
+        for phase in do:
+            result = phase(run)
+    finally:
+        run.workdir.close()
+    return result
+
+
+def _vae():
+    return gapjax.mlp_vae((8, 8), "bernoulli", latent_dim=2, hidden_sizes=(16,))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    path = tmp_path_factory.mktemp("undisturbed") / "run"
+    _go(path)
+    return path
+
+
+@pytest.fixture
+def copy(undisturbed, tmp_path):
+    path = tmp_path / "run"
+    shutil.copytree(undisturbed, path)
+    return path
+
+
+def _sums(path, stores=_STORES):
+    return {
+        (name, number): checkpoints.checksum(path / "checkpoints" / name, number)
+        for name in stores
+        for number in checkpoints.numbers(path / "checkpoints" / name)
+    }
+
+
+def _lines(path):
+    return sorted((path / "metrics.jsonl").read_text().splitlines())
+
+
+def _assert_same_run(path, expected):
+    assert _sums(path) == _sums(expected)
+    assert _lines(path) == _lines(expected)
+    ours, theirs = (
+        json.loads((folder / "results.json").read_text())["checkpoints"]
+        for folder in (path, expected)
+    )
+    assert ours == theirs
+
+
+def _damage(entry):
+    """Flips a bit in the largest file of an entry: its array data."""
+    file = max((p for p in entry.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+# Orbax leaves a task of the failed read behind, which then finds its event loop closed.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize(
+    "entries",
+    [
+        ["train/2"],
+        ["train/4"],
+        ["train/2", "train/4"],
+        ["optimal/2", "control/4", "evaluation/4"],
+        ["train/4", "self_consistent/4", "evaluation/2"],
+    ],
+    ids=lambda entries: "+".join(entries),
+)
+def test_a_damaged_entry_is_named_and_made_again(undisturbed, copy, capsys, entries):
+    for entry in entries:
+        _damage(copy / "checkpoints" / entry)
+    capsys.readouterr()
+    _go(copy)
+    out = capsys.readouterr().out
+    for entry in entries:
+        store, number = entry.split("/")
+        start = f"skipped: checkpoint {number} in {copy / 'checkpoints' / store} "
+        (line,) = (line for line in out.splitlines() if line.startswith(start))
+        assert line.endswith("; it is made again")
+    assert out.count("skipped") == len(entries)
+    assert ("train  " in out) == any(entry.startswith("train") for entry in entries)
+    _assert_same_run(copy, undisturbed)
+    _go(copy)
+    assert "skipped" not in capsys.readouterr().out
+
+
+def test_a_damaged_entry_stays_until_its_replacement_is_whole(copy, monkeypatch):
+    _damage(copy / "checkpoints" / "train" / "4")
+    before = {p: p.read_bytes() for p in (copy / "checkpoints").rglob("*") if p.is_file()}
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoints, "save", killed)
+    with pytest.raises(KeyboardInterrupt):
+        _go(copy)
+    assert {p: p.read_bytes() for p in (copy / "checkpoints").rglob("*") if p.is_file()} == before
+
+
+def _train_until(path, monkeypatch, epoch, **saving):
+    """Trains, and is killed at the end of an epoch, before that is saved."""
+    log = workdir.Workdir.log
+
+    def killed(self, phase, at, *rest, **where):
+        log(self, phase, at, *rest, **where)
+        if at == epoch:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(workdir.Workdir, "log", killed)
+        _go(path, [phases.train_phase], **saving)
+
+
+def _epochs_trained(path, monkeypatch, **saving):
+    """Trains to the end; the epochs that this took."""
+    log, epochs = workdir.Workdir.log, []
+
+    def noted(self, phase, at, *rest, **where):
+        log(self, phase, at, *rest, **where)
+        epochs.append(at)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(workdir.Workdir, "log", noted)
+        _go(path, [phases.train_phase], **saving)
+    return epochs
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize(
+    ("every", "killed_at", "damaged", "trained"),
+    [
+        (0, 4, [], [3, 4]),  # from checkpoint 2
+        (1, 4, [], [4]),  # from the state between, after 3
+        (1, 2, [], [2, 3, 4]),  # from the state before the first checkpoint
+        (1, 4, [f"train_partial/{3 * _STEPS}"], [3, 4]),
+        (1, 4, ["train/2"], [1, 2, 4]),  # the checkpoint is made again, the state after 3 used
+        (1, 4, [f"train_partial/{3 * _STEPS}", "train/2"], [1, 2, 3, 4]),
+    ],
+)
+def test_training_goes_on_from_the_newest_good_state(
+    undisturbed, tmp_path, monkeypatch, capsys, every, killed_at, damaged, trained
+):
+    path = tmp_path / "run"
+    _train_until(path, monkeypatch, killed_at, every=every)
+    for entry in damaged:
+        _damage(path / "checkpoints" / entry)
+    capsys.readouterr()
+    assert _epochs_trained(path, monkeypatch, every=every) == trained
+    assert capsys.readouterr().out.count("skipped: checkpoint") == len(damaged)
+    assert _sums(path, ["train"]) == _sums(undisturbed, ["train"])
+    assert [line for line in _lines(undisturbed) if '"train"' in line] == _lines(path)
+
+
+def test_a_state_in_the_midst_of_an_epoch_is_gone_on_from(undisturbed, tmp_path, monkeypatch):
+    """Its number is its optimizer step; where it lies, the checkpoint before it is not used."""
+    path = tmp_path / "run"
+    _train_until(path, monkeypatch, 4, every=1)
+    run = _start(path)
+    store = run.workdir.checkpoints / "train_partial"
+    state, facts = checkpoints.restore(store, 3 * _STEPS, phases._state_like(run))
+    state = state._replace(step=state.step + 3)
+    phases.save_between(run, state, facts)
+    run.workdir.close()
+    assert checkpoints.numbers(store) == [3 * _STEPS + 3]
+    began = []
+
+    def train(*_, state, **__):
+        began.append(int(state.step))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(phases.training, "train", train)
+    with pytest.raises(KeyboardInterrupt):
+        _go(path, [phases.train_phase])
+    assert began == [3 * _STEPS + 3]
+
+
+def test_states_between_checkpoints_change_nothing_and_the_newest_are_kept(undisturbed, tmp_path):
+    config = _CONFIG._replace(num_epochs=8, checkpoint_every=4)
+    for name, every, keep, left in (
+        ("none", 0, 1, []),
+        ("one", 1, 1, [7]),
+        ("three", 1, 3, [5, 6, 7]),  # of these, 4 is a checkpoint
+        ("other", 3, 2, [3, 6]),
+    ):
+        _go(tmp_path / name, [phases.train_phase], config=config, every=every, keep=keep)
+        folder = tmp_path / name / "checkpoints"
+        assert checkpoints.numbers(folder / "train_partial") == [_STEPS * n for n in left], name
+        assert checkpoints.numbers(folder / "train") == [4, 8]
+        assert _sums(tmp_path / name, ["train"]) == _sums(tmp_path / "none", ["train"])
+        assert _lines(tmp_path / name) == _lines(tmp_path / "none")
+    first = _sums(undisturbed, ["train"])["train", 4]
+    assert _sums(tmp_path / "none", ["train"])["train", 4] == first
+
+
+def test_seconds_of_an_interrupted_interval_are_all_counted(tmp_path, monkeypatch):
+    clock = iter(range(0, 10_000, 10))
+    monkeypatch.setattr(phases.time, "monotonic", lambda: float(next(clock)))
+    path = tmp_path / "run"
+    _train_until(path, monkeypatch, 4, every=1)
+    store = path / "checkpoints" / "train_partial"
+    before = checkpoints.record(store, 3 * _STEPS)["seconds"]
+    _epochs_trained(path, monkeypatch, every=1)
+    assert checkpoints.record(path / "checkpoints" / "train", 4)["seconds"] > before > 0
+
+
+def test_half_written_files_are_removed_and_others_are_not(undisturbed, copy):
+    half = [
+        copy / ".results.json.k3j4.tmp", copy / ".figure1a.png.123.tmp",
+        copy / ".report.html.77.tmp",
+        copy / "checkpoints" / "train" / "9.new.orbax-checkpoint-tmp",
+        copy / "checkpoints" / "optimal" / "4.old",
+    ]  # fmt: skip
+    mine = [copy / ".notes.tmp", copy / "notes.txt", copy / "checkpoints" / "train" / "notes"]
+    for path in (*half, *mine):
+        path.mkdir() if "checkpoints" in path.parts else path.write_text("x")
+    with (copy / "metrics.jsonl").open("a") as file:
+        file.write('{"phase": "train", "ep')
+    _go(copy)
+    assert not [path for path in half if path.exists()]
+    assert all(path.exists() for path in mine)
+    _assert_same_run(copy, undisturbed)
+
+
+def test_a_line_of_the_log_without_its_end_is_dropped(tmp_path):
+    """Even where it is whole JSON by chance: the number may have had more digits."""
+    whole, half = b'{"phase": "train", "epoch": 1}\n', b'{"phase": "train", "epoch": 2}'
+    (tmp_path / "metrics.jsonl").write_bytes(whole + b"\xff\x00{\n" + half)
+    workdir.Workdir(tmp_path).forget(lambda entry: False)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == whole
+
+
+@pytest.fixture
+def no_room():
+    """Sets the size that a file may have, in bytes; needs no root."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def limit(size=None):
+        size = before[0] if size is None else size
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+
+    yield limit
+    limit()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_without_room_a_run_stops_and_then_goes_on(undisturbed, tmp_path, no_room, monkeypatch):
+    path = tmp_path / "run"
+    _train_until(path, monkeypatch, 3)
+    before = _sums(path, ["train"])
+    no_room(4000)
+    with pytest.raises(checkpoints.CheckpointError) as error:
+        _go(path)
+    no_room()
+    message = str(error.value)
+    assert f"checkpoint 4 in {path}/checkpoints/train cannot be written (File too large)" in message
+    assert "make room" in message and "\n" not in message
+    assert [*before] == [("train", 2)] and _sums(path, ["train"]) == before
+    assert [p.name for p in (path / "checkpoints" / "train").iterdir()] == ["2"]
+    _go(path)
+    _assert_same_run(path, undisturbed)
+
+
+def test_without_room_results_stay_as_they_were(copy, no_room):
+    """The files that are not checkpoints: the older ones are whole, and nothing is left beside."""
+    before = {p.name: p.read_bytes() for p in copy.iterdir() if p.is_file()}
+    no_room(500)
+    with pytest.raises(OSError, match="File too large") as error:
+        _go(copy, [phases.evaluate_phase])
+    no_room()
+    line = program._os_error_line(error.value, workdir.Workdir(copy))
+    assert "make room" in line and str(copy) in line and "\n" not in line
+    assert {p.name: p.read_bytes() for p in copy.iterdir() if p.is_file()} == before
+
+
+def test_a_full_disk_is_one_line_and_the_same_command_goes_on(undisturbed, tmp_path):
+    """The program as a person meets it, on a small file system; where one can be mounted."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o"]
+    try:
+        subprocess.run([*mount, "size=200k", "none", disk], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("only root can mount a small file system")
+    environment = {**os.environ, "PYTHONPATH": str(_ROOT), "JAX_PLATFORMS": "cpu"}
+    command = [
+        sys.executable, "-P", "-m", "experiments.train", *_FLAGS, f"--workdir={disk}/run",
+    ]  # fmt: skip
+    try:
+        (disk / "ballast").write_bytes(bytes(60_000))
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert done.returncode == 1
+        assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+        assert "No space left on device" in done.stderr and "make room" in done.stderr
+        before = _sums(disk / "run", ["train"])
+        assert [*before] == [("train", 2)]
+        subprocess.run([*mount, "remount,size=20m", "none", disk], check=True)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert _sums(disk / "run", ["train"]) == _sums(undisturbed, ["train"])
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+def test_the_best_checkpoint_is_named_with_what_it_was_chosen_on():
+    rows = [{"epoch": e, "test": {"bpd": test, "stderr": 0.1}} for e, test in ((1, 3.0), (2, 2.0))]
+    assert phases.best(rows) == {"epoch": 2, "bpd": 2.0, "stderr": 0.1, "chosen_on": "test"}
+    assert "optimistic" in phases._best_note(rows)
+    for row, bpd in zip(rows, (1.0, 4.0), strict=True):
+        row["validation"] = {"bpd": bpd, "stderr": 0.2}
+    assert phases.best(rows) == {"epoch": 1, "bpd": 1.0, "stderr": 0.2, "chosen_on": "validation"}
+    assert "held out of training" in phases._best_note(rows)
+    assert "optimistic" not in phases._best_note(rows)
+
+
+def test_validation_images_are_held_out_of_training(undisturbed):
+    whole = gapjax.load_dataset("digits")
+    rest, held = phases._hold_out(whole, 37)
+    assert rest.train.shape == (1400, 8, 8) and held.shape == (37, 8, 8)
+    both = np.concatenate([rest.train, held]).reshape(1437, -1)
+    order = lambda images: images[np.lexsort(images.T)]
+    np.testing.assert_array_equal(order(both), order(whole.train.reshape(1437, -1)))
+    assert not np.array_equal(held, whole.train[-37:])  # the order of a file may mean something
+    np.testing.assert_array_equal(rest.test, whole.test)
+    results = json.loads((undisturbed / "results.json").read_text())
+    assert results["best"] == phases.best(results["checkpoints"])
+    assert results["best"]["chosen_on"] == "validation"
+    assert all(row["validation"]["stderr"] > 0 for row in results["checkpoints"])
+    assert results["data"]["num_train"] == 1400 and results["data"]["num_validation"] == 37
+    run = phases.Run(_CONFIG, rest, _vae(), workdir.Workdir(undisturbed), validation=held)
+    expected = gapjax.evaluate(
+        run.vae, phases._trained(run, 4), run.key("evaluate"), held, num_samples=2
+    )
+    assert results["checkpoints"][1]["validation"]["bpd"] == pytest.approx(expected.bpd, abs=1e-6)
+
+
+def test_more_validation_images_than_there_are_is_refused(tmp_path):
+    for number in (1437, 1300):  # none left; fewer than a batch
+        with pytest.raises(options.UsageError, match=r"--(validation|batch_size)"):
+            _start(tmp_path / "bad", config=_CONFIG._replace(validation=number))
+    assert not (tmp_path / "bad").exists()
+
+
+def test_a_folder_of_before_there_was_a_flag_is_still_its_run(tmp_path):
+    config = _CONFIG._replace(validation=0)
+    _start(tmp_path, config=config).workdir.close()
+    path = tmp_path / "config.json"
+    stored = json.loads(path.read_text())
+    del stored["config"]["validation"]
+    path.write_text(json.dumps(stored))
+    assert workdir.Workdir(tmp_path).config() == config
+    _start(tmp_path, config=config).workdir.close()
+    with pytest.raises(workdir.WorkdirError, match="--validation is 0 there and 37 here"):
+        _start(tmp_path)
