@@ -13,10 +13,15 @@
 # the CPU. A JAX in the active environment that already has its accelerator's
 # plugin is kept. A second call installs nothing.
 #
-# TPU pod: run the same line on every worker, for example with
-#   gcloud compute tpus tpu-vm ssh NAME --worker=all --command='gapjax/launch.sh ...'
+# Several processes make up one run, with --workdir where all can see it:
+#   TPU pod: the same line on every worker, for example
+#     gcloud compute tpus tpu-vm ssh NAME --worker=all \
+#       --command='gapjax/launch.sh --detect_processes --workdir=...'
+#   SLURM: srun --ntasks=N gapjax/launch.sh --workdir=...
+#   a trial on one machine: NUM_PROCESSES=2 ./launch.sh ...
 #
 # Environment variables:
+#   NUM_PROCESSES        start so many processes here, joined to one run
 #   GAPJAX_ACCELERATOR   cpu, cuda12, cuda13 or tpu: install for this one, detect nothing
 #   VERBOSE=1            show what pip prints (otherwise shown only when it fails)
 set -euo pipefail
@@ -232,4 +237,30 @@ if [ "$extra" = test ]; then
   exec "$python" -m pytest "$@"
 fi
 # -P: a folder "experiments" where you are must not be taken for ours.
-exec "$python" -P -m experiments.reproduce "$@"
+program=("$python" -P -m experiments.reproduce "$@")
+[ "${NUM_PROCESSES:-1}" != 1 ] || exec "${program[@]}"
+
+case $NUM_PROCESSES in '' | *[!0-9]* | 0*) die "NUM_PROCESSES=$NUM_PROCESSES is not a number of processes" ;; esac
+port=$("$python" -c 'import socket; s = socket.socket(); s.bind(("localhost", 0)); print(s.getsockname()[1])')
+processes=()
+for ((id = 0; id < NUM_PROCESSES; id++)); do
+  "${program[@]}" --coordinator="localhost:$port" --num_processes="$NUM_PROCESSES" --process_id="$id" &
+  processes+=($!)
+done
+# A signal to this script is one to them all; they end together.
+trap 'kill -TERM "${processes[@]}" 2>/dev/null || true' INT TERM
+code=0
+for process in "${processes[@]}"; do
+  # A trapped signal ends a wait early.
+  while :; do
+    status=0
+    wait "$process" || status=$?
+    kill -0 "$process" 2>/dev/null || break
+  done
+  if [ "$code" = 0 ] && [ "$status" != 0 ]; then
+    code=$status
+    # Whoever waits for one that has failed would wait for long.
+    [ "$status" = 130 ] || kill -TERM "${processes[@]}" 2>/dev/null || true
+  fi
+done
+exit "$code"

@@ -8,6 +8,7 @@ from absl import flags
 
 from experiments.presets import PRESETS
 from gapjax.datasets import BINARIZATIONS, DATASETS
+from gapjax.training import SWEEPS
 from gapjax.vae import LIKELIHOODS
 
 flags.disclaim_key_flags()  # --help shows them as the program's own
@@ -62,6 +63,23 @@ _PLACE_FLAGS = (
     (
         flags.DEFINE_string, "data_dir", None,
         "Where MNIST is: a TensorFlow Datasets folder, or one with the four IDX files.",
+    ),
+    (
+        functools.partial(flags.DEFINE_enum, enum_values=("off", *SWEEPS)), "sweep", "auto",
+        "Refits of all checkpoints in one program: vmap, side by side; map, one after another; "
+        "off, each on its own. They are spread over the devices. auto: vmap on GPUs and TPUs; on "
+        "CPUs map where there are several devices, off on one.",
+    ),
+    (
+        flags.DEFINE_string, "coordinator", None,
+        "host:port of process 0, where several processes make up a run and no cluster tells JAX.",
+    ),
+    (flags.DEFINE_integer, "num_processes", None, "How many processes; see --coordinator."),
+    (flags.DEFINE_integer, "process_id", None, "Which process this is, from 0."),
+    (
+        flags.DEFINE_bool, "detect_processes", False,
+        "Let JAX look for the other processes: on a TPU pod, where this same command runs on "
+        "every worker. Under SLURM, Open MPI and GKE it looks anyway.",
     ),
 )  # fmt: skip
 _SAVING_FLAGS = (

@@ -25,11 +25,13 @@ from experiments.claims import claims
 from experiments.options import Config, Saving, UsageError
 from experiments.report import write_report
 from experiments.workdir import Workdir, WorkdirError, write_json
-from gapjax import checkpoints, plots, training
+from gapjax import checkpoints, devices, plots, training
 from gapjax.evaluation import Evaluation, summarize
 
 REFITS = ("self_consistent", "control", "optimal")
+_AVERAGED = ("self_consistent", "control")  # refits at a constant rate: their mean is shown too
 _BETWEEN = "train_partial"  # the store of states between checkpoints, by optimizer step
+_UNFINISHED = "refit_partial"  # the store of refits that are under way, by optimizer step
 _MONITOR_EVERY = 10  # epochs between two points of a refit's curve
 _MONITOR_SAMPLES = 4
 
@@ -45,6 +47,7 @@ class Run(NamedTuple):
       data_dir: where the data was looked for, as given; no part of what is computed.
       validation: [V, *event] uint8, taken off the training set; None without --validation.
       saving: what is saved between checkpoints; no part of what is computed.
+      sweep: how refits are computed: "off", or as in `gapjax.refit_encoder`.
     """
 
     config: Config
@@ -54,6 +57,7 @@ class Run(NamedTuple):
     data_dir: str | None = None
     validation: np.ndarray | None = None
     saving: Saving = Saving()
+    sweep: str = "auto"
 
     def key(self, purpose: str, epoch: int = 0) -> jax.Array:
         """The key of a purpose, for the checkpoint of an epoch."""
@@ -67,11 +71,24 @@ class Run(NamedTuple):
         every = self.config.checkpoint_every
         return list(range(every, self.config.num_epochs + 1, every))
 
+    def interrupted(self) -> bool:
+        """Whether a signal has asked any process of the run to end it."""
+        return devices.any_process(self.workdir.interrupted)
+
+    def sweeps(self) -> bool:
+        """Whether the refits of all checkpoints are one program."""
+        if self.sweep == "auto":
+            everywhere = devices.all_devices()
+            return devices.is_accelerated(everywhere) or len(everywhere) > 1
+        return self.sweep != "off"
+
     @property
     def evaluated(self) -> dict[str, int]:
         """What is evaluated at a checkpoint, and of how many images."""
         num_test = len(self.dataset.test)
-        sizes = {"train": len(self.dataset.train), **dict.fromkeys(("test", *REFITS), num_test)}
+        averaged = [f"{kind}_averaged" for kind in _AVERAGED]
+        tested = dict.fromkeys(("test", *REFITS, *averaged), num_test)
+        sizes = {"train": len(self.dataset.train), **tested}
         return sizes if self.validation is None else {**sizes, "validation": len(self.validation)}
 
 
@@ -80,6 +97,7 @@ def start(
     workdir: Workdir,
     data_dir: str | None,
     saving: Saving = Saving(),  # noqa: B008 (an immutable tuple)
+    sweep: str = "auto",
 ) -> Run:
     """Loads the data, checks that the configuration fits it, and claims the workdir.
 
@@ -112,7 +130,7 @@ def start(
     )  # fmt: skip
     workdir.claim(config, dataset.provenance)
     _commit()  # of the code that is loaded, not of what the checkout holds hours later
-    return Run(config, dataset, vae, workdir, data_dir, validation, saving)
+    return Run(config, dataset, vae, workdir, data_dir, validation, saving, sweep)
 
 
 def _hold_out(dataset: gapjax.Dataset, number: int) -> tuple[gapjax.Dataset, np.ndarray | None]:
@@ -153,8 +171,13 @@ def train_phase(run: Run) -> None:
         bar(epoch, bpd)
         run.workdir.log("train", epoch, {"loss_bpd": bpd})
 
+    def stop_if_interrupted(progress: training.Progress) -> None:
+        if run.interrupted():
+            save_between(run, progress.state, _between(progress, clock))
+            raise KeyboardInterrupt
+
     with _progress(run, "train", config.num_epochs, newest // steps) as bar:
-        state, done = None, 0
+        progress, done = None, 0
         for epoch in missing:
             clock = time.monotonic()
             newest = max((step for step in saved if step < epoch * steps), default=0)
@@ -162,7 +185,7 @@ def train_phase(run: Run) -> None:
                 where, number = saved[newest]
                 state, facts = checkpoints.restore(run.workdir.checkpoints / where, number, like)
                 clock -= facts["seconds"] if where == _BETWEEN else 0
-                done = newest
+                progress, done = _resumed(state, facts.get("epoch_nats", 0.0)), newest
             first = done // steps + 1
             run.workdir.forget(
                 lambda entry, first=first, last=epoch: (
@@ -172,12 +195,24 @@ def train_phase(run: Run) -> None:
             for stop in _stops(run, first, epoch):
                 state, _ = training.train(
                     run.vae, source, run.key("train"), num_epochs=stop,
-                    batch_size=config.batch_size, optimizer=optimizer, state=state, on_epoch=log,
+                    batch_size=config.batch_size, optimizer=optimizer, resume=progress,
+                    on_epoch=log, on_chunk=stop_if_interrupted,
                 )  # fmt: skip
+                progress = _resumed(state)
                 if stop < epoch:
-                    save_between(run, state, _facts(stop, clock))
+                    save_between(run, state, _between(progress, clock))
             checkpoints.save(store, epoch, state, _facts(epoch, clock))
             done = epoch * steps
+
+
+def _resumed(state: training.TrainState, epoch_nats: float = 0.0) -> training.Progress:
+    return training.Progress(state, None, training.Curve([], [], [], []), epoch_nats, 0)
+
+
+def _between(progress: training.Progress, clock: float) -> dict:
+    """Record of a state between checkpoints."""
+    facts = _facts(int(progress.state.step), clock)
+    return {"step": facts.pop("epoch"), "epoch_nats": progress.epoch_nats, **facts}
 
 
 def _stops(run: Run, first: int, last: int) -> list[int]:
@@ -212,38 +247,79 @@ def _good(run: Run, name: str, like: object) -> list[int]:
 
 def refit_phase(run: Run) -> None:
     """Refits the encoder of every checkpoint: self-consistent, its control, and optimal."""
-    like = _state_like(run).params.encoder
+    like = _refitted_like(run)
     good = {kind: _good(run, kind, like) for kind in REFITS}
     missing = [(epoch, kind) for epoch in run.epochs for kind in REFITS if epoch not in good[kind]]
     run.workdir.forget(lambda entry: (entry.get("checkpoint"), entry["phase"]) in missing)
-    params, restored = None, None
-    for epoch, kind in missing:
-        if restored != epoch:
-            params, restored = _trained(run, epoch), epoch
-        clock = time.monotonic()
-        most = run.config.optimal_epochs if kind == "optimal" else run.config.refit_epochs
-        with _progress(run, f"{kind} {epoch}", most) as bar:
-            refit = _refit(run, kind, epoch, params, bar)
+    if run.sweeps():
+        for kind in REFITS:
+            epochs = [epoch for epoch, other in missing if other == kind]
+            if epochs:
+                _refit(run, kind, epochs)
+    else:
+        for epoch, kind in missing:
+            _refit(run, kind, [epoch])
+
+
+def _refit(run: Run, kind: str, epochs: list[int]) -> None:
+    """Refits the checkpoints of `epochs` in one way and in one program, and saves them."""
+    config, clock = run.config, time.monotonic()
+    most = config.optimal_epochs if kind == "optimal" else config.refit_epochs
+    all_params = [_trained(run, epoch) for epoch in epochs]
+    resume, seconds = _unfinished(run, kind, epochs)
+    clock -= seconds
+    images = run.dataset.test if kind == "optimal" else run.dataset.train
+    steps = training.steps_per_epoch(gapjax.data_source(images), config.batch_size)
+    every = run.saving.every * steps
+
+    def keep(progress: list[training.Progress] | training.Progress) -> None:
+        several = progress if isinstance(progress, list) else [progress]
+        step = max(int(member.state.step) for member in several)
+        interrupted = run.interrupted()
+        if interrupted or (every and step % every == 0 and step < most * steps):
+            _save_unfinished(run, kind, epochs, several, clock)
+        if interrupted:
+            raise KeyboardInterrupt
+
+    name = f"{kind} {epochs[0]}" + (f" to {epochs[-1]}" if len(epochs) > 1 else "")
+    done = resume[0].curve.epoch[-1] if resume and resume[0].curve.epoch else 0
+    common = {
+        "batch_size": config.batch_size, "optimizer": gapjax.adam(config.learning_rate),
+        "resume": resume, "on_chunk": keep,
+        "sweep": "auto" if run.sweep == "off" else run.sweep,
+    }  # fmt: skip
+    with _progress(run, name, most, done) as bar:
+        if kind == "optimal":
+            refits = gapjax.optimal_inference(
+                run.vae, all_params, run.dataset.test,
+                [run.key("optimal", epoch) for epoch in epochs], num_epochs=most,
+                num_samples=_MONITOR_SAMPLES, on_epoch=bar, **common,
+            )  # fmt: skip
+        else:
+            # One key for both, so that they see the training data in one order with one noise.
+            refits = gapjax.self_consistent(
+                run.vae, all_params, run.dataset.train,
+                [run.key("refit", epoch) for epoch in epochs],
+                alpha=config.alpha if kind == "self_consistent" else 0, num_epochs=most,
+                monitor=_monitor(run), monitor_every=_MONITOR_EVERY, on_epoch=bar, **common,
+            )  # fmt: skip
+    for epoch, refit in zip(epochs, refits, strict=True):
         curve = refit.curve
         # Before the entry: what is logged without it is forgotten, what is saved is not done again.
         for done_epoch, bpd in zip(curve.monitor_epoch, curve.monitor_bpd, strict=True):
             run.workdir.log(kind, done_epoch, {"test_bpd": bpd}, checkpoint=epoch)
-        record = {**_facts(epoch, clock), **_record(kind, refit)}
-        checkpoints.save(run.workdir.checkpoints / kind, epoch, refit.params.encoder, record)
+        facts = _facts(epoch, clock)
+        facts["seconds"] /= len(epochs)
+        tree = {"encoder": refit.params.encoder, "averaged": refit.averaged_params.encoder}
+        checkpoints.save(
+            run.workdir.checkpoints / kind, epoch, tree, {**facts, **_record(kind, refit)}
+        )
+    for number in checkpoints.numbers(run.workdir.checkpoints / _UNFINISHED):
+        checkpoints.remove(run.workdir.checkpoints / _UNFINISHED, number)
 
 
-def _refit(run: Run, kind: str, epoch: int, params: gapjax.VAEParams, bar: Callable):
-    config = run.config
-    common = {
-        "batch_size": config.batch_size,
-        "optimizer": gapjax.adam(config.learning_rate),
-        "on_epoch": bar,
-    }
-    if kind == "optimal":
-        return gapjax.optimal_inference(
-            run.vae, params, run.dataset.test, run.key("optimal", epoch),
-            num_epochs=config.optimal_epochs, num_samples=_MONITOR_SAMPLES, **common,
-        )  # fmt: skip
+def _monitor(run: Run) -> training.Monitor:
+    """Test BPD with few samples, for the curve of a refit."""
     test = jnp.asarray(run.dataset.test)
 
     def monitor(candidate: gapjax.VAEParams) -> float:
@@ -251,12 +327,52 @@ def _refit(run: Run, kind: str, epoch: int, params: gapjax.VAEParams, bar: Calla
             run.vae, candidate, run.key("monitor"), test, num_samples=_MONITOR_SAMPLES
         ).bpd
 
-    # One key for both, so that they see the training data in one order with one noise.
-    return gapjax.self_consistent(
-        run.vae, params, run.dataset.train, run.key("refit", epoch),
-        alpha=config.alpha if kind == "self_consistent" else 0,
-        num_epochs=config.refit_epochs, monitor=monitor, monitor_every=_MONITOR_EVERY, **common,
-    )  # fmt: skip
+    return monitor
+
+
+def _save_unfinished(run: Run, kind: str, epochs: list[int], several: list, clock: float) -> None:
+    """Saves refits that are under way; the newest such entry stays."""
+    store = run.workdir.checkpoints / _UNFINISHED
+    tree = [{"state": member.state, "encoders": member.encoders} for member in several]
+    facts = {
+        "kind": kind, "epochs": epochs, "seconds": time.monotonic() - clock,
+        "members": [
+            {"curve": list(m.curve), "epoch_nats": m.epoch_nats, "plateaus": m.plateaus}
+            for m in several
+        ],
+    }  # fmt: skip
+    number = max(int(member.state.step) for member in several)
+    checkpoints.save(store, number, tree, facts)
+    for other in checkpoints.numbers(store):
+        if other != number:
+            checkpoints.remove(store, other)
+
+
+def _unfinished(run: Run, kind: str, epochs: list[int]) -> tuple[list | None, float]:
+    """Where these refits were when they were saved last, and their seconds until then."""
+    store = run.workdir.checkpoints / _UNFINISHED
+    optimizer = gapjax.encoder_only(gapjax.adam(run.config.learning_rate))
+    state = _state_like(run, optimizer)
+    encoder = state.params.encoder
+    one = {"state": state, "encoders": {"best": encoder, "averaged": encoder}}
+    for number in reversed(checkpoints.numbers(store)):
+        try:
+            facts = checkpoints.record(store, number)
+            if (facts["kind"], facts["epochs"]) != (kind, epochs):
+                continue
+            tree, _ = checkpoints.restore(store, number, [one] * len(epochs))
+        except checkpoints.DamagedError as error:
+            print(f"skipped: {error}; the refit begins anew", flush=True)
+            continue
+        members = [
+            training.Progress(
+                arrays["state"], arrays["encoders"], training.Curve(*member["curve"]),
+                member["epoch_nats"], member["plateaus"],
+            )
+            for arrays, member in zip(tree, facts["members"], strict=True)
+        ]  # fmt: skip
+        return members, facts["seconds"]
+    return None, 0.0
 
 
 def evaluate_phase(run: Run) -> dict:
@@ -272,6 +388,8 @@ def evaluate_phase(run: Run) -> dict:
     done = _good(run, "evaluation", like)
     with _progress(run, "evaluate", len(run.epochs)) as bar:
         for index, epoch in enumerate(run.epochs):
+            if run.interrupted():
+                raise KeyboardInterrupt
             if epoch not in done:
                 clock = time.monotonic()
                 bpds = _evaluate(run, epoch)
@@ -312,12 +430,16 @@ def evaluate_phase(run: Run) -> dict:
         "seconds": {**seconds, "total": sum(seconds.values())},
         "notes": _notes(rows),
     }
-    write_json(run.workdir.path / "results.json", results)
+    if run.workdir.writes:
+        write_json(run.workdir.path / "results.json", results)
     return results
 
 
 def draw_phase(run: Run, results: dict) -> Path:
     """Draws the figures, samples and reconstructions; writes report.html and returns its path."""
+    report = run.workdir.path / "report.html"
+    if not run.workdir.writes:
+        return report
     figures = {
         "overview": plots.overview(results),
         "figure1a": plots.figure1a(results),
@@ -332,7 +454,6 @@ def draw_phase(run: Run, results: dict) -> Path:
         for name, figure in figures.items()
         if figure is not None
     }
-    report = run.workdir.path / "report.html"
     write_report(report, results, paths)
     return report
 
@@ -374,9 +495,9 @@ def _commit() -> str | None:
     return f"{commit} with changes" if changed else commit
 
 
-def _state_like(run: Run) -> training.TrainState:
+def _state_like(run: Run, optimizer: object = None) -> training.TrainState:
     """The shapes of a run's state, for restoring it."""
-    optimizer = gapjax.adam(run.config.learning_rate)
+    optimizer = optimizer or gapjax.adam(run.config.learning_rate)
     rng_key = run.key("train")
     return jax.eval_shape(lambda: training.init_state(run.vae.init(rng_key), rng_key, optimizer))
 
@@ -391,15 +512,22 @@ def _trained(run: Run, epoch: int) -> gapjax.VAEParams:
     return checkpoints.restore(store, epoch, _state_like(run))[0].params
 
 
-def _refitted(run: Run, kind: str, epoch: int, trained: gapjax.VAEParams) -> gapjax.VAEParams:
+def _refitted_like(run: Run) -> dict:
+    """The shapes of what is kept of a refit."""
+    return dict.fromkeys(("encoder", "averaged"), _state_like(run).params.encoder)
+
+
+def _refitted(
+    run: Run, kind: str, epoch: int, trained: gapjax.VAEParams, which: str = "encoder"
+) -> gapjax.VAEParams:
     store = run.workdir.checkpoints / kind
     if epoch not in checkpoints.numbers(store):
         raise WorkdirError(
             f"--workdir={run.workdir.path} has no {kind} refit of epoch {epoch}; "
             "python -m experiments.refit makes it"
         )
-    encoder, _ = checkpoints.restore(store, epoch, trained.encoder)
-    return trained._replace(encoder=encoder)
+    encoders, _ = checkpoints.restore(store, epoch, _refitted_like(run))
+    return trained._replace(encoder=encoders[which])
 
 
 def _record(kind: str, refit: gapjax.Refit) -> dict:
@@ -427,23 +555,37 @@ def _evaluate(run: Run, epoch: int) -> dict[str, np.ndarray]:
     }
     for kind in REFITS:
         bpds[kind] = evaluate(_refitted(run, kind, epoch, trained), key, test).per_image
+    for kind in _AVERAGED:
+        averaged = _refitted(run, kind, epoch, trained, "averaged")
+        bpds[f"{kind}_averaged"] = evaluate(averaged, key, test).per_image
     if run.validation is not None:
         bpds["validation"] = evaluate(trained, key, jnp.asarray(run.validation)).per_image
     return bpds
 
 
 def _row(epoch: int, evaluations: dict[str, Evaluation], refits: dict) -> dict:
-    gaps = gapjax.inference_gaps(**{kind: evaluations[kind] for kind in ("test", *REFITS)})
     means = {
         name: {"bpd": evaluation.bpd, "stderr": evaluation.stderr}
         for name, evaluation in evaluations.items()
     }
-    pairs = {
-        name: getattr(gaps, name)._asdict()
-        for name in ("inference_gap", "gain", "gain_over_control")
+    four = {name: evaluations[name] for name in ("test", *REFITS)}
+    averaged = {**four, **{kind: evaluations[f"{kind}_averaged"] for kind in _AVERAGED}}
+    won = _gaps(averaged)
+    del won["inference_gap"]
+    return {
+        "epoch": epoch, **means, **_gaps(four),
+        **{f"{name}_averaged": value for name, value in won.items()}, "refits": refits,
+    }  # fmt: skip
+
+
+def _gaps(evaluations: dict[str, Evaluation]) -> dict:
+    gaps = gapjax.inference_gaps(**evaluations)
+    pairs = ("inference_gap", "gain", "gain_over_control")
+    return {
+        **{name: getattr(gaps, name)._asdict() for name in pairs},
+        "gap_closed": gaps.gap_closed,
+        "gap_closed_stderr": gaps.gap_closed_stderr,
     }
-    shares = {"gap_closed": gaps.gap_closed, "gap_closed_stderr": gaps.gap_closed_stderr}
-    return {"epoch": epoch, **means, **pairs, **shares, "refits": refits}
 
 
 def best(rows: list[dict]) -> dict:
@@ -529,8 +671,8 @@ def _progress(
 ) -> Iterator[Callable[[int, float], None]]:
     """A bar with the BPD so far; one line at the end where there is no terminal."""
     bar = tqdm.tqdm(
-        desc=f"{name:24}", total=total, initial=initial, disable=None, unit="ep",
-        dynamic_ncols=True,
+        desc=f"{name:24}", total=total, initial=initial, unit="ep", dynamic_ncols=True,
+        disable=None if run.workdir.writes else True,
     )  # fmt: skip
     no_terminal = bar.disable  # closing a bar sets it
     clock, last = time.monotonic(), None
@@ -540,8 +682,6 @@ def _progress(
         last = bpd
         bar.set_postfix_str(f"{bpd:.4f} BPD", refresh=False)
         bar.update(epoch - bar.n)
-        if run.workdir.interrupted:
-            raise KeyboardInterrupt
 
     with bar:
         yield show

@@ -14,7 +14,7 @@ from absl import app, flags, logging
 from experiments.options import Saving, UsageError, config_from_flags, saving_from_flags
 from experiments.phases import Run, start
 from experiments.workdir import Workdir, WorkdirError
-from gapjax import DatasetError
+from gapjax import DatasetError, devices
 from gapjax.checkpoints import CheckpointError, DamagedError
 
 _EXPECTED = (UsageError, WorkdirError, DatasetError, CheckpointError, FloatingPointError)
@@ -50,6 +50,7 @@ def run_program(phases: Callable[[Run], None], *, new_runs: bool) -> None:
             signal.signal(number, interrupt)
         saving = Saving()
         try:
+            _join(values)
             if new_runs:
                 config, saving = config_from_flags(values), saving_from_flags(values)
                 default = f"runs/{config.preset}_seed{config.seed}"
@@ -60,7 +61,7 @@ def run_program(phases: Callable[[Run], None], *, new_runs: bool) -> None:
                 workdir = Workdir(Path(values.workdir))
                 config = workdir.config()
             _use_compilation_cache()
-            phases(start(config, workdir, values.data_dir, saving))
+            phases(start(config, workdir, values.data_dir, saving, values.sweep))
         except DamagedError as error:
             return _fail(f"{error}; experiments.reproduce on this --workdir makes it again")
         except _EXPECTED as error:
@@ -68,7 +69,7 @@ def run_program(phases: Callable[[Run], None], *, new_runs: bool) -> None:
         except OSError as error:
             return _fail(_os_error_line(error, workdir))
         except KeyboardInterrupt:
-            return _fail("interrupted; the same command goes on from the last checkpoint", 130)
+            return _fail("interrupted; what was done is saved, and the same command goes on", 130)
         finally:
             if workdir is not None:
                 workdir.close()
@@ -85,6 +86,19 @@ def run_program(phases: Callable[[Run], None], *, new_runs: bool) -> None:
             sys.exit(_fail(" ".join(str(error).split()), 2))
 
     app.run(main, flags_parser=parse)
+
+
+def _join(values: flags.FlagValues) -> None:
+    """Joins the other processes of the run; all but the first of them say nothing."""
+    try:
+        devices.join_processes(
+            values.coordinator, values.num_processes, values.process_id,
+            detect=values.detect_processes,
+        )  # fmt: skip
+    except RuntimeError as error:
+        raise UsageError(str(error)) from error
+    if devices.process()[0] > 0:
+        sys.stdout = Path(os.devnull).open("w")
 
 
 def _unraisable(error: "sys.UnraisableHookArgs") -> None:

@@ -15,7 +15,7 @@ from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.summary import scalar
 
 from experiments.options import Config
-from gapjax import checkpoints
+from gapjax import checkpoints, devices
 
 
 class WorkdirError(RuntimeError):
@@ -28,7 +28,8 @@ class Workdir:
     Attributes:
       path: the folder.
       checkpoints: where the stores are.
-      interrupted: set when the run shall end after the epoch at hand.
+      interrupted: set when the run shall end after the chunk of steps at hand.
+      writes: whether this process writes here: of several, the first.
     """
 
     def __init__(self, path: Path):
@@ -36,6 +37,7 @@ class Workdir:
         self.path = Path(path)
         self.checkpoints = self.path / "checkpoints"
         self.interrupted = False
+        self.writes = devices.process()[0] == 0
         self._lock = None
         self._events = None
 
@@ -55,16 +57,19 @@ class Workdir:
             raise WorkdirError(
                 f"--workdir={self.path} has checkpoints but no config.json; give another folder"
             )
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._take_lock()
-            self._tidy()
-            if stored is None:
-                write_json(self.path / "config.json", identity)
-        except OSError as error:
-            raise WorkdirError(
-                f"--workdir={self.path} cannot be written ({error.strerror}); give another folder"
-            ) from error
+        if self.writes:
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+                self._take_lock()
+                self._tidy()
+                if stored is None:
+                    write_json(self.path / "config.json", identity)
+            except OSError as error:
+                raise WorkdirError(
+                    f"--workdir={self.path} cannot be written ({error.strerror}); give another "
+                    "folder"
+                ) from error
+        devices.wait_for_processes("gapjax: the workdir is claimed")
 
     def _take_lock(self) -> None:
         self._lock = (self.path / ".lock").open("w")
@@ -120,7 +125,7 @@ class Workdir:
     def forget(self, stale: Callable[[dict], bool]) -> None:
         """Drops the logged lines of work that was interrupted and will be done again."""
         path = self.path / "metrics.jsonl"
-        if not path.is_file():
+        if not (self.writes and path.is_file()):
             return
         old, lines = path.read_bytes(), []
         for line in old.splitlines(keepends=True):
@@ -136,6 +141,8 @@ class Workdir:
 
     def log(self, phase: str, epoch: int, values: dict[str, float], **where: Any) -> None:
         """Adds a line to metrics.jsonl and TensorBoard's events."""
+        if not self.writes:
+            return
         entry = {"phase": phase, **where, "epoch": epoch, **values}
         with (self.path / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(entry) + "\n")

@@ -56,7 +56,7 @@ def save(store: Path, number: int, tree: Any, record: dict) -> None:
         _checkpointer().save(path.with_name(path.name + _NEW), arguments, force=True)
         if jax.process_index() == 0:
             _put_in_place(path)
-        ocp.multihost.sync_global_processes(f"gapjax:saved:{path}:{next(_saved)}")
+        _wait(path)
     except Exception as error:  # Orbax and tensorstore each raise their own
         if jax.process_index() == 0:
             tidy(store)
@@ -148,8 +148,10 @@ def numbers(store: Path) -> list[int]:
 def remove(store: Path, number: int) -> None:
     """Removes an entry, which is there whole or not at all at every moment."""
     path = _path(store, number)
-    path.rename(path.with_name(path.name + _OLD))
-    tidy(store)
+    if jax.process_index() == 0:
+        path.rename(path.with_name(path.name + _OLD))
+        tidy(store)
+    _wait(path)
 
 
 def tidy(store: Path) -> None:
@@ -223,7 +225,12 @@ def _shapes(tree: Any) -> list[str]:
     ]
 
 
-_saved = itertools.count()  # a barrier's name is used once
+_waits = itertools.count()  # a barrier's name is used once
+
+
+def _wait(path: Path) -> None:
+    """Returns when all processes of the run have come here."""
+    ocp.multihost.sync_global_processes(f"gapjax:{path}:{next(_waits)}")
 
 
 @functools.cache

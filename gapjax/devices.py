@@ -164,22 +164,25 @@ def join_processes(
     coordinator_address: str | None = None,
     num_processes: int | None = None,
     process_id: int | None = None,
+    *,
+    detect: bool = False,
 ) -> None:
     """Joins the processes of one run; to be called before anything else touches JAX.
 
-    Without arguments JAX finds out from the cluster (SLURM, Cloud TPU, GKE, Open MPI, Kubernetes)
-    what it has to know; where there is no cluster, this is a run of one process.
+    Without arguments JAX finds out from the cluster what it has to know, where the environment
+    says that there are several tasks (SLURM, Open MPI, GKE); otherwise the run has one process.
 
     Args:
       coordinator_address: host:port of process 0, reachable from all.
       num_processes: how many there are.
       process_id: which this one is, from 0.
+      detect: let JAX look for a cluster that the environment does not show (a TPU pod).
 
     Raises:
       RuntimeError: the others could not be reached, or what was given is incomplete.
     """
     given = (coordinator_address, num_processes, process_id)
-    if all(value is None for value in given) and not _in_cluster():
+    if all(value is None for value in given) and not (detect or _in_cluster()):
         return
     try:
         jax.distributed.initialize(*given)
@@ -190,6 +193,15 @@ def join_processes(
 def process() -> tuple[int, int]:
     """(Which process this is, how many there are)."""
     return jax.process_index(), jax.process_count()
+
+
+def any_process(flag: bool) -> bool:
+    """Whether `flag` is true in any process; every process has to ask."""
+    if jax.process_count() == 1:
+        return flag
+    from jax.experimental import multihost_utils  # starts backends when imported
+
+    return bool(multihost_utils.process_allgather(np.asarray(flag)).any())
 
 
 def wait_for_processes(name: str) -> None:

@@ -89,8 +89,8 @@ class Progress(NamedTuple):
 
     Attributes:
       state: the state.
-      encoders: what a refit keeps of the past, a dict: "best" by the monitor, and the "mean" of
-        the encoder over the ends of its epochs; None in `train`.
+      encoders: what a refit keeps of the past, a dict: the "best" by the monitor, and the one
+        "averaged" over the ends of its epochs; None in `train`.
       curve: what was done so far.
       epoch_nats: sum of the objective over the examples of the epoch at hand, nats.
       plateaus: of the `Convergence` rule, so far.
@@ -108,7 +108,7 @@ class Refit(NamedTuple):
 
     Attributes:
       params: the refitted encoder with the decoder given, bit for bit.
-      mean_params: the same with the encoder's weights averaged over the ends of all epochs of
+      averaged_params: the same with the encoder's weights averaged over the ends of all epochs of
         the refit (Izmailov et al., Averaging Weights Leads to Wider Optima, 2018): without the
         noise of the last steps at a constant learning rate.
       curve: what the refit did.
@@ -119,7 +119,7 @@ class Refit(NamedTuple):
     """
 
     params: VAEParams
-    mean_params: VAEParams
+    averaged_params: VAEParams
     curve: Curve
     num_steps: int
     converged: bool | None
@@ -265,8 +265,8 @@ def refit_encoder(
             state, encoders = jax.tree.map(jnp.copy, (resume.state, resume.encoders))
             return resume._replace(state=state, encoders=encoders)
         state = init_state(params, key, optimizer)
-        best, mean = (jax.tree.map(jnp.copy, params.encoder) for _ in range(2))
-        return Progress(state, {"best": best, "mean": mean}, Curve([], [], [], []), 0.0, 0)
+        encoders = {name: jax.tree.map(jnp.copy, params.encoder) for name in ("best", "averaged")}
+        return Progress(state, encoders, Curve([], [], [], []), 0.0, 0)
 
     keys, params, sources, monitors, resumes = _members(rng_key, params, source, monitor, resume)
     runs = _Runs(vae, sources, optimizer, batch_size, objective, devices, sweep)
@@ -556,8 +556,8 @@ class _Runs:
                 continue
             members = members or self._unpack(state)
             params = members[index].params
-            mean = _update_mean(run.encoders["mean"], params.encoder, epoch)
-            run.encoders["mean"] = mean
+            averaged = _update_mean(run.encoders["averaged"], params.encoder, epoch)
+            run.encoders["averaged"] = averaged
             due = epoch % monitor_every == 0 or epoch == num_epochs
             if monitors[index] is None or not due:
                 continue
@@ -718,7 +718,7 @@ def _refit(progress: Progress, params: VAEParams, until: Convergence | None, run
     measured = curve.monitor_bpd
     return Refit(
         params=VAEParams(encoder=encoder, decoder=params.decoder),
-        mean_params=VAEParams(encoder=encoders["mean"], decoder=params.decoder),
+        averaged_params=VAEParams(encoder=encoders["averaged"], decoder=params.decoder),
         curve=curve,
         num_steps=curve.epoch[-1] * runs.num_steps,
         converged=None if until is None else progress.plateaus > until.num_decays,

@@ -175,7 +175,7 @@ def test_a_sweep_is_its_members_alone(small, count, sweep):
         )
         ours = swept[index]
         _close(ours.params.encoder, single.params.encoder, atol=2e-4)
-        _close(ours.mean_params.encoder, single.mean_params.encoder, atol=2e-4)
+        _close(ours.averaged_params.encoder, single.averaged_params.encoder, atol=2e-4)
         np.testing.assert_allclose(ours.curve.loss_bpd, single.curve.loss_bpd, rtol=1e-4)
         assert_same_bits(ours.params.decoder, all_params[index].decoder)
         assert ours.curve.monitor_epoch == [0, 2, 3]
