@@ -141,6 +141,25 @@ def test_a_damaged_entry_stays_until_its_replacement_is_whole(copy, monkeypatch)
     assert {p: p.read_bytes() for p in (copy / "checkpoints").rglob("*") if p.is_file()} == before
 
 
+@pytest.mark.parametrize("saved", [False, True])
+def test_a_refit_killed_as_it_is_saved_is_logged_once(undisturbed, copy, monkeypatch, saved):
+    for kind in phases.REFITS:
+        shutil.rmtree(copy / "checkpoints" / kind / "4")
+    save = checkpoints.save
+
+    def killed(*arguments):
+        if saved:
+            save(*arguments)
+        raise KeyboardInterrupt
+
+    for _ in phases.REFITS:
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(checkpoints, "save", killed)
+            _go(copy, [phases.refit_phase])
+    _go(copy)
+    _assert_same_run(copy, undisturbed)
+
+
 def _train_until(path, monkeypatch, epoch, **saving):
     """Trains, and is killed at the end of an epoch, before that is saved."""
     log = workdir.Workdir.log
