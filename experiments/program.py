@@ -63,7 +63,8 @@ def run_program(phases: Callable[[Run], None], *, new_runs: bool) -> None:
             _use_compilation_cache()
             phases(start(config, workdir, values.data_dir, saving, values.sweep))
         except DamagedError as error:
-            return _fail(f"{error}; experiments.reproduce on this --workdir makes it again")
+            made_by = "the program that made it, experiments.train or experiments.refit"
+            return _fail(f"{error}; {made_by}, makes it again")
         except _EXPECTED as error:
             return _fail(" ".join(str(error).split()))
         except OSError as error:

@@ -1,6 +1,6 @@
 """Kills the main program at random moments and checks that nothing is lost. Not run by pytest.
 
-python -m tests.kill_trials --kills=20
+python tests/kill_trials.py --kills=20
 
 One run is left alone. Others are killed (kill -9) three times each, at random moments of the time
 that the first one took, are started again each time, and in the end compared with the first.

@@ -236,6 +236,14 @@ def test_a_missing_part_of_an_entry_is_an_error(store, state, tmp_path):
         checkpoints.restore(tmp_path, 30, state)
 
 
+def test_a_tree_that_is_whole_but_another_is_noticed(two):
+    """As a copy that was interrupted may leave it: every file is good, and one is of entry 1."""
+    shutil.rmtree(two / "2" / "tree")
+    shutil.copytree(two / "1" / "tree", two / "2" / "tree")
+    with pytest.raises(DamagedError, match="wrong checksum"):
+        checkpoints.restore(two, 2, _tree(0))
+
+
 def test_good_numbers_tells_the_good_from_the_damaged(store, state, tmp_path):
     assert checkpoints.good_numbers(tmp_path / "nowhere", state) == ([], [])
     for number in ("1", "2", "10", "30"):

@@ -141,6 +141,25 @@ def test_a_damaged_entry_stays_until_its_replacement_is_whole(copy, monkeypatch)
     assert {p: p.read_bytes() for p in (copy / "checkpoints").rglob("*") if p.is_file()} == before
 
 
+@pytest.mark.parametrize("saved", [False, True])
+def test_a_refit_killed_as_it_is_saved_is_logged_once(undisturbed, copy, monkeypatch, saved):
+    for kind in phases.REFITS:
+        shutil.rmtree(copy / "checkpoints" / kind / "4")
+    save = checkpoints.save
+
+    def killed(*arguments):
+        if saved:
+            save(*arguments)
+        raise KeyboardInterrupt
+
+    for _ in phases.REFITS:
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(checkpoints, "save", killed)
+            _go(copy, [phases.refit_phase])
+    _go(copy)
+    _assert_same_run(copy, undisturbed)
+
+
 def _train_until(path, monkeypatch, epoch, **saving):
     """Trains, and is killed at the end of an epoch, before that is saved."""
     log = workdir.Workdir.log
@@ -237,14 +256,19 @@ def test_states_between_checkpoints_change_nothing_and_the_newest_are_kept(undis
 
 
 def test_seconds_of_an_interrupted_interval_are_all_counted(tmp_path, monkeypatch):
-    clock = iter(range(0, 10_000, 10))
-    monkeypatch.setattr(phases.time, "monotonic", lambda: float(next(clock)))
+    log, now = workdir.Workdir.log, 0.0
+
+    def an_epoch_of_100_seconds(*arguments, **where):
+        nonlocal now
+        now += 100
+        log(*arguments, **where)
+
+    monkeypatch.setattr(workdir.Workdir, "log", an_epoch_of_100_seconds)
+    monkeypatch.setattr(phases.time, "monotonic", lambda: now)
     path = tmp_path / "run"
     _train_until(path, monkeypatch, 4, every=1)
-    store = path / "checkpoints" / "train_partial"
-    before = checkpoints.record(store, 3 * _STEPS)["seconds"]
     _epochs_trained(path, monkeypatch, every=1)
-    assert checkpoints.record(path / "checkpoints" / "train", 4)["seconds"] > before > 0
+    assert checkpoints.record(path / "checkpoints" / "train", 4)["seconds"] == 200
 
 
 def test_half_written_files_are_removed_and_others_are_not(undisturbed, copy):

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -141,22 +142,30 @@ def test_the_single_phases_make_the_same_run(finished, tmp_path):
     _trees_equal(other, path)
 
 
-def test_a_killed_run_goes_on_to_the_same_numbers(finished, tmp_path):
+def test_a_run_killed_again_and_again_ends_with_the_same_numbers(finished, tmp_path):
+    """Kill -9 as each of these is being written or was just written; tests/kill_trials.py has more.
+
+    It saves states between checkpoints, which the run that it is compared with did not.
+    """
     path, _ = finished
     other = tmp_path / "run"
-    process = _start(*_TINY, f"--workdir={other}")
-    for line in process.stdout:  # the first refit is saved: kill in the midst of the next
-        if line.startswith("self_consistent"):
-            process.send_signal(signal.SIGKILL)
-            break
-    process.communicate()
+    flags = (*_TINY, "--save_every=1", f"--workdir={other}")
+    for sign in ("train_partial/24*", "self_consistent/4*", "evaluation/2*"):
+        process = _start(*flags)
+        while not list((other / "checkpoints").glob(sign)):
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.001)
+        process.kill()
+        process.communicate()
     assert not (other / "results.json").exists()
-    code, _, err = _run(*_TINY, f"--workdir={other}")
-    assert code == 0, err
+    code, out, err = _run(*flags)
+    assert code == 0 and "skipped" not in out, err
     assert _numbers(other) == _numbers(path)
     _trees_equal(other, path)
     ours, theirs = ((p / "metrics.jsonl").read_text().splitlines() for p in (other, path))
     assert sorted(ours) == sorted(theirs)
+    left = [p.name for p in (other / "checkpoints").glob("*/*") if not p.name.isdigit()]
+    assert not left and not list(other.glob(".*.tmp"))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -186,6 +195,24 @@ def test_training_goes_on_from_the_last_checkpoint(finished, tmp_path):
     assert _numbers(other) == _numbers(path)
     ours, theirs = ((p / "metrics.jsonl").read_text().splitlines() for p in (other, path))
     assert sorted(ours) == sorted(theirs)
+
+
+def test_a_damaged_checkpoint_is_one_line_for_a_person(finished, tmp_path):
+    """The program that can make it again does and says so; the other one names that program."""
+    path, _ = finished
+    other = tmp_path / "run"
+    shutil.copytree(path, other)
+    shutil.rmtree(other / "checkpoints" / "evaluation" / "4")
+    (other / "checkpoints" / "optimal" / "4" / "tree" / "manifest.ocdbt").write_bytes(b"")
+    code, _, err = _run(f"--workdir={other}", program="evaluate")
+    assert code == 1 and len(err.strip().splitlines()) == 1, err
+    assert f"checkpoint 4 in {other}/checkpoints/optimal" in err and "experiments.refit" in err
+    code, out, err = _run(f"--workdir={other}", program="refit")
+    assert (code, err) == (0, "")
+    (line,) = (line for line in out.splitlines() if line.startswith("skipped"))
+    assert f"checkpoint 4 in {other}/checkpoints/optimal" in line
+    ours, theirs = (checkpoints.checksum(p / "checkpoints" / "optimal", 4) for p in (other, path))
+    assert ours == theirs
 
 
 def test_test_images_reach_nothing_but_their_own_numbers(finished, tmp_path):
@@ -243,12 +270,16 @@ def test_the_keys_of_all_purposes_and_epochs_differ(finished, tmp_path):
         (["--seed=-1"], ["--seed", "-1"]),
         (["--checkpoint_every=30"], ["--checkpoint_every", "30", "500"]),
         (["--threshold=2"], ["--threshold", "2"]),
+        (["--validation=-1"], ["--validation", "-1", "at least 0"]),
+        (["--save_every=-1"], ["--save_every", "-1", "at least 0"]),
+        (["--keep=0"], ["--keep", "0", "at least 1"]),
     ],
 )
 def test_bad_flags_are_named(flags, words):
     values = _parse(flags)
     with pytest.raises(options.UsageError) as error:
         options.config_from_flags(values)
+        options.saving_from_flags(values)
     message = str(error.value)
     assert "\n" not in message
     for word in words:
@@ -260,6 +291,7 @@ def _parse(flags):
 
     values = absl_flags.FlagValues()
     options.define_place(values)
+    options.define_saving(values)
     options.define_run(values)
     values(["program", *flags])
     return values
@@ -356,7 +388,7 @@ def test_the_command_line_ends_with_one_line_and_no_traceback(tmp_path):
 def test_help_explains_every_flag():
     code, out, _ = _run("--help")
     assert code in (0, 1)  # absl's --help ends with 1
-    for name in (*options.Config._fields, "workdir", "data_dir"):
+    for name in (*options.Config._fields, "workdir", "data_dir", "save_every", "keep"):
         assert f"--{name}" in out.replace("--[no]", "--"), name
 
 
