@@ -68,7 +68,7 @@ _PLACE_FLAGS = (
         functools.partial(flags.DEFINE_enum, enum_values=("off", *SWEEPS)), "sweep", "auto",
         "Refits of all checkpoints in one program: vmap, side by side; map, one after another; "
         "off, each on its own. They are spread over the devices. auto: vmap on GPUs and TPUs; on "
-        "CPUs map where there are several devices, off on one.",
+        "CPUs map where there are several devices, off on one. Several processes: off.",
     ),
     (
         flags.DEFINE_string, "coordinator", None,

@@ -78,8 +78,8 @@ class Run(NamedTuple):
     def sweeps(self) -> bool:
         """Whether the refits of all checkpoints are one program."""
         if self.sweep == "auto":
-            everywhere = devices.all_devices()
-            return devices.is_accelerated(everywhere) or len(everywhere) > 1
+            everywhere, alone = devices.all_devices(), devices.process()[1] == 1
+            return alone and (devices.is_accelerated(everywhere) or len(everywhere) > 1)
         return self.sweep != "off"
 
     @property
@@ -231,9 +231,8 @@ def save_between(run: Run, state: training.TrainState, facts: dict) -> None:
     """
     store, step = run.workdir.checkpoints / _BETWEEN, int(state.step)
     checkpoints.save(store, step, state, facts)
-    before = [number for number in checkpoints.numbers(store) if number <= step]
-    for number in before[: -run.saving.keep]:
-        checkpoints.remove(store, number)
+    keep = run.saving.keep
+    checkpoints.prune(store, lambda saved: [number for number in saved if number <= step][:-keep])
 
 
 def _good(run: Run, name: str, like: object) -> list[int]:
@@ -314,8 +313,7 @@ def _refit(run: Run, kind: str, epochs: list[int]) -> None:
         checkpoints.save(
             run.workdir.checkpoints / kind, epoch, tree, {**facts, **_record(kind, refit)}
         )
-    for number in checkpoints.numbers(run.workdir.checkpoints / _UNFINISHED):
-        checkpoints.remove(run.workdir.checkpoints / _UNFINISHED, number)
+    checkpoints.prune(run.workdir.checkpoints / _UNFINISHED, lambda saved: saved)
 
 
 def _monitor(run: Run) -> training.Monitor:
@@ -343,9 +341,7 @@ def _save_unfinished(run: Run, kind: str, epochs: list[int], several: list, cloc
     }  # fmt: skip
     number = max(int(member.state.step) for member in several)
     checkpoints.save(store, number, tree, facts)
-    for other in checkpoints.numbers(store):
-        if other != number:
-            checkpoints.remove(store, other)
+    checkpoints.prune(store, lambda saved: [other for other in saved if other != number])
 
 
 def _unfinished(run: Run, kind: str, epochs: list[int]) -> tuple[list | None, float]:

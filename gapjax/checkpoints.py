@@ -13,6 +13,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -145,13 +146,18 @@ def numbers(store: Path) -> list[int]:
     return sorted(int(p.name) for p in Path(store).iterdir() if p.name.isdigit() and p.is_dir())
 
 
-def remove(store: Path, number: int) -> None:
-    """Removes an entry, which is there whole or not at all at every moment."""
-    path = _path(store, number)
+def prune(store: Path, surplus: Callable[[list[int]], list[int]]) -> None:
+    """Removes the entries that `surplus` picks of the numbers that are there.
+
+    Each is there whole or not at all at every moment. Of several processes the first looks and
+    removes, and the others wait for it.
+    """
     if jax.process_index() == 0:
-        path.rename(path.with_name(path.name + _OLD))
+        for number in surplus(numbers(store)):
+            path = _path(store, number)
+            path.rename(path.with_name(path.name + _OLD))
         tidy(store)
-    _wait(path)
+    _wait(Path(store))
 
 
 def tidy(store: Path) -> None:

@@ -59,6 +59,12 @@ def all_devices(devices: Devices | None = None) -> tuple[jax.Device, ...]:
     return tuple(jax.devices() if devices is None else devices)
 
 
+def local_devices(devices: Devices) -> tuple[jax.Device, ...]:
+    """Those of them that belong to this process."""
+    here = jax.process_index()
+    return tuple(device for device in devices if device.process_index == here)
+
+
 def is_accelerated(devices: Devices) -> bool:
     """Whether these are GPUs or TPUs, where many small runs are faster side by side."""
     return devices[0].platform != "cpu"
@@ -91,7 +97,7 @@ def data_parallel(function: Callable[..., Any], devices: Devices) -> Callable[..
         _named(share, function), _AXIS, in_axes=(0, None, None), out_axes=None, donate_argnums=1,
         devices=devices,
     )  # fmt: skip
-    here = [i for i, device in enumerate(devices) if device in _local(devices)]
+    here = [i for i, device in enumerate(devices) if device in local_devices(devices)]
     indices = jnp.asarray(here, jnp.int32)
     return _Program(lambda donated, *kept: (indices, donated, kept), program)
 
@@ -145,7 +151,7 @@ def join_members(tree: Any, num_members: int, devices: Devices) -> Any:
 
 def replicate(tree: Any, devices: Devices) -> Any:
     """The tree on each of `devices` that this process has."""
-    local = _local(devices)
+    local = local_devices(devices)
     if len(devices) == 1:
         return jax.device_put(tree, local[0])
     return jax.device_put(tree, NamedSharding(Mesh(np.asarray(local), (_AXIS,)), PartitionSpec()))

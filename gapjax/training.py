@@ -481,6 +481,7 @@ class _Runs:
             self.treedef, self.sweep = None, None
             self.source = hardware.replicate(sources[0], self.devices)
             return
+        self.devices = hardware.local_devices(self.devices)  # of several processes each does it all
         accelerated = hardware.is_accelerated(self.devices)
         self.sweep = {"auto": "vmap" if accelerated else "map"}.get(sweep, sweep)
         varying, shared, self.treedef = _stack_sources(sources)

@@ -344,7 +344,7 @@ def test_a_save_that_is_killed_leaves_the_old_entry_or_the_new_one(two, monkeypa
 def test_an_entry_is_there_whole_at_every_moment_of_its_removal(two, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(checkpoints.shutil, "rmtree", lambda *_, **__: None)
-        checkpoints.remove(two, 1)
+        checkpoints.prune(two, lambda saved: saved[:1])
     assert checkpoints.numbers(two) == [2] and (two / "1.old").exists()
     checkpoints.tidy(two)
     assert [path.name for path in two.iterdir()] == ["2"]

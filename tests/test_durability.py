@@ -14,7 +14,7 @@ import pytest
 import gapjax
 from experiments import options, phases, program, workdir
 from experiments.presets import PRESETS
-from gapjax import checkpoints
+from gapjax import checkpoints, training
 
 _ROOT = Path(__file__).parent.parent
 _CONFIG = options.Config(
@@ -95,6 +95,29 @@ def _damage(entry):
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
+
+
+@pytest.mark.parametrize("asked", [2, 5, 6, 9, 12])
+def test_a_run_ends_after_the_chunk_at_hand_and_goes_on_from_there(
+    undisturbed, tmp_path, monkeypatch, asked
+):
+    """In the midst of an epoch of training, and of refits of all checkpoints in one program."""
+    monkeypatch.setattr(training, "_CHUNK_STEPS", 5)  # of the 7 of an epoch
+    calls, path = [], tmp_path / "run"
+
+    def interrupted(run):
+        calls.append(1)
+        return len(calls) == asked
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(phases.Run, "interrupted", interrupted)
+        _go(path)
+    assert len(calls) == asked
+    partial = [name for name in ("train_partial", "refit_partial") if _sums(path, [name])]
+    assert len(partial) == 1
+    _go(path)
+    _assert_same_run(path, undisturbed)
+    assert not _sums(path, ["refit_partial"])
 
 
 # Orbax leaves a task of the failed read behind, which then finds its event loop closed.

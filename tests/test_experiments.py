@@ -178,7 +178,7 @@ def test_an_interrupted_run_says_how_to_go_on(tmp_path, number):
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert err.strip().splitlines() == [
-        "reproduce: interrupted; the same command goes on from the last checkpoint"
+        "reproduce: interrupted; what was done is saved, and the same command goes on"
     ]
 
 
