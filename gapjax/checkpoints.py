@@ -63,7 +63,7 @@ def save(store: Path, number: int, tree: Any, record: dict) -> None:
             tidy(store)
         raise CheckpointError(
             f"checkpoint {number} in {store} cannot be written ({_reason(error)}); the others are "
-            "as they were: make room for it, and start again"
+            "as they were: make room or mend that, and start again"
         ) from error
 
 
