@@ -251,17 +251,18 @@ def refit_phase(run: Run) -> None:
     missing = [(epoch, kind) for epoch in run.epochs for kind in REFITS if epoch not in good[kind]]
     run.workdir.forget(lambda entry: (entry.get("checkpoint"), entry["phase"]) in missing)
     if run.sweeps():
+        # All members even where some are there: in another company their last bits would differ.
         for kind in REFITS:
             epochs = [epoch for epoch, other in missing if other == kind]
             if epochs:
-                _refit(run, kind, epochs)
+                _refit(run, kind, run.epochs, epochs)
     else:
         for epoch, kind in missing:
-            _refit(run, kind, [epoch])
+            _refit(run, kind, [epoch], [epoch])
 
 
-def _refit(run: Run, kind: str, epochs: list[int]) -> None:
-    """Refits the checkpoints of `epochs` in one way and in one program, and saves them."""
+def _refit(run: Run, kind: str, epochs: list[int], missing: list[int]) -> None:
+    """Refits the checkpoints of `epochs` in one way and one program, and saves what is missing."""
     config, clock = run.config, time.monotonic()
     most = config.optimal_epochs if kind == "optimal" else config.refit_epochs
     all_params = [_trained(run, epoch) for epoch in epochs]
@@ -303,6 +304,8 @@ def _refit(run: Run, kind: str, epochs: list[int]) -> None:
                 monitor=_monitor(run), monitor_every=_MONITOR_EVERY, on_epoch=bar, **common,
             )  # fmt: skip
     for epoch, refit in zip(epochs, refits, strict=True):
+        if epoch not in missing:
+            continue
         curve = refit.curve
         # Before the entry: what is logged without it is forgotten, what is saved is not done again.
         for done_epoch, bpd in zip(curve.monitor_epoch, curve.monitor_bpd, strict=True):

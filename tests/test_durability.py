@@ -9,13 +9,14 @@ import sys
 import types
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 import gapjax
 from experiments import options, phases, program, workdir
 from experiments.presets import PRESETS
-from gapjax import checkpoints, training
+from gapjax import checkpoints, devices, training
 
 _ROOT = Path(__file__).parent.parent
 _CONFIG = options.Config(
@@ -52,6 +53,14 @@ def _go(path, do=(phases.train_phase, phases.refit_phase, phases.evaluate_phase)
 
 def _vae():
     return gapjax.mlp_vae((8, 8), "bernoulli", latent_dim=2, hidden_sizes=(16,))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_device():
+    """As in the programs that the tests start: what is on eight is equal, but not to the bit."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(devices, "all_devices", lambda given=None: tuple(given or jax.devices()[:1]))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -98,12 +107,23 @@ def _damage(entry):
     file.write_bytes(content)
 
 
-@pytest.mark.parametrize("asked", [2, 5, 6, 9, 12])
+@pytest.fixture(scope="module", params=[1, 3], ids=["one device", "a sweep on three devices"])
+def chunked(request, tmp_path_factory):
+    """Several compiled calls to an epoch of 7 steps; and the undisturbed run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "_CHUNK_STEPS", 5)
+        used = jax.devices()[: request.param]
+        patch.setattr(devices, "all_devices", lambda given=None: tuple(given or used))
+        path = tmp_path_factory.mktemp("chunked") / "run"
+        _go(path)
+        yield path
+
+
+@pytest.mark.parametrize("asked", [2, 5, 7, 11])
 def test_a_run_ends_after_the_chunk_at_hand_and_goes_on_from_there(
-    undisturbed, tmp_path, monkeypatch, asked
+    chunked, tmp_path, monkeypatch, asked
 ):
-    """In the midst of an epoch of training, and of refits of all checkpoints in one program."""
-    monkeypatch.setattr(training, "_CHUNK_STEPS", 5)  # of the 7 of an epoch
+    """In the midst of an epoch of training, and of refits, alone or of all checkpoints in one."""
     calls, path = [], tmp_path / "run"
 
     def interrupted(run):
@@ -117,8 +137,17 @@ def test_a_run_ends_after_the_chunk_at_hand_and_goes_on_from_there(
     partial = [name for name in ("train_partial", "refit_partial") if _sums(path, [name])]
     assert len(partial) == 1
     _go(path)
-    _assert_same_run(path, undisturbed)
+    _assert_same_run(path, chunked)
     assert not _sums(path, ["refit_partial"])
+
+
+def test_one_lost_member_of_a_sweep_is_made_again_bit_for_bit(chunked, tmp_path):
+    path = tmp_path / "run"
+    shutil.copytree(chunked, path)
+    for entry in ("self_consistent/4", "optimal/2", "evaluation/4"):
+        _damage(path / "checkpoints" / entry)
+    _go(path)
+    _assert_same_run(path, chunked)
 
 
 # Orbax leaves a task of the failed read behind, which then finds its event loop closed.
@@ -236,29 +265,6 @@ def test_training_goes_on_from_the_newest_good_state(
     assert capsys.readouterr().out.count("skipped: checkpoint") == len(damaged)
     assert _sums(path, ["train"]) == _sums(undisturbed, ["train"])
     assert [line for line in _lines(undisturbed) if '"train"' in line] == _lines(path)
-
-
-def test_a_state_in_the_midst_of_an_epoch_is_gone_on_from(undisturbed, tmp_path, monkeypatch):
-    """Its number is its optimizer step; where it lies, the checkpoint before it is not used."""
-    path = tmp_path / "run"
-    _train_until(path, monkeypatch, 4, every=1)
-    run = _start(path)
-    store = run.workdir.checkpoints / "train_partial"
-    state, facts = checkpoints.restore(store, 3 * _STEPS, phases._state_like(run))
-    state = state._replace(step=state.step + 3)
-    phases.save_between(run, state, facts)
-    run.workdir.close()
-    assert checkpoints.numbers(store) == [3 * _STEPS + 3]
-    began = []
-
-    def train(*_, state, **__):
-        began.append(int(state.step))
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(phases.training, "train", train)
-    with pytest.raises(KeyboardInterrupt):
-        _go(path, [phases.train_phase])
-    assert began == [3 * _STEPS + 3]
 
 
 def test_states_between_checkpoints_change_nothing_and_the_newest_are_kept(undisturbed, tmp_path):
