@@ -4,7 +4,15 @@ from gapjax.datasets import DATASETS, Dataset, DatasetError, load_dataset
 from gapjax.distributions import DiscretizedLogistic
 from gapjax.evaluation import Estimate, Evaluation, evaluate, paired_difference
 from gapjax.gaps import Gaps, inference_gaps
+from gapjax.likelihoods import (
+    Annealing,
+    LogLikelihood,
+    Sandwich,
+    log_likelihood,
+    sandwich,
+)
 from gapjax.optimizers import adam, encoder_only
+from gapjax.posteriors import OptimalPosteriors, PosteriorSearch, optimal_posteriors
 from gapjax.sources import Source, data_source, mixture_source, model_source
 from gapjax.training import (
     Convergence,
@@ -32,6 +40,7 @@ __version__ = "0.1.0"
 __all__ = [
     "DATASETS",
     "VAE",
+    "Annealing",
     "Convergence",
     "Curve",
     "Dataset",
@@ -40,7 +49,11 @@ __all__ = [
     "Estimate",
     "Evaluation",
     "Gaps",
+    "LogLikelihood",
+    "OptimalPosteriors",
+    "PosteriorSearch",
     "Refit",
+    "Sandwich",
     "Source",
     "TrainState",
     "VAEParams",
@@ -53,14 +66,17 @@ __all__ = [
     "importance_weighted_bound",
     "inference_gaps",
     "load_dataset",
+    "log_likelihood",
     "mixture_source",
     "mlp_vae",
     "model_source",
     "optimal_inference",
+    "optimal_posteriors",
     "paired_difference",
     "reconstruct",
     "refit_encoder",
     "sample_model",
+    "sandwich",
     "self_consistent",
     "train",
 ]

@@ -165,12 +165,15 @@ def elbo(
         kl = None
 
     def bound(sample_key: jax.Array) -> jax.Array:
-        z = posterior.sample(sample_key)
+        if kl is None:
+            z, log_q = sample_and_log_prob(posterior, sample_key)
+        else:
+            z = posterior.sample(sample_key)
         log_likelihood = vae.decode(params.decoder, z).log_prob(_observed(x))
         chex.assert_shape(log_likelihood, (), custom_message=_NOT_ONE_EVENT)
         if kl is not None:
             return log_likelihood
-        return log_likelihood + vae.prior.log_prob(z) - posterior.log_prob(z)
+        return log_likelihood + vae.prior.log_prob(z) - log_q
 
     bounds = jax.vmap(bound)(_sample_keys(rng_key, num_samples))
     return bounds.mean() - (0.0 if kl is None else kl)
@@ -199,13 +202,42 @@ def importance_weighted_bound(
     posterior = vae.encode(params.encoder, x)
 
     def log_weight(sample_key: jax.Array) -> jax.Array:
-        z = posterior.sample(sample_key)
-        log_joint = vae.decode(params.decoder, z).log_prob(_observed(x)) + vae.prior.log_prob(z)
-        chex.assert_shape(log_joint, (), custom_message=_NOT_ONE_EVENT)
-        return log_joint - posterior.log_prob(z)
+        z, log_q = sample_and_log_prob(posterior, sample_key)
+        return log_joint(vae, params.decoder, x, z) - log_q
 
     log_weights = jax.vmap(log_weight)(_sample_keys(rng_key, num_samples))
     return jax.nn.logsumexp(log_weights) - math.log(num_samples)
+
+
+def log_joint(vae: VAE, decoder_params: Params, x: jax.Array, z: jax.Array) -> jax.Array:
+    """Log p(x, z) = log p(x given z) + log p(z) of one example and one latent, in nats."""
+    log_likelihood = vae.decode(decoder_params, z).log_prob(_observed(x))
+    chex.assert_shape(log_likelihood, (), custom_message=_NOT_ONE_EVENT)
+    return log_likelihood + vae.prior.log_prob(z)
+
+
+def sample_and_log_prob(posterior: Any, rng_key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """One z ~ q and log q(z); a flow gives both in one pass, so that it need not be inverted."""
+    if isinstance(posterior, dist.TransformedDistribution):
+        z, intermediates = posterior.sample_with_intermediates(rng_key)
+        return z, posterior.log_prob(z, intermediates)
+    z = posterior.sample(rng_key)
+    return z, posterior.log_prob(z)
+
+
+@functools.cache
+def local_inference(vae: VAE) -> VAE:
+    """The same model where every image has a posterior of its own, given in place of an encoder.
+
+    Its `encode(posterior, x)` returns `posterior`. So each bound of one example serves for a q
+    that no encoder gave: `elbo(local_inference(vae), VAEParams(q, decoder), rng_key, x)`.
+    """
+    return vae._replace(encode=_itself)
+
+
+def _itself(posterior: Any, x: jax.Array) -> Any:
+    del x
+    return posterior
 
 
 def sample_model(vae: VAE, decoder_params: Params, rng_key: jax.Array) -> jax.Array:
