@@ -3,7 +3,7 @@
 from gapjax.datasets import DATASETS, Dataset, DatasetError, load_dataset
 from gapjax.distributions import DiscretizedLogistic
 from gapjax.evaluation import Estimate, Evaluation, evaluate, paired_difference
-from gapjax.gaps import Gaps, inference_gaps
+from gapjax.gaps import Entry, Gaps, Ledger, inference_gaps, ledger
 from gapjax.likelihoods import (
     Annealing,
     LogLikelihood,
@@ -12,7 +12,12 @@ from gapjax.likelihoods import (
     sandwich,
 )
 from gapjax.optimizers import adam, encoder_only
-from gapjax.posteriors import OptimalPosteriors, PosteriorSearch, optimal_posteriors
+from gapjax.posteriors import (
+    OptimalPosteriors,
+    PosteriorSearch,
+    optimal_posteriors,
+    posterior_bounds,
+)
 from gapjax.sources import Source, data_source, mixture_source, model_source
 from gapjax.training import (
     Convergence,
@@ -46,9 +51,11 @@ __all__ = [
     "Dataset",
     "DatasetError",
     "DiscretizedLogistic",
+    "Entry",
     "Estimate",
     "Evaluation",
     "Gaps",
+    "Ledger",
     "LogLikelihood",
     "OptimalPosteriors",
     "PosteriorSearch",
@@ -65,6 +72,7 @@ __all__ = [
     "evaluate",
     "importance_weighted_bound",
     "inference_gaps",
+    "ledger",
     "load_dataset",
     "log_likelihood",
     "mixture_source",
@@ -73,6 +81,7 @@ __all__ = [
     "optimal_inference",
     "optimal_posteriors",
     "paired_difference",
+    "posterior_bounds",
     "reconstruct",
     "refit_encoder",
     "sample_model",

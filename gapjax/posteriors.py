@@ -172,6 +172,54 @@ def optimal_posteriors(
     )
 
 
+def posterior_bounds(
+    vae: VAE,
+    params: VAEParams,
+    rng_key: jax.Array,
+    images: ArrayLike,
+    posteriors: Any,
+    *,
+    num_samples: int = 20,
+    batch_size: int = 50,
+) -> np.ndarray:
+    """The ELBO of every image with a posterior of its own.
+
+    With the key that `evaluate` had the noise is that of `evaluate`, so that a q and an encoder
+    are compared on common noise.
+
+    Args:
+      vae: the model.
+      params: its parameters; the encoder is not used.
+      rng_key: folded with each image's index.
+      images: [N, *event].
+      posteriors: a q for every image, a pytree with a leading axis [N].
+      num_samples: S, posterior samples for each image.
+      batch_size: images at once; bounds memory, changes nothing else.
+
+    Returns:
+      [N] float32, nats.
+    """
+    return np.asarray(
+        _own_bounds(
+            params.decoder, rng_key, jnp.asarray(images), posteriors,
+            vae=vae, num_samples=num_samples, batch_size=min(batch_size, len(images)),
+        )
+    )  # fmt: skip
+
+
+@functools.partial(jax.jit, static_argnames=("vae", "num_samples", "batch_size"))
+def _own_bounds(decoder, rng_key, images, posteriors, *, vae, num_samples, batch_size):
+    """The ELBO [N] of every image with its own posterior, nats."""
+
+    def one(xs: tuple) -> jax.Array:
+        index, x, posterior = xs
+        key = jax.random.fold_in(rng_key, index)
+        return elbo(local_inference(vae), VAEParams(posterior, decoder), key, x, num_samples)
+
+    xs = jnp.arange(len(images)), images, posteriors
+    return jax.lax.map(one, xs, batch_size=batch_size)
+
+
 def _batches(indices: np.ndarray, batch_size: int) -> list[np.ndarray]:
     """Batches [B] of these indices; the last is filled with its own last index."""
     missing = -len(indices) % batch_size
