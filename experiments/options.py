@@ -8,7 +8,7 @@ from absl import flags
 
 from experiments.presets import PRESETS
 from gapjax.datasets import BINARIZATIONS, DATASETS
-from gapjax.vae import LIKELIHOODS
+from gapjax.vae import LIKELIHOODS, POSTERIORS
 
 flags.disclaim_key_flags()  # --help shows them as the program's own
 
@@ -38,6 +38,7 @@ class Config(NamedTuple):
     hidden_sizes: tuple[int, ...]
     likelihood: str | None
     num_eval_samples: int
+    posterior: str = "diagonal"
 
 
 _PLACE_FLAGS = (
@@ -53,6 +54,7 @@ _PLACE_FLAGS = (
 )  # fmt: skip
 _binarizations = functools.partial(flags.DEFINE_enum, enum_values=BINARIZATIONS)
 _likelihoods = functools.partial(flags.DEFINE_enum, enum_values=LIKELIHOODS)
+_posteriors = functools.partial(flags.DEFINE_enum, enum_values=POSTERIORS)
 _int, _float, _str = flags.DEFINE_integer, flags.DEFINE_float, flags.DEFINE_string
 _RUN_FLAGS = (
     (_str, "preset", "digits", f"Sets the defaults of the others: {', '.join(PRESETS)}."),
@@ -79,6 +81,7 @@ _RUN_FLAGS = (
         "p(x given z); default: bernoulli for binary data, discretized_logistic for grey.",
     ),
     (_int, "num_eval_samples", None, "Posterior samples for each image when BPD is evaluated."),
+    (_posteriors, "posterior", "diagonal", "Family of q(z given x)."),
 )  # fmt: skip
 
 

@@ -92,6 +92,8 @@ class Workdir:
             return None
         try:
             stored = json.loads(path.read_text())
+            # A field with a default is younger than some folders, which then mean the default.
+            stored["config"] = {**Config._field_defaults, **stored["config"]}
             if set(stored["config"]) != set(Config._fields):
                 raise WorkdirError(
                     f"{path} is of another version of gapjax; give another --workdir"

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 from numpyro.distributions import Distribution, biject_to, constraints
+from numpyro.distributions.flows import InverseAutoregressiveTransform
 from numpyro.distributions.util import promote_shapes
 
 # Beyond these (in units of one bin) float32 cannot hold the gradient (x - loc) / scale^2.
@@ -113,6 +114,25 @@ class DiscretizedLogistic(Distribution):
             (1,) * (loc.ndim - 1) + (-1,)
         )
         return jax.nn.sigmoid((loc - edges) / scale).sum(axis=-1)
+
+
+class AutoregressiveFlow(InverseAutoregressiveTransform):
+    """NumPyro's inverse autoregressive flow, with its network's parameters as leaves of a pytree.
+
+        y = exp(log_scale) * z + shift,   (shift, log_scale) = network(z)
+
+    Args:
+      arn: the network as a `jax.tree_util.Partial`, whose bound arguments are its parameters;
+        entry i of its outputs depends on z_j for j < i alone.
+
+    References:
+      Kingma et al., Improved Variational Inference with Inverse Autoregressive Flow, 2016.
+    """
+
+    def tree_flatten(self):
+        """The network is data; the clips of the log scale are not."""
+        clips = ("log_scale_min_clip", "log_scale_max_clip")
+        return (self.arn,), (("arn",), {name: getattr(self, name) for name in clips})
 
 
 def to_free(distribution: Any) -> list[jax.Array]:
