@@ -9,7 +9,7 @@ from absl import flags
 from experiments.presets import PRESETS
 from gapjax.datasets import BINARIZATIONS, DATASETS
 from gapjax.training import SWEEPS
-from gapjax.vae import LIKELIHOODS
+from gapjax.vae import LIKELIHOODS, POSTERIORS
 
 flags.disclaim_key_flags()  # --help shows them as the program's own
 
@@ -40,6 +40,7 @@ class Config(NamedTuple):
     likelihood: str | None
     num_eval_samples: int
     validation: int = 0
+    posterior: str = "diagonal"
 
 
 class Saving(NamedTuple):
@@ -95,6 +96,7 @@ _SAVING_FLAGS = (
 )  # fmt: skip
 _binarizations = functools.partial(flags.DEFINE_enum, enum_values=BINARIZATIONS)
 _likelihoods = functools.partial(flags.DEFINE_enum, enum_values=LIKELIHOODS)
+_posteriors = functools.partial(flags.DEFINE_enum, enum_values=POSTERIORS)
 _int, _float, _str = flags.DEFINE_integer, flags.DEFINE_float, flags.DEFINE_string
 _RUN_FLAGS = (
     (_str, "preset", "digits", f"Sets the defaults of the others: {', '.join(PRESETS)}."),
@@ -126,6 +128,7 @@ _RUN_FLAGS = (
         "Training images to hold out of training, to name the best checkpoint by; 0: by the test "
         "set, which is optimistic.",
     ),
+    (_posteriors, "posterior", "diagonal", "Family of q(z given x)."),
 )  # fmt: skip
 
 

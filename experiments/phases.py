@@ -7,13 +7,14 @@ run was interrupted.
 
 import functools
 import importlib.metadata
+import json
 import platform
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +33,7 @@ REFITS = ("self_consistent", "control", "optimal")
 _AVERAGED = ("self_consistent", "control")  # refits at a constant rate: their mean is shown too
 _BETWEEN = "train_partial"  # the store of states between checkpoints, by optimizer step
 _UNFINISHED = "refit_partial"  # the store of refits that are under way, by optimizer step
+_PURPOSES = ("train", "refit", "optimal", "evaluate", "monitor", "pictures", "ledger")
 _MONITOR_EVERY = 10  # epochs between two points of a refit's curve
 _MONITOR_SAMPLES = 4
 
@@ -61,7 +63,7 @@ class Run(NamedTuple):
 
     def key(self, purpose: str, epoch: int = 0) -> jax.Array:
         """The key of a purpose, for the checkpoint of an epoch."""
-        number = ("train", "refit", "optimal", "evaluate", "monitor", "pictures").index(purpose)
+        number = _PURPOSES.index(purpose)
         purpose_key = jax.random.fold_in(jax.random.key(self.config.seed), number)
         return jax.random.fold_in(purpose_key, epoch)
 
@@ -126,7 +128,7 @@ def start(
         )
     vae = gapjax.mlp_vae(
         dataset.event_shape, likelihood, latent_dim=config.latent_dim,
-        hidden_sizes=config.hidden_sizes, levels=dataset.levels,
+        hidden_sizes=config.hidden_sizes, levels=dataset.levels, posterior=config.posterior,
     )  # fmt: skip
     workdir.claim(config, dataset.provenance)
     _commit()  # of the code that is loaded, not of what the checkout holds hours later
@@ -439,12 +441,15 @@ def draw_phase(run: Run, results: dict) -> Path:
     report = run.workdir.path / "report.html"
     if not run.workdir.writes:
         return report
+    path = run.workdir.path / "ledger.json"
+    ledger = json.loads(path.read_text()) if path.is_file() else None
     figures = {
         "overview": plots.overview(results),
         "figure1a": plots.figure1a(results),
         "figure1b": plots.figure1b(results),
         "figure2": plots.figure2(results),
         "refit_curves": plots.refit_curves(results),
+        "ledger": plots.ledger(ledger) if ledger else None,
         "samples": _samples(run),
         "reconstructions": _reconstructions(run),
     }
@@ -453,7 +458,7 @@ def draw_phase(run: Run, results: dict) -> Path:
         for name, figure in figures.items()
         if figure is not None
     }
-    write_report(report, results, paths)
+    write_report(report, results, paths, ledger)
     return report
 
 
@@ -527,6 +532,13 @@ def _refitted(
         )
     encoders, _ = checkpoints.restore(store, epoch, _refitted_like(run))
     return trained._replace(encoder=encoders[which])
+
+
+def encoders(run: Run, epoch: int, kinds: Sequence[str]) -> tuple[gapjax.VAEParams, dict[str, Any]]:
+    """The trained parameters of a checkpoint, and by name the encoders that go with its decoder."""
+    trained = _trained(run, epoch)
+    refits = {kind: _refitted(run, kind, epoch, trained).encoder for kind in kinds}
+    return trained, {"as_trained": trained.encoder, **refits}
 
 
 def _record(kind: str, refit: gapjax.Refit) -> dict:

@@ -50,6 +50,12 @@ _FIGURES: Mapping[str, tuple[str, str]] = {
         "on training data alone; only what lies below it is owed to the samples of the model. "
         "Optimal inference was fitted on the test set.",
     ),
+    "ledger": (
+        "Where every nat goes",
+        "A bar is the log-likelihood of training images minus the ELBO of test images with the "
+        "encoder as trained, in nats per image; its parts say who loses it. Parts marked * were "
+        "measured with posteriors or an encoder fitted on the test set.",
+    ),
     "samples": ("Samples", "Images drawn from the model of the last checkpoint."),
     "reconstructions": (
         "Reconstructions",
@@ -79,6 +85,14 @@ _AVERAGED: Mapping[str, tuple[str, str]] = {
     "gain_averaged": ("gain", "test − self-consistent"),
     "gain_over_control": ("gain over control", "last weights"),
     "gain_over_control_averaged": ("gain over control", "averaged weights"),
+}
+
+# Of the ledger: key: (heading, note below it)
+_OF_ENCODER: Mapping[str, tuple[str, str]] = {
+    "bound_gap": ("bound gap", "log p − ELBO"),
+    "amortization_gap": ("amortization gap", "on test: eq. 11 by q*"),
+    "inference_gap_by_refit": ("inference gap", "eq. 11 by the refit"),
+    "capacity_gap": ("capacity gap", "ELBO, q* − refit"),
 }
 
 _DEFINITIONS: Sequence[tuple[str, str]] = (
@@ -230,6 +244,7 @@ def write_report(
     path: str | os.PathLike[str],
     results: Results,
     figures: Mapping[str, str | os.PathLike[str] | None],
+    ledger: Results | None = None,
 ) -> None:
     """Writes the report of a run as one HTML page, whole or not at all.
 
@@ -237,14 +252,16 @@ def write_report(
       path: where to write.
       results: what the main program writes as results.json.
       figures: name to PNG file. The names "overview", "figure1a", "figure1b", "figure2",
-        "refit_curves", "samples" and "reconstructions" have their places; others follow at the
-        end under their own names. Names that are missing or None are left out.
+        "refit_curves", "ledger", "samples" and "reconstructions" have their places; others follow
+        at the end under their own names. Names that are missing or None are left out.
+      ledger: what the ledger program writes as ledger.json, where there is one.
 
     Raises:
       OSError: a figure could not be read or the page not written; an older page is still there.
     """
     path = Path(path)
-    page = _page(results, {name: Path(file) for name, file in figures.items() if file is not None})
+    shown = {name: Path(file) for name, file in figures.items() if file is not None}
+    page = _page(results, shown, ledger)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.write_text(page, encoding="utf-8")
@@ -293,7 +310,7 @@ def headline(results: Results) -> str:
     return f"{sentence}; self-consistent training widens the gap by {share}{beside}."
 
 
-def _page(results: Results, figures: Mapping[str, Path]) -> str:
+def _page(results: Results, figures: Mapping[str, Path], ledger: Results | None = None) -> str:
     sentence = headline(results)
     dataset = str(results.get("dataset") or results.get("preset") or "")
     environment = results.get("environment") or {}
@@ -309,6 +326,7 @@ def _page(results: Results, figures: Mapping[str, Path]) -> str:
         _claims(results),
         _checkpoints(results),
         _refits(results, figures),
+        _ledger(ledger, figures),
         _pictures(figures),
         _pairs("Data", results.get("data")),
         '<div class="columns">',
@@ -486,8 +504,55 @@ def _refits(results: Results, figures: Mapping[str, Path]) -> str:
     return "\n".join(["<h2>The refits</h2>", *parts]) if parts else ""
 
 
+def _ledger(ledger: Results | None, figures: Mapping[str, Path]) -> str:
+    """The figure of the ledger, and its numbers for every checkpoint, set and encoder."""
+    if not ledger or not ledger.get("checkpoints"):
+        return ""
+    rows = []
+    for checkpoint in ledger["checkpoints"]:
+        for name in ("train", "test"):
+            account = checkpoint[name]
+            for encoder, entries in account["encoders"].items():
+                shared = (checkpoint["model_gap"], account["log_prob"], account["optimal"])
+                own = [entries[key] for key in ("elbo", *_OF_ENCODER)]
+                cells = (*shared, account["approximation_gap"], *own)
+                text = f'<td class="text">{_escape(encoder.replace("_", " "))}</td>'
+                rows.append(
+                    f'<tr><td>{_escape(checkpoint["epoch"])}</td><td class="text">{name}</td>'
+                    + text + "".join(f"<td>{_nats(cell)}</td>" for cell in cells) + "</tr>"
+                )  # fmt: skip
+    heads = (
+        "<th>epoch</th>", '<th class="text">images</th>', '<th class="text">encoder</th>',
+        "<th>model gap<small>log p, train − test</small></th>", "<th>log p(x)</th>",
+        "<th>ELBO, q*<small>best q per image</small></th>",
+        "<th>approximation gap<small>log p − ELBO, q*</small></th>", "<th>ELBO</th>",
+        *(f"<th>{title}<small>{note}</small></th>" for title, note in _OF_ENCODER.values()),
+    )  # fmt: skip
+    notes = "\n".join(f'<p class="note">{_escape(note)}</p>' for note in ledger.get("notes") or ())
+    last = ledger["checkpoints"][-1]
+    counts = " and ".join(
+        f"{last[name]['num_images']:,} of {last[name]['num_available']:,} {name} images"
+        for name in ("train", "test")
+    )
+    words = f"Measured on {counts}, random subsets by seed {_escape(ledger.get('subset_seed'))}."
+    return (
+        f"<h2>The ledger</h2>\n{_figure(figures, 'ledger')}\n<p>{words}</p>\n"
+        + _table([f"<tr>{''.join(heads)}</tr>"], rows, "wide")
+        + f"\n{notes}"
+    )
+
+
+def _nats(entry: Mapping[str, Any] | None) -> str:
+    """A cell of the ledger, marked where it was fitted on the test set."""
+    nats = _number((entry or {}).get("nats"))
+    if nats is None:
+        return _DASH
+    mark = '<span class="mark">*</span>' if entry.get("fitted_on_test") else ""
+    return _dim_error(_measured(nats, _number(entry.get("stderr")), 3)) + mark
+
+
 def _pictures(figures: Mapping[str, Path]) -> str:
-    placed = {"overview", "refit_curves", *_SINGLE_FIGURES}
+    placed = {"overview", "refit_curves", "ledger", *_SINGLE_FIGURES}
     names = [name for name in ("samples", "reconstructions") if name in figures]
     names += [name for name in figures if name not in placed and name not in names]
     shown = [_figure(figures, name) for name in names]

@@ -5,7 +5,9 @@ python -m experiments.reproduce --preset=digits --workdir=runs/digits
 The same command on the same workdir resumes. Read report.html first.
 """
 
-from experiments import options, phases, program
+from absl import flags
+
+from experiments import ledger, options, phases, program
 
 
 def reproduce(run: phases.Run) -> None:
@@ -13,6 +15,8 @@ def reproduce(run: phases.Run) -> None:
     phases.train_phase(run)
     phases.refit_phase(run)
     results = phases.evaluate_phase(run)
+    if flags.FLAGS.ledger:
+        print(ledger.table(ledger.ledger_phase(run, ledger.settings_from_flags(flags.FLAGS))))
     report = phases.draw_phase(run, results)
     print(results["notes"][0])
     for claim in results["claims"]:
@@ -25,4 +29,6 @@ if __name__ == "__main__":
     options.define_place()
     options.define_saving()
     options.define_run()
+    flags.DEFINE_bool("ledger", False, "Also measure where every nat goes; see the report.")
+    ledger.define_flags()
     program.run_program(reproduce, new_runs=True)

@@ -3,8 +3,21 @@
 from gapjax.datasets import DATASETS, Dataset, DatasetError, load_dataset
 from gapjax.distributions import DiscretizedLogistic
 from gapjax.evaluation import Estimate, Evaluation, evaluate, paired_difference
-from gapjax.gaps import Gaps, inference_gaps
+from gapjax.gaps import Entry, Gaps, Ledger, inference_gaps, ledger
+from gapjax.likelihoods import (
+    Annealing,
+    LogLikelihood,
+    Sandwich,
+    log_likelihood,
+    sandwich,
+)
 from gapjax.optimizers import adam, encoder_only
+from gapjax.posteriors import (
+    OptimalPosteriors,
+    PosteriorSearch,
+    optimal_posteriors,
+    posterior_bounds,
+)
 from gapjax.sources import Source, data_source, mixture_source, model_source
 from gapjax.training import (
     Convergence,
@@ -33,16 +46,23 @@ __version__ = "0.1.0"
 __all__ = [
     "DATASETS",
     "VAE",
+    "Annealing",
     "Convergence",
     "Curve",
     "Dataset",
     "DatasetError",
     "DiscretizedLogistic",
+    "Entry",
     "Estimate",
     "Evaluation",
     "Gaps",
+    "Ledger",
+    "LogLikelihood",
+    "OptimalPosteriors",
+    "PosteriorSearch",
     "Progress",
     "Refit",
+    "Sandwich",
     "Source",
     "TrainState",
     "VAEParams",
@@ -54,15 +74,20 @@ __all__ = [
     "evaluate",
     "importance_weighted_bound",
     "inference_gaps",
+    "ledger",
     "load_dataset",
+    "log_likelihood",
     "mixture_source",
     "mlp_vae",
     "model_source",
     "optimal_inference",
+    "optimal_posteriors",
     "paired_difference",
+    "posterior_bounds",
     "reconstruct",
     "refit_encoder",
     "sample_model",
+    "sandwich",
     "self_consistent",
     "train",
 ]

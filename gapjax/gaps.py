@@ -1,10 +1,17 @@
-"""From evaluated sets to gaps: eq. 11 and what a refit won of it."""
+"""From evaluated sets to gaps: eq. 11, what a refit won of it, and where every nat goes."""
 
-from typing import NamedTuple
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
+from jax.typing import ArrayLike
 
-from gapjax.evaluation import Estimate, Evaluation, paired_difference
+from gapjax.evaluation import Estimate, Evaluation, evaluate, paired_difference
+from gapjax.likelihoods import Annealing, log_likelihood
+from gapjax.posteriors import PosteriorSearch, optimal_posteriors, posterior_bounds
+from gapjax.vae import VAE, VAEParams
 
 
 class Gaps(NamedTuple):
@@ -63,3 +70,337 @@ def _ratio_of_means(numerator: np.ndarray, denominator: np.ndarray) -> tuple[flo
     residual = numerator - ratio * denominator
     spread = residual.std(ddof=1) if len(residual) > 1 else np.nan
     return float(ratio), float(spread / (abs(mean) * np.sqrt(len(residual))))
+
+
+class Entry(NamedTuple):
+    """One number of a ledger.
+
+    Attributes:
+      nats: mean over the images, or a difference of such means.
+      stderr: its standard error over images. Of a difference on one set it is that of the paired
+        difference; of one between two sets, the root of the sum of squares.
+      fitted_on_test: the number is of a posterior or an encoder that was fitted to the test
+        images: it measures, and no method may claim it.
+    """
+
+    nats: float
+    stderr: float
+    fitted_on_test: bool
+
+
+class EncoderAccount(NamedTuple):
+    """What one encoder gives up on one set of images.
+
+        log p(x) = elbo + amortization_gap + approximation_gap,
+        amortization_gap = inference_gap_by_refit + capacity_gap   (on the test set)
+
+    Attributes:
+      elbo: eq. 4 with this encoder.
+      amortization_gap: ELBO with q* minus `elbo`; None where q* was not looked for.
+      bound_gap: log p(x) minus `elbo`: all that inference gives up.
+      inference_gap_by_posteriors: on the test set, eq. 11 with q*: the amortization gap.
+      inference_gap_by_refit: on the test set, eq. 11 with the encoder refitted on it (eq. 12):
+        what over-fitting costs.
+      capacity_gap: on the test set, ELBO with q* minus that with the refitted encoder: what no
+        encoder of this form gives, or what the refit did not find.
+    """
+
+    elbo: Entry
+    amortization_gap: Entry | None
+    bound_gap: Entry
+    inference_gap_by_posteriors: Entry | None
+    inference_gap_by_refit: Entry | None
+    capacity_gap: Entry | None
+
+
+class SetAccount(NamedTuple):
+    """The ledger of one set of images.
+
+    Attributes:
+      num_images: how many were measured.
+      num_available: how many there are.
+      log_prob: estimate of log p(x); its mean is not above the truth, however many samples.
+      optimal: ELBO with the best posterior q* of each image (eq. 10); None where not looked for.
+      approximation_gap: `log_prob` minus `optimal`: what the posterior's family cannot say.
+      encoders: an `EncoderAccount` by the name of each encoder.
+      quality: how sure one may be: of q*, "kept_start" and "unconverged" (shares of the images)
+        and "steps"; of log p(x), "ess" (median), "ess_least" and "acceptance".
+    """
+
+    num_images: int
+    num_available: int
+    log_prob: Entry
+    optimal: Entry | None
+    approximation_gap: Entry | None
+    encoders: dict[str, EncoderAccount]
+    quality: dict[str, float]
+
+
+class Ledger(NamedTuple):
+    """Where every nat goes, from the decoder's log-likelihood down to the ELBO.
+
+        train log p - test elbo = model_gap + approximation_gap + amortization_gap   (of test)
+
+    Attributes:
+      train: the training images.
+      test: the test images.
+      model_gap: model generalization gap, train minus test log p(x).
+      elbo_gaps: train minus test ELBO, by encoder.
+    """
+
+    train: SetAccount
+    test: SetAccount
+    model_gap: Entry
+    elbo_gaps: dict[str, Entry]
+
+
+class Measured(NamedTuple):
+    """What was measured of every image of one set; a `Ledger` is means and differences of it.
+
+    Attributes:
+      elbo: [N] nats, by the name of each encoder.
+      optimal: [N] nats, ELBO with q* on fresh noise; None where it was not looked for.
+      log_prob: [N] nats, estimate of log p(x).
+      ess: [N] effective sample size behind `log_prob`.
+      acceptance: [N] acceptance rate of its chains, or NaN.
+      kept_start: [N] whether q* is where the search started; None as `optimal`.
+      converged: [N] whether the search for q* was finished.
+      num_steps: [N] steps of the search.
+    """
+
+    elbo: dict[str, np.ndarray]
+    optimal: np.ndarray | None
+    log_prob: np.ndarray
+    ess: np.ndarray
+    acceptance: np.ndarray
+    kept_start: np.ndarray | None
+    converged: np.ndarray | None
+    num_steps: np.ndarray | None
+
+
+def ledger(
+    vae: VAE,
+    params: VAEParams,
+    rng_key: jax.Array,
+    train_images: ArrayLike,
+    test_images: ArrayLike,
+    *,
+    encoders: Mapping[str, Any] | None = None,
+    refit: str | None = None,
+    num_images: int | None = 1000,
+    subset_seed: int = 0,
+    **options: Any,
+) -> Ledger:
+    """The whole account of one model: how far is the ELBO from log p(x), and why.
+
+    It needs `encode`, `decode` and `prior` of the VAE and nothing else; a KL without a closed
+    form is estimated on the samples.
+
+    Args:
+      vae: the model.
+      params: trained parameters.
+      rng_key: of the whole ledger.
+      train_images: [N, *event].
+      test_images: [M, *event].
+      encoders: parameters of other encoders for the same decoder, by name; that of `params` is
+        "as_trained".
+      refit: the name of the one that was refitted on the test images (`optimal_inference`).
+      num_images: most images of each set, a random subset; None takes all.
+      subset_seed: of the choice of the subset.
+      **options: as of `measure`.
+
+    Returns:
+      A `Ledger`.
+
+    Raises:
+      ValueError: a size that is not positive, or `refit` names no encoder.
+      TypeError: the posterior cannot be optimised, the message says why; search=None does
+        without q*.
+    """
+    train_key, test_key = jax.random.split(rng_key)
+    encoders = {"as_trained": params.encoder, **(encoders or {})}
+    if refit is not None and refit not in encoders:
+        raise ValueError(f"refit is {refit!r}; encoders has {', '.join(encoders)}")
+    measured = [
+        measure(vae, params, key, subset(images, num_images, subset_seed), encoders, **options)
+        for key, images in ((train_key, train_images), (test_key, test_images))
+    ]
+    return balance(*measured, refit=refit, num_available=(len(train_images), len(test_images)))
+
+
+def subset(images: ArrayLike, num_images: int | None, seed: int) -> np.ndarray:
+    """At most `num_images` of the images, chosen at random by `seed`, in their own order.
+
+    Raises:
+      ValueError: num_images is less than 2, which leave no standard error.
+    """
+    images = np.asarray(images)
+    if num_images is None or num_images >= len(images):
+        return images
+    if num_images < 2:
+        raise ValueError(f"num_images is {num_images}; a standard error needs at least 2")
+    chosen = np.random.default_rng(seed).choice(len(images), num_images, replace=False)
+    return images[np.sort(chosen)]
+
+
+def measure(
+    vae: VAE,
+    params: VAEParams,
+    rng_key: jax.Array,
+    images: ArrayLike,
+    encoders: Mapping[str, Any],
+    *,
+    num_samples: int = 50,
+    search: PosteriorSearch | None = PosteriorSearch(),  # noqa: B008 (an immutable tuple)
+    method: str | Annealing = Annealing(),  # noqa: B008 (an immutable tuple)
+    num_importance_samples: int = 5000,
+    batch_size: int = 50,
+    on_progress: Callable[[str, int], None] | None = None,
+) -> Measured:
+    """Measures every image of a set: the ELBO of each encoder and of q*, and log p(x).
+
+    Args:
+      vae: the model.
+      params: its parameters.
+      rng_key: of the measurement; folded with each image's index.
+      images: [N, *event].
+      encoders: parameters by name. The search for q* starts from the best of them, image by
+        image.
+      num_samples: posterior samples for every ELBO; all share their noise.
+      search: how q* is looked for; None leaves it out.
+      method: of log p(x), see `log_likelihood`; q* is its proposal where there is one.
+      num_importance_samples: of the method "importance".
+      batch_size: images at once; bounds memory, changes nothing else.
+      on_progress: called with what is being done and how many images are done.
+
+    Returns:
+      `Measured`.
+    """
+    bound_key, search_key, log_prob_key = jax.random.split(rng_key, 3)
+    tell = (lambda what: lambda done: on_progress(what, done)) if on_progress else lambda _: None
+    nats = math.log(2.0) * math.prod(np.shape(images)[1:])
+    elbos = {
+        name: -nats * evaluate(
+            vae, params._replace(encoder=encoder), bound_key, images,
+            num_samples=num_samples, batch_size=batch_size,
+        ).per_image
+        for name, encoder in encoders.items()
+    }  # fmt: skip
+    found = optimal = None
+    if search is not None:
+        found = optimal_posteriors(
+            vae, params, search_key, images, encoders=list(encoders.values()), search=search,
+            batch_size=batch_size, on_progress=tell("posteriors"),
+        )  # fmt: skip
+        optimal = posterior_bounds(
+            vae, params, bound_key, images, found.posteriors,
+            num_samples=num_samples, batch_size=batch_size,
+        )  # fmt: skip
+    estimate = log_likelihood(
+        vae, params, log_prob_key, images, posteriors=found.posteriors if found else None,
+        method=method, num_samples=num_importance_samples, batch_size=batch_size,
+        on_progress=tell("log p(x)"),
+    )  # fmt: skip
+    return Measured(
+        elbo=elbos,
+        optimal=optimal,
+        log_prob=estimate.log_prob,
+        ess=estimate.ess,
+        acceptance=estimate.acceptance,
+        kept_start=found.kept_start if found else None,
+        converged=found.converged if found else None,
+        num_steps=found.num_steps if found else None,
+    )
+
+
+def balance(
+    train: Measured,
+    test: Measured,
+    *,
+    refit: str | None = None,
+    num_available: tuple[int, int] | None = None,
+) -> Ledger:
+    """From what was measured of two sets to their ledger.
+
+    Args:
+      train: of training images.
+      test: of test images, by the same encoders.
+      refit: the name of the encoder that was refitted on the test images.
+      num_available: how many images there are of each; as many as were measured by default.
+
+    Returns:
+      A `Ledger`.
+    """
+    available = num_available or (len(train.log_prob), len(test.log_prob))
+    accounts = [
+        _account(measured, of_test, refit, count)
+        for measured, of_test, count in zip((train, test), (False, True), available, strict=True)
+    ]
+    return Ledger(
+        train=accounts[0],
+        test=accounts[1],
+        model_gap=_between(accounts[0].log_prob, accounts[1].log_prob),
+        elbo_gaps={
+            name: _between(accounts[0].encoders[name].elbo, accounts[1].encoders[name].elbo)
+            for name in train.elbo
+        },
+    )
+
+
+def _account(measured: Measured, of_test: bool, refit: str | None, available: int) -> SetAccount:
+    """The account of one set."""
+    log_prob, optimal = measured.log_prob, measured.optimal
+
+    def gap(upper: np.ndarray | None, lower: np.ndarray | None, fitted: bool) -> Entry | None:
+        """Mean of upper minus lower over the same images, paired."""
+        if upper is None or lower is None:
+            return None
+        return _entry(np.asarray(upper, np.float64) - np.asarray(lower, np.float64), fitted)
+
+    encoders = {}
+    for name, elbo in measured.elbo.items():
+        fitted = name == refit  # on the test images, whatever the images it is measured on
+        refitted = measured.elbo[refit] if of_test and refit is not None else None
+        encoders[name] = EncoderAccount(
+            elbo=_entry(elbo, fitted),
+            amortization_gap=gap(optimal, elbo, of_test or fitted),
+            bound_gap=gap(log_prob, elbo, fitted),
+            inference_gap_by_posteriors=gap(optimal, elbo, True) if of_test else None,
+            inference_gap_by_refit=gap(refitted, elbo, True),
+            capacity_gap=gap(optimal, refitted, True),
+        )
+    quality = {
+        "ess": float(np.median(measured.ess)),
+        "ess_least": float(np.min(measured.ess)),
+        "acceptance": float(np.mean(measured.acceptance)),
+    }
+    if optimal is not None:
+        quality |= {
+            "kept_start": float(np.mean(measured.kept_start)),
+            "unconverged": float(1 - np.mean(measured.converged)),
+            "steps": float(np.mean(measured.num_steps)),
+        }
+    return SetAccount(
+        num_images=len(log_prob),
+        num_available=available,
+        log_prob=_entry(log_prob, False),
+        optimal=None if optimal is None else _entry(optimal, of_test),
+        approximation_gap=gap(log_prob, optimal, of_test),
+        encoders=encoders,
+        quality=quality,
+    )
+
+
+def _entry(values: np.ndarray, fitted_on_test: bool) -> Entry:
+    values = np.asarray(values, np.float64)
+    stderr = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.nan
+    return Entry(float(values.mean()), float(stderr), fitted_on_test)
+
+
+def _between(first: Entry, second: Entry) -> Entry:
+    """First minus second, of two independent sets."""
+    return Entry(
+        first.nats - second.nats,
+        math.hypot(first.stderr, second.stderr),
+        first.fitted_on_test or second.fitted_on_test,
+    )

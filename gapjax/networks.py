@@ -1,4 +1,4 @@
-"""Linen modules of the paper's model: feed-forward encoder and decoder, one example each."""
+"""Linen modules: feed-forward encoders and decoder, and what a flow reads, one example each."""
 
 import math
 from collections.abc import Sequence
@@ -43,6 +43,70 @@ class MLPEncoder(nn.Module):
         out = MLP(self.hidden_sizes, 2 * self.latent_dim)(x.reshape(-1))
         loc, raw_scale = jnp.split(out, 2)
         return loc, nn.softplus(raw_scale) + 1e-6
+
+
+class FullCovarianceEncoder(nn.Module):
+    """x [*event] in [0, 1] -> (loc [Z], scale_tril [Z, Z]) of a Gaussian q(z given x).
+
+    The diagonal of the Cholesky factor is made as the scale of `MLPEncoder`; what is below it is
+    linear.
+    """
+
+    hidden_sizes: Sequence[int]
+    latent_dim: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Maps x [*event] to (loc [Z], scale_tril [Z, Z])."""
+        size = self.latent_dim
+        out = MLP(self.hidden_sizes, 2 * size + size * (size - 1) // 2)(x.reshape(-1))
+        loc, raw_scale, below = jnp.split(out, (size, 2 * size))
+        scale_tril = jnp.diag(nn.softplus(raw_scale) + 1e-6)
+        return loc, scale_tril.at[jnp.tril_indices(size, -1)].set(below)
+
+
+class FlowEncoder(nn.Module):
+    """x [*event] in [0, 1] -> (loc [Z], scale [Z], context [H]): where a flow of z starts.
+
+    The flow itself (`Autoregressive`) has weights of its own and reads the context.
+    """
+
+    hidden_sizes: Sequence[int]
+    latent_dim: int
+    context_size: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Maps x [*event] to (loc [Z], scale [Z], context [H])."""
+        size = self.latent_dim
+        out = MLP(self.hidden_sizes, 2 * size + self.context_size)(x.reshape(-1))
+        loc, raw_scale, context = jnp.split(out, (size, 2 * size))
+        return loc, nn.softplus(raw_scale) + 1e-6, context
+
+
+class Autoregressive(nn.Module):
+    """z [Z], context [H] -> (shift [Z], log_scale [Z]), entry i of which sees z_j for j < i alone.
+
+    One hidden layer of H units whose weights are masked; both outputs start at zero, so that the
+    flow starts as the identity.
+    """
+
+    hidden_size: int
+
+    @nn.compact
+    def __call__(self, z: jax.Array, context: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Maps z [Z] and context [H] to (shift [Z], log_scale [Z])."""
+        latent_dim = z.shape[-1]
+        places = jnp.arange(1, latent_dim + 1)
+        degrees = jnp.arange(self.hidden_size) % max(1, latent_dim - 1) + 1
+        seen = places[:, None] <= degrees[None, :]
+        before = degrees[:, None] < jnp.tile(places, 2)[None, :]
+        inner = self.param("inner", _KERNEL_INIT, seen.shape)
+        outer = self.param("outer", nn.initializers.zeros, before.shape)
+        bias = self.param("bias", nn.initializers.zeros, (2 * latent_dim,))
+        hidden = nn.relu(z @ jnp.where(seen, inner, 0.0) + context)
+        shift, log_scale = jnp.split(hidden @ jnp.where(before, outer, 0.0) + bias, 2)
+        return shift, log_scale
 
 
 class MLPDecoder(nn.Module):

@@ -36,6 +36,7 @@ __all__ = [
     "figure1b",
     "figure2",
     "image_grid",
+    "ledger",
     "overview",
     "refit_curves",
     "save",
@@ -75,6 +76,14 @@ LABELS: Mapping[str, str] = {
     "figure1a": "1a  Train and test",
     "figure1b": "1b  Test, and after optimal inference",
     "figure2": "2  Test, by kind of inference",
+}
+
+# From the bottom of a bar to its top: what is lost, its colour, and in words.
+_LOSSES: Mapping[str, tuple[str, str]] = {
+    "model_gap": ("#8a8a8a", "decoder over-fits\n(log p(x): train − test)"),
+    "approximation_gap": ("#7fb4d6", "posterior family\nis too simple*"),
+    "capacity_gap": ("#a9d3b4", "encoder cannot give\nthe best posterior*"),
+    "inference_gap_by_refit": ("#e08a4a", "encoder over-fits*"),
 }
 
 _PAPER = "#ffffff"
@@ -210,6 +219,36 @@ def refit_curves(results: Results, epochs: Sequence[int] | None = None) -> Figur
             ends += _draw_refit(axes, checkpoint, _self_consistent_label(results))
         panels[0].set_ylabel("test " + LABELS["bpd"])
         _finish(figure, ends, _footnote([results]))
+    return figure
+
+
+def ledger(results: Results) -> Figure:
+    """Draws where the nats go on unseen images: a stacked bar for every checkpoint.
+
+    A bar is train log p(x) minus test ELBO with the encoder as trained; its parts are what the
+    decoder, the posterior's family, the encoder's capacity and the encoder's over-fitting lose.
+    A dash across it is where the self-consistent encoder ends.
+
+    Args:
+      results: of one run, as the ledger program writes them to ledger.json.
+
+    Returns:
+      The figure. The parts carry their keys as labels ("model_gap", ...), and their standard
+      errors as bars.
+
+    Raises:
+      ValueError: there is no checkpoint in it.
+    """
+    rows = sorted(results["checkpoints"], key=_epoch)
+    if not rows:
+        raise ValueError("nothing to draw: results hold no checkpoint")
+    with _style():
+        figure = _new_figure((max(_SINGLE[0], 2.8 + 0.9 * len(rows)), 4.4))
+        axes = figure.add_subplot()
+        ends = _draw_ledger(axes, rows)
+        counts = [f"{rows[-1][name]['num_images']:,} {name}" for name in ("train", "test")]
+        notes = (f"{' and '.join(counts)} images", "* fitted on the test images", "± 1 stderr")
+        _finish(figure, ends, _footnote([results], *notes))
     return figure
 
 
@@ -411,6 +450,57 @@ def _draw_figure2(axes: Axes, runs: Sequence[Results]) -> list[Annotation]:
         ends.append(_curve(axes, runs, key, label, band=False, error=error))
     _dress(axes, "figure2", _series(runs, "test")[0])
     return ends
+
+
+def _draw_ledger(axes: Axes, rows: Sequence[Results]) -> list[Annotation]:
+    places = np.arange(len(rows))
+    above, below = np.zeros(len(rows)), np.zeros(len(rows))
+    ends = []
+    for key, (colour, words) in _LOSSES.items():
+        entries = [_loss(row, key) for row in rows]
+        if any(entry is None for entry in entries):
+            continue
+        nats = np.array([entry["nats"] for entry in entries])
+        base = np.where(nats >= 0, above, below)
+        axes.bar(places, nats, 0.62, bottom=base, color=colour, label=key, zorder=2)
+        error = [entry["stderr"] for entry in entries]
+        axes.errorbar(
+            places, base + nats, error, fmt="none", ecolor=_TEXT, elinewidth=0.9, zorder=3
+        )
+        above, below = above + np.maximum(nats, 0), below + np.minimum(nats, 0)
+        middle = base[-1] + nats[-1] / 2
+        ends.append(_end_label(axes, (places[-1] + 0.34, middle), words, _TEXT))
+        for place, start, value in zip(places, base, nats, strict=True):
+            if value > 0.06 * (above.max() or 1.0):
+                axes.text(place, start + value / 2, f"{value:.2f}", ha="center", va="center",
+                          fontsize=8.5, zorder=4)  # fmt: skip
+    helped = [row["test"]["encoders"].get("self_consistent") for row in rows]
+    if all(helped):
+        lost = [
+            row["train"]["log_prob"]["nats"] - encoder["elbo"]["nats"]
+            for row, encoder in zip(rows, helped, strict=True)
+        ]
+        colour = INKS["self_consistent"].colour
+        axes.hlines(lost, places - 0.36, places + 0.36, color=colour, linewidth=2.2, zorder=4,
+                    label="self_consistent")  # fmt: skip
+        words = "after self-consistent\ntraining"
+        ends.append(_end_label(axes, (places[-1] + 0.34, lost[-1]), words, colour))
+    axes.axhline(0.0, color=_MUTED, linewidth=0.8)
+    axes.set_xticks(places, [str(row["epoch"]) for row in rows])
+    axes.set_xlim(-0.6, len(rows) - 0.4)
+    axes.set_title("What is lost on unseen images: train log p(x) minus test ELBO")
+    axes.set_xlabel(LABELS["epoch"])
+    axes.set_ylabel("nats per image")
+    return ends
+
+
+def _loss(row: Results, key: str) -> Results | None:
+    """One part of a bar: of the whole checkpoint, of its test set, or of its encoder as trained."""
+    test = row["test"]
+    for place in (row, test, test["encoders"]["as_trained"]):
+        if key in place:
+            return place[key]
+    return None
 
 
 def _paired_error(run: Results, key: str) -> np.ndarray:

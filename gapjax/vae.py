@@ -16,10 +16,12 @@ import numpyro.distributions as dist
 from numpyro.distributions.kl import kl_divergence
 
 from gapjax import networks
-from gapjax.distributions import DiscretizedLogistic
+from gapjax.distributions import AutoregressiveFlow, DiscretizedLogistic
 
 Params = Any
 LIKELIHOODS = ("bernoulli", "discretized_logistic")
+POSTERIORS = ("diagonal", "full_covariance", "flow")
+_FLOW_LAYERS, _FLOW_HIDDEN = 2, 64
 _NOT_ONE_EVENT = "log_prob of one example must be a scalar: see .to_event of the distribution"
 
 
@@ -61,8 +63,12 @@ def mlp_vae(
     latent_dim: int = 10,
     hidden_sizes: tuple[int, ...] = (500, 500),
     levels: int = 256,
+    posterior: str = "diagonal",
 ) -> VAE:
     """The paper's model: two feed-forward networks, N(0, I) prior, diagonal Gaussian posterior.
+
+    Richer posteriors are there to test the paper's claim that the gap is not reduced by a more
+    flexible family.
 
     Equal arguments give the same object, so programs compiled for it are found again.
 
@@ -73,20 +79,26 @@ def mlp_vae(
       latent_dim: Z.
       hidden_sizes: widths of the hidden layers; the decoder has them in reverse.
       levels: number of pixel levels, for the discretized logistic.
+      posterior: family of q(z given x): "diagonal" Gaussian, "full_covariance" Gaussian, or
+        "flow", a diagonal Gaussian through two inverse autoregressive layers of 64 hidden units,
+        each of which sees the latents in the reverse order of the other.
 
     Returns:
       A `VAE`. Its `encode` takes levels (uint8 or float) and feeds the network level/(levels-1).
 
     Raises:
-      ValueError: unknown likelihood, or sizes that are not positive.
+      ValueError: unknown likelihood or posterior, or sizes that are not positive.
 
     References:
-      Zhang, Hayes, Barber, Generalization Gap in Amortized Inference, sections 2.2 and 3.
+      Zhang, Hayes, Barber, Generalization Gap in Amortized Inference, sections 2.2 and 3; Kingma
+      et al., Improved Variational Inference with Inverse Autoregressive Flow, 2016.
     """
     if likelihood not in LIKELIHOODS:
         raise ValueError(
             f"likelihood is {likelihood!r}; it must be one of {', '.join(LIKELIHOODS)}"
         )
+    if posterior not in POSTERIORS:
+        raise ValueError(f"posterior is {posterior!r}; it must be one of {', '.join(POSTERIORS)}")
     if latent_dim < 1 or any(size < 1 for size in (*hidden_sizes, *event_shape)):
         raise ValueError(
             f"latent_dim {latent_dim}, hidden_sizes {hidden_sizes} and event_shape {event_shape} "
@@ -95,7 +107,8 @@ def mlp_vae(
     if levels < 2:
         raise ValueError(f"levels is {levels}; pixels need at least 2")
     levels = 2 if likelihood == "bernoulli" else levels
-    return _mlp_vae(tuple(event_shape), likelihood, latent_dim, tuple(hidden_sizes), levels)
+    hidden_sizes = tuple(hidden_sizes)
+    return _mlp_vae(tuple(event_shape), likelihood, latent_dim, hidden_sizes, levels, posterior)
 
 
 @functools.cache
@@ -105,23 +118,22 @@ def _mlp_vae(
     latent_dim: int,
     hidden_sizes: tuple[int, ...],
     levels: int,
+    posterior: str,
 ) -> VAE:
     """See `mlp_vae`; the arguments are checked and in one spelling."""
     bernoulli = likelihood == "bernoulli"
-    encoder = networks.MLPEncoder(hidden_sizes, latent_dim)
+    init_encoder, infer, prior = _families(hidden_sizes, latent_dim)[posterior]
     decoder = networks.MLPDecoder(hidden_sizes[::-1], event_shape, 1 if bernoulli else 2)
 
     def init(rng_key: jax.Array) -> VAEParams:
         encoder_key, decoder_key = jax.random.split(rng_key)
         return VAEParams(
-            encoder=encoder.init(encoder_key, jnp.zeros(event_shape))["params"],
+            encoder=init_encoder(encoder_key, jnp.zeros(event_shape)),
             decoder=decoder.init(decoder_key, jnp.zeros(latent_dim))["params"],
         )
 
     def encode(encoder_params: Params, x: jax.Array) -> dist.Distribution:
-        unit_x = x.astype(jnp.float32) / (levels - 1)
-        loc, scale = encoder.apply({"params": encoder_params}, unit_x)
-        return dist.Normal(loc, scale).to_event(1)
+        return infer(encoder_params, x.astype(jnp.float32) / (levels - 1))
 
     def decode(decoder_params: Params, z: jax.Array) -> dist.Distribution:
         out = decoder.apply({"params": decoder_params}, z)
@@ -131,8 +143,56 @@ def _mlp_vae(
             pixels = DiscretizedLogistic(out[0], jnp.exp(out[1]), levels)
         return pixels.to_event(len(event_shape))
 
-    prior = dist.Normal(jnp.zeros(latent_dim), jnp.ones(latent_dim)).to_event(1)
     return VAE(init, encode, decode, prior)
+
+
+def _families(
+    hidden_sizes: tuple[int, ...], latent_dim: int
+) -> dict[str, tuple[Callable, Callable, dist.Distribution]]:
+    """By posterior: how encoder parameters are made and used, and N(0, I) in a form with a KL."""
+    prior = dist.Normal(jnp.zeros(latent_dim), jnp.ones(latent_dim)).to_event(1)
+    full_prior = dist.MultivariateNormal(jnp.zeros(latent_dim), scale_tril=jnp.eye(latent_dim))
+    diagonal = networks.MLPEncoder(hidden_sizes, latent_dim)
+    full = networks.FullCovarianceEncoder(hidden_sizes, latent_dim)
+    start = networks.FlowEncoder(hidden_sizes, latent_dim, _FLOW_HIDDEN)
+    layer = networks.Autoregressive(_FLOW_HIDDEN)
+
+    def init_flow(rng_key: jax.Array, x: jax.Array) -> Params:
+        start_key, *layer_keys = jax.random.split(rng_key, 1 + _FLOW_LAYERS)
+        nothing = jnp.zeros(latent_dim), jnp.zeros(_FLOW_HIDDEN)
+        layers = [layer.init(layer_key, *nothing)["params"] for layer_key in layer_keys]
+        return {"start": start.init(start_key, x)["params"], "layers": layers}
+
+    def infer_diagonal(params: Params, x: jax.Array) -> dist.Distribution:
+        return dist.Normal(*diagonal.apply({"params": params}, x)).to_event(1)
+
+    def infer_full(params: Params, x: jax.Array) -> dist.Distribution:
+        loc, scale_tril = full.apply({"params": params}, x)
+        return dist.MultivariateNormal(loc, scale_tril=scale_tril)
+
+    def infer_flow(params: Params, x: jax.Array) -> dist.Distribution:
+        loc, scale, context = start.apply({"params": params["start"]}, x)
+        transforms = []
+        for weights in params["layers"]:
+            network = jax.tree_util.Partial(_apply_layer, weights, context)
+            transforms += [AutoregressiveFlow(network), _reversal(latent_dim)]
+        return dist.TransformedDistribution(dist.Normal(loc, scale).to_event(1), transforms)
+
+    init = lambda module: lambda rng_key, x: module.init(rng_key, x)["params"]
+    return {
+        "diagonal": (init(diagonal), infer_diagonal, prior),
+        "full_covariance": (init(full), infer_full, full_prior),
+        "flow": (init_flow, infer_flow, prior),
+    }
+
+
+def _apply_layer(weights: Params, context: jax.Array, z: jax.Array) -> tuple:
+    """One layer of a flow, as a function of its parameters."""
+    return networks.Autoregressive(_FLOW_HIDDEN).apply({"params": weights}, z, context)
+
+
+def _reversal(size: int) -> dist.transforms.Transform:
+    return dist.transforms.PermuteTransform(jnp.arange(size)[::-1])
 
 
 def elbo(
@@ -165,12 +225,15 @@ def elbo(
         kl = None
 
     def bound(sample_key: jax.Array) -> jax.Array:
-        z = posterior.sample(sample_key)
+        if kl is None:
+            z, log_q = sample_and_log_prob(posterior, sample_key)
+        else:
+            z = posterior.sample(sample_key)
         log_likelihood = vae.decode(params.decoder, z).log_prob(_observed(x))
         chex.assert_shape(log_likelihood, (), custom_message=_NOT_ONE_EVENT)
         if kl is not None:
             return log_likelihood
-        return log_likelihood + vae.prior.log_prob(z) - posterior.log_prob(z)
+        return log_likelihood + vae.prior.log_prob(z) - log_q
 
     bounds = jax.vmap(bound)(_sample_keys(rng_key, num_samples))
     return bounds.mean() - (0.0 if kl is None else kl)
@@ -199,13 +262,42 @@ def importance_weighted_bound(
     posterior = vae.encode(params.encoder, x)
 
     def log_weight(sample_key: jax.Array) -> jax.Array:
-        z = posterior.sample(sample_key)
-        log_joint = vae.decode(params.decoder, z).log_prob(_observed(x)) + vae.prior.log_prob(z)
-        chex.assert_shape(log_joint, (), custom_message=_NOT_ONE_EVENT)
-        return log_joint - posterior.log_prob(z)
+        z, log_q = sample_and_log_prob(posterior, sample_key)
+        return log_joint(vae, params.decoder, x, z) - log_q
 
     log_weights = jax.vmap(log_weight)(_sample_keys(rng_key, num_samples))
     return jax.nn.logsumexp(log_weights) - math.log(num_samples)
+
+
+def log_joint(vae: VAE, decoder_params: Params, x: jax.Array, z: jax.Array) -> jax.Array:
+    """Log p(x, z) = log p(x given z) + log p(z) of one example and one latent, in nats."""
+    log_likelihood = vae.decode(decoder_params, z).log_prob(_observed(x))
+    chex.assert_shape(log_likelihood, (), custom_message=_NOT_ONE_EVENT)
+    return log_likelihood + vae.prior.log_prob(z)
+
+
+def sample_and_log_prob(posterior: Any, rng_key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """One z ~ q and log q(z); a flow gives both in one pass, so that it need not be inverted."""
+    if isinstance(posterior, dist.TransformedDistribution):
+        z, intermediates = posterior.sample_with_intermediates(rng_key)
+        return z, posterior.log_prob(z, intermediates)
+    z = posterior.sample(rng_key)
+    return z, posterior.log_prob(z)
+
+
+@functools.cache
+def local_inference(vae: VAE) -> VAE:
+    """The same model where every image has a posterior of its own, given in place of an encoder.
+
+    Its `encode(posterior, x)` returns `posterior`. So each bound of one example serves for a q
+    that no encoder gave: `elbo(local_inference(vae), VAEParams(q, decoder), rng_key, x)`.
+    """
+    return vae._replace(encode=_itself)
+
+
+def _itself(posterior: Any, x: jax.Array) -> Any:
+    del x
+    return posterior
 
 
 def sample_model(vae: VAE, decoder_params: Params, rng_key: jax.Array) -> jax.Array:

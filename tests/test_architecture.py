@@ -25,14 +25,17 @@ FLOORS = {
     "sources": 3,
     "optimizers": 3,
     "evaluation": 3,
+    "likelihoods": 3,
+    "posteriors": 4,
     "training": 4,
-    "gaps": 4,
-    "__init__": 5,
+    "gaps": 5,
+    "__init__": 6,
 }
 # An outside library, or a name in one, and the only rooms that may name it.
 OWNERS = {
     "flax": {"networks"},
     "optax": {"optimizers"},
+    "blackjax": {"likelihoods"},
     "orbax": {"checkpoints"},
     "tensorflow_datasets": {"datasets"},
     "tensorflow": {"datasets"},

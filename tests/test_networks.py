@@ -65,3 +65,14 @@ def test_scale_has_a_finite_logarithm_and_gradient_for_any_output(raw):
     params = {"MLP_0": {"Dense_0": {"kernel": jnp.zeros((1, 2)), "bias": jnp.array([0.0, raw])}}}
     log_scale = lambda params: jnp.log(encoder.apply({"params": params}, jnp.ones(1))[1][0])
     chex.assert_tree_all_finite(jax.jit(jax.value_and_grad(log_scale))(params))
+
+
+def test_an_autoregressive_layer_sees_earlier_latents_alone():
+    module = networks.Autoregressive(8)
+    z, context = jnp.arange(1.0, 5.0), jnp.linspace(-1.0, 1.0, 8)
+    shapes = jax.eval_shape(module.init, jax.random.key(0), z, context)
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda s: jnp.asarray(rng.normal(size=s.shape), s.dtype), shapes)
+    for jacobian in jax.jacobian(lambda z: module.apply(params, z, context))(z):
+        assert np.all(np.triu(jacobian) == 0)
+        assert np.abs(jacobian[3, :3]).sum() > 0  # and it does see them

@@ -264,3 +264,59 @@ def test_no_global_state_is_left_behind():
     before = dict(matplotlib.rcParams)
     plots.figure1a(_results([50]))
     assert dict(matplotlib.rcParams) == before
+
+
+def _ledger(epochs=(50, 500), model_gap=2.0):
+    """A ledger as its program writes it; what is lost grows with the epoch."""
+    entry = lambda nats, fitted=False: {"nats": nats, "stderr": 0.1, "fitted_on_test": fitted}
+    rows = []
+    for epoch in epochs:
+        encoders = {
+            "as_trained": {
+                "elbo": entry(-24.0), "inference_gap_by_refit": entry(epoch / 250, True),
+                "capacity_gap": entry(0.1, True), "amortization_gap": entry(0.2, True),
+                "bound_gap": entry(3.0),
+            },
+            "self_consistent": {"elbo": entry(-23.0)},
+        }  # fmt: skip
+        account = {
+            "num_images": 300, "num_available": 360, "log_prob": entry(-20.0),
+            "optimal": entry(-21.0, True), "approximation_gap": entry(0.9, True),
+            "encoders": encoders,
+        }  # fmt: skip
+        rows.append(
+            {"epoch": epoch, "train": account, "test": account, "model_gap": entry(model_gap)}
+        )
+    return {"dataset": "digits", "checkpoints": rows, "subset_seed": 0}
+
+
+@pytest.mark.parametrize("model_gap", [2.0, -0.3])
+def test_the_parts_of_a_bar_are_the_losses_and_add_up(model_gap):
+    (axes,) = plots.ledger(_ledger(model_gap=model_gap)).axes
+    bars = {box.get_label(): box for box in axes.containers if box.get_label() in plots._LOSSES}
+    heights = {key: [patch.get_height() for patch in bar] for key, bar in bars.items()}
+    expected = {
+        "model_gap": [model_gap] * 2, "approximation_gap": [0.9] * 2, "capacity_gap": [0.1] * 2,
+        "inference_gap_by_refit": [0.2, 2.0],
+    }  # fmt: skip
+    assert set(heights) == set(expected)
+    for key, nats in expected.items():
+        assert heights[key] == pytest.approx(nats), key
+    top = max(bar[1].get_y() + bar[1].get_height() for bar in bars.values())
+    assert top == pytest.approx(max(model_gap, 0) + 0.9 + 0.1 + 2.0)
+    (dash,) = [c for c in axes.collections if c.get_label() == "self_consistent"]
+    assert dash.get_segments()[0][0][1] == pytest.approx(-20.0 + 23.0)
+    words = " ".join(text.get_text() for text in axes.texts)
+    assert "encoder over-fits*" in words and "self-consistent" in words
+
+
+def test_a_ledger_without_a_refit_draws_what_there_is():
+    results = _ledger(epochs=(50,))
+    encoder = results["checkpoints"][0]["test"]["encoders"]["as_trained"]
+    encoder |= {"inference_gap_by_refit": None, "capacity_gap": None}
+    (axes,) = plots.ledger(results).axes
+    labels = {box.get_label() for box in axes.containers}
+    assert {"model_gap", "approximation_gap"} <= labels
+    assert not labels & {"capacity_gap", "inference_gap_by_refit"}
+    with pytest.raises(ValueError, match="nothing to draw"):
+        plots.ledger({"checkpoints": []})

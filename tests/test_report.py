@@ -265,3 +265,29 @@ def test_a_page_that_cannot_be_made_leaves_the_older_one(tmp_path, monkeypatch):
     assert results == before
     report.write_report(path, results, {})
     assert os.listdir(tmp_path) == ["report.html"]
+
+
+def test_the_ledger_is_shown_where_there_is_one(tmp_path):
+    entry = lambda nats, fitted=False: {"nats": nats, "stderr": 0.1, "fitted_on_test": fitted}
+    encoder = {
+        "elbo": entry(-24.25), "bound_gap": entry(4.25), "amortization_gap": entry(3.125, True),
+        "inference_gap_by_refit": None, "capacity_gap": entry(float("nan")),
+    }  # fmt: skip
+    account = {
+        "num_images": 300, "num_available": 1437, "log_prob": entry(-20.0),
+        "optimal": entry(-21.0, True), "approximation_gap": entry(1.0),
+        "encoders": {"as_trained": encoder},
+    }  # fmt: skip
+    row = {"epoch": 500, "train": account, "test": account, "model_gap": entry(2.5)}
+    ledger = {"checkpoints": [row], "subset_seed": 7, "notes": ["Nats per image."]}
+    path = tmp_path / "report.html"
+    report.write_report(path, _results(), {}, ledger)
+    text = path.read_text()
+    page = _Page(text)
+    (cells,) = [row for row in page.rows if row[:3] == ["500", "test", "as trained"]]
+    assert [cell.split("\N{NO-BREAK SPACE}")[0] for cell in cells[3:]] == [
+        "2.500", "−20.000", "−21.000", "1.000", "−24.250", "4.250", "3.125", "–", "–"
+    ]  # fmt: skip
+    assert cells[5].endswith("*") and cells[9].endswith("*") and not cells[4].endswith("*")
+    assert "300 of 1,437 test images" in text and "seed 7" in text and "Nats per image." in text
+    assert "The ledger" not in _write(tmp_path, _results())[0]

@@ -13,6 +13,8 @@ from conftest import random_params
 
 import gapjax
 from gapjax import VAE, VAEParams, elbo, importance_weighted_bound
+from gapjax.distributions import from_free, to_free
+from gapjax.vae import sample_and_log_prob
 
 
 def _draws(bound, vae, params, images, num_samples, seed=0, repeats=300):
@@ -252,3 +254,42 @@ def test_reconstruct_is_the_mean_at_a_posterior_sample(linear):
     weight, bias = linear.exact.decoder["weight"], linear.exact.decoder["bias"]
     ours = gapjax.reconstruct(linear.vae, linear.exact, rng_key, x)
     np.testing.assert_allclose(ours, weight @ z + bias, rtol=1e-5)
+
+
+@pytest.mark.parametrize("posterior", ["full_covariance", "flow"])
+def test_richer_posteriors_say_the_density_of_what_they_sample(posterior):
+    """log q(z) is that of the noise minus the log determinant of the map, by autodiff; so too
+    where q(z) is asked of a z that q did not just give, and after q was taken apart."""
+    vae = gapjax.mlp_vae((2, 2), latent_dim=3, hidden_sizes=(4,), posterior=posterior)
+    params = random_params(vae)
+    x = jnp.array([[0, 1], [1, 1]], jnp.uint8)
+    q = vae.encode(params.encoder, x)
+    rng_key = jax.random.key(0)
+    z, log_q = sample_and_log_prob(q, rng_key)
+    noise = jax.random.normal(rng_key, (3,))
+    if posterior == "flow":
+        base = q.base_dist.base_dist
+        start = lambda noise: base.loc + base.scale * noise
+        forward = lambda noise: functools.reduce(lambda z, f: f(z), q.transforms, start(noise))
+    else:
+        forward = lambda noise: q.loc + q.scale_tril @ noise
+    np.testing.assert_allclose(forward(noise), z, rtol=1e-5)
+    log_det = np.linalg.slogdet(np.asarray(jax.jacobian(forward)(noise), np.float64))[1]
+    expected = -0.5 * float((noise**2).sum()) - 1.5 * math.log(2 * math.pi) - log_det
+    assert float(log_q) == pytest.approx(expected, abs=1e-3)
+    assert float(q.log_prob(z)) == pytest.approx(expected, abs=1e-3)
+    again = jax.tree.map(lambda leaf: leaf, from_free(q, to_free(q)))
+    assert float(again.log_prob(z)) == pytest.approx(expected, abs=1e-3)
+
+
+def test_posterior_families_are_named_and_differ():
+    with pytest.raises(ValueError, match=r"'gaussian'.*full_covariance"):
+        gapjax.mlp_vae((2, 2), posterior="gaussian")
+    sizes = {
+        name: sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(
+            gapjax.mlp_vae((2, 2), latent_dim=3, hidden_sizes=(4,), posterior=name).init,
+            jax.random.key(0),
+        ).encoder))
+        for name in gapjax.vae.POSTERIORS
+    }  # fmt: skip
+    assert sizes["diagonal"] < sizes["full_covariance"] < sizes["flow"]

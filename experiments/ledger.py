@@ -1,0 +1,260 @@
+"""Where every nat goes: the ledger of a workdir's checkpoints; writes ledger.json and ledger.png.
+
+python -m experiments.ledger --workdir=runs/digits --ledger_epochs=50,500
+
+The same command resumes: what was measured of a checkpoint is kept. `experiments.reproduce
+--ledger` does this too, and its report shows it.
+"""
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import tqdm
+from absl import flags
+
+import gapjax
+from experiments import options, phases, program
+from experiments.workdir import write_json
+from gapjax import checkpoints, gaps, plots
+
+_REFIT = "optimal"
+_NOTES = (
+    "Nats per image. An ELBO is a mean over images; a loss is a difference of two, paired image by "
+    "image; ± is one standard error over images.",
+    "Numbers marked * are of a posterior or an encoder that was fitted to the test images: they "
+    "measure, no more.",
+    "log p(x) is estimated from below by annealed importance sampling from q*; it is a number of "
+    "the decoder, and no parameter of the model was fitted for it.",
+)
+
+
+class Settings(NamedTuple):
+    """What a ledger is measured with.
+
+    Attributes:
+      epochs: of the checkpoints; None takes the first, the middle and the last.
+      num_images: most images of each set, a random subset by the run's seed.
+      num_samples: posterior samples for every ELBO.
+      batch_size: images at once; bounds memory, changes nothing else.
+    """
+
+    epochs: tuple[int, ...] | None = None
+    num_images: int = 400
+    num_samples: int = 50
+    batch_size: int = 50
+
+
+def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
+    """Defines the flags of `Settings`; they are no part of what a run computes."""
+    integer = lambda name, default, text: flags.DEFINE_integer(
+        name, default, text, flag_values=values
+    )
+    default = Settings()
+    flags.DEFINE_list(
+        "ledger_epochs", None,
+        "Checkpoints of the ledger, e.g. 50,500; default: the first, the middle and the last.",
+        flag_values=values,
+    )  # fmt: skip
+    integer("ledger_images", default.num_images, "Most images of each set in the ledger, a random "
+            "subset by --seed.")  # fmt: skip
+    integer("ledger_samples", default.num_samples, "Posterior samples for every ELBO of it.")
+    integer("ledger_batch_size", default.batch_size, "Images at once in it; bounds memory.")
+
+
+def settings_from_flags(values: flags.FlagValues) -> Settings:
+    """The flags, checked.
+
+    Raises:
+      UsageError: a value that cannot be used.
+    """
+    for name, least in (("images", 2), ("samples", 1), ("batch_size", 1)):
+        if values[f"ledger_{name}"].value < least:
+            raise options.UsageError(
+                f"--ledger_{name} is {values[f'ledger_{name}'].value}; it must be at least {least}"
+            )
+    epochs = values["ledger_epochs"].value
+    try:
+        epochs = None if epochs is None else tuple(sorted({int(epoch) for epoch in epochs}))
+    except ValueError:
+        raise options.UsageError(
+            f"--ledger_epochs is {','.join(epochs)!r}; it must be integers, e.g. 50,500"
+        ) from None
+    return Settings(
+        epochs=epochs,
+        num_images=values["ledger_images"].value,
+        num_samples=values["ledger_samples"].value,
+        batch_size=values["ledger_batch_size"].value,
+    )
+
+
+def ledger_phase(run: phases.Run, settings: Settings) -> dict:
+    """Measures the checkpoints that are not measured yet; writes ledger.json and ledger.png.
+
+    Raises:
+      UsageError: an epoch that has no checkpoint.
+    """
+    store = run.workdir.checkpoints / "ledger"
+    rows, seconds = [], 0.0
+    for epoch in _epochs(run, settings):
+        kinds = [kind for kind in phases.REFITS
+                 if epoch in checkpoints.numbers(run.workdir.checkpoints / kind)]  # fmt: skip
+        refit = _REFIT if _REFIT in kinds else None
+        # The batch size is no part of what is measured.
+        measured_with = {**settings._asdict(), "epochs": None, "batch_size": None, "refits": kinds}
+        done = epoch in checkpoints.numbers(store)
+        if not done or checkpoints.record(store, epoch)["settings"] != measured_with:
+            clock = time.monotonic()
+            tree = _measure(run, settings, epoch, kinds)
+            record = {"epoch": epoch, "settings": measured_with}
+            record |= {"seconds": time.monotonic() - clock}
+            checkpoints.save(store, epoch, tree, record)
+        tree, record = checkpoints.restore(store, epoch, _like(run, settings, kinds))
+        book = gaps.balance(
+            tree["train"], tree["test"], refit=refit,
+            num_available=(len(run.dataset.train), len(run.dataset.test)),
+        )  # fmt: skip
+        seconds += record["seconds"]
+        rows.append({"epoch": epoch, **_plain(book), "seconds": record["seconds"]})
+    results = {
+        "schema": 1,
+        "unit": "nats per image",
+        "dataset": run.dataset.name,
+        "preset": run.config.preset,
+        "subset_seed": run.config.seed,
+        "num_samples": settings.num_samples,
+        "search": gapjax.PosteriorSearch()._asdict(),
+        "annealing": gapjax.Annealing()._asdict(),
+        "environment": phases.environment(),
+        "checkpoints": rows,
+        "notes": list(_NOTES),
+        "seconds": seconds,
+    }
+    if run.workdir.writes:
+        write_json(run.workdir.path / "ledger.json", results)
+        plots.save(plots.ledger(results), run.workdir.path / "ledger")
+    return results
+
+
+def table(results: dict) -> str:
+    """The test ledger of the encoder as trained, a line for each checkpoint; plain text."""
+    heads = {
+        "log p train": lambda row: row["train"]["log_prob"],
+        "decoder": lambda row: row["model_gap"],
+        "log p test": lambda row: row["test"]["log_prob"],
+        "family": lambda row: row["test"]["approximation_gap"],
+        "capacity": lambda row: row["test"]["encoders"]["as_trained"]["capacity_gap"],
+        "over-fitting": lambda row: row["test"]["encoders"]["as_trained"]["inference_gap_by_refit"],
+        "ELBO test": lambda row: row["test"]["encoders"]["as_trained"]["elbo"],
+    }
+    lines = ["epoch" + "".join(f"{head:>18}" for head in heads)]
+    for row in results["checkpoints"]:
+        cells = [_cell(find(row)) for find in heads.values()]
+        lines.append(f"{row['epoch']:5}" + "".join(f"{cell:>18}" for cell in cells))
+    return "\n".join(lines)
+
+
+def _cell(entry: dict | None) -> str:
+    if entry is None:
+        return "-"
+    mark = "*" if entry["fitted_on_test"] else " "
+    return f"{entry['nats']:.3f} ± {entry['stderr']:.3f}{mark}"
+
+
+def _epochs(run: phases.Run, settings: Settings) -> list[int]:
+    trained = checkpoints.numbers(run.workdir.checkpoints / "train")
+    trained = [epoch for epoch in trained if epoch in run.epochs]
+    wanted = settings.epochs
+    if wanted is None:
+        wanted = sorted({trained[0], trained[len(trained) // 2], trained[-1]}) if trained else []
+    missing = [epoch for epoch in wanted if epoch not in trained]
+    if missing or not wanted:
+        raise options.UsageError(
+            f"--ledger_epochs: no checkpoint of epoch {missing[0] if missing else 'any'} in "
+            f"--workdir={run.workdir.path}; there are {', '.join(map(str, trained)) or 'none'}"
+        )
+    return list(wanted)
+
+
+def _measure(run: phases.Run, settings: Settings, epoch: int, kinds: list[str]) -> dict:
+    """What there is to know of every image of both sets."""
+    params, encoders = phases.encoders(run, epoch, kinds)
+    measured = {}
+    for key, (name, images) in zip(
+        jax.random.split(run.key("ledger", epoch)), _images(run, settings).items(), strict=True
+    ):
+        with _bars(run, f"ledger {epoch} {name}", len(images)) as on_progress:
+            measured[name] = gaps.measure(
+                run.vae, params, key, images, encoders, num_samples=settings.num_samples,
+                batch_size=settings.batch_size, on_progress=on_progress,
+            )  # fmt: skip
+    return measured
+
+
+def _images(run: phases.Run, settings: Settings) -> dict[str, np.ndarray]:
+    return {
+        name: gaps.subset(images, settings.num_images, run.config.seed)
+        for name, images in (("train", run.dataset.train), ("test", run.dataset.test))
+    }
+
+
+def _like(run: phases.Run, settings: Settings, kinds: list[str]) -> dict:
+    """The shapes of what `_measure` gives."""
+
+    def measured(images: np.ndarray) -> gaps.Measured:
+        number = np.zeros(len(images), np.float32)
+        flag, count = np.zeros(len(images), bool), np.zeros(len(images), np.int32)
+        elbo = dict.fromkeys(("as_trained", *kinds), number)
+        return gaps.Measured(elbo, number, number, number, number, flag, flag, count)
+
+    return {name: measured(images) for name, images in _images(run, settings).items()}
+
+
+def _plain(value: Any) -> Any:
+    """NamedTuples as dictionaries and what is no finite number as null, all the way down."""
+    if hasattr(value, "_asdict"):
+        value = value._asdict()
+    if isinstance(value, dict):
+        return {key: _plain(part) for key, part in value.items()}
+    return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
+@contextmanager
+def _bars(run: phases.Run, name: str, total: int) -> Iterator[Any]:
+    """A progress bar for each thing that is done with the images."""
+    bars = {}
+
+    def show(what: str, done: int) -> None:
+        if what not in bars:
+            bars[what] = tqdm.tqdm(
+                desc=f"{name} {what}", total=total, disable=None, unit="im", dynamic_ncols=True
+            )
+        bars[what].update(done - bars[what].n)
+        if run.workdir.interrupted:
+            raise KeyboardInterrupt
+
+    try:
+        yield show
+    finally:
+        for bar in bars.values():
+            bar.close()
+
+
+def ledger(run: phases.Run) -> None:
+    """The ledger alone; the report too, where the run has one."""
+    results = ledger_phase(run, settings_from_flags(flags.FLAGS))
+    print(table(results))
+    print("* fitted on the test images")
+    evaluated = run.workdir.path / "results.json"
+    if evaluated.is_file():
+        print(f"report: {phases.draw_phase(run, json.loads(evaluated.read_text()))}")
+
+
+if __name__ == "__main__":
+    options.define_place()
+    define_flags()
+    program.run_program(ledger, new_runs=False)

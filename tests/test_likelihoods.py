@@ -1,0 +1,131 @@
+"""log p(x): unbiased where theory says so, from both sides, in bounded memory."""
+
+import jax
+import numpy as np
+import pytest
+
+from gapjax import likelihoods
+from gapjax.likelihoods import Annealing, log_likelihood, sandwich
+
+_SHORT = Annealing(num_temperatures=6, num_chains=2, num_leapfrog=3)
+_REPEATS = 40
+
+
+def _many(linear):
+    """Every image many times, each time with noise of its own, and its exact log p(x)."""
+    images = np.repeat(linear.images, _REPEATS, axis=0)
+    return images, linear.log_prob(images)
+
+
+def _is_one(values):
+    """The mean of these independent positive numbers is 1 within 4 standard errors."""
+    values = np.asarray(values, np.float64)
+    stderr = values.std(ddof=1) / np.sqrt(len(values))
+    assert stderr < 0.1  # else it says nothing
+    return abs(values.mean() - 1) < 4 * stderr
+
+
+def test_at_the_exact_posterior_every_sample_weighs_p(linear):
+    """No noise, so the sum over ragged chunks must be exact, and all samples count."""
+    result = log_likelihood(
+        linear.monte_carlo_vae, linear.exact, jax.random.key(0), linear.images,
+        num_samples=50, chunk_size=16, batch_size=7,
+    )  # fmt: skip
+    np.testing.assert_allclose(result.log_prob, linear.log_prob(linear.images), atol=3e-4)
+    np.testing.assert_allclose(result.ess, 50, rtol=1e-3)
+    assert np.isnan(result.acceptance).all()
+
+
+@pytest.fixture(scope="module")
+def weighted(linear):
+    images, _ = _many(linear)
+    return log_likelihood(
+        linear.vae, linear.wrong, jax.random.key(1), images, num_samples=8, batch_size=800
+    )
+
+
+def test_importance_weights_are_unbiased(linear, weighted):
+    _, exact = _many(linear)
+    assert _is_one(np.exp(weighted.log_prob - exact))
+    assert (weighted.log_prob - exact).mean() < 0
+
+
+def test_neither_chunks_nor_batches_change_the_bound(linear, weighted):
+    images, _ = _many(linear)
+    other = log_likelihood(
+        linear.vae, linear.wrong, jax.random.key(1), images,
+        num_samples=8, chunk_size=3, batch_size=300,
+    )  # fmt: skip
+    np.testing.assert_allclose(other.log_prob, weighted.log_prob, atol=1e-4)
+    np.testing.assert_allclose(other.ess, weighted.ess, rtol=1e-3)
+
+
+def test_a_posterior_for_each_image_takes_the_encoders_place(linear, weighted):
+    images, _ = _many(linear)
+    own = jax.vmap(lambda x: linear.vae.encode(linear.wrong.encoder, x))(images)
+    other = log_likelihood(
+        linear.vae, linear.exact, jax.random.key(1), images,
+        posteriors=own, num_samples=8, batch_size=800,
+    )  # fmt: skip
+    np.testing.assert_allclose(other.log_prob, weighted.log_prob, atol=1e-4)
+
+
+def test_memory_is_that_of_a_chunk(linear):
+    def temporary_bytes(num_samples):
+        compiled = likelihoods._log_likelihoods.lower(
+            linear.wrong.encoder, linear.wrong.decoder, jax.random.key(0), linear.images,
+            np.arange(10), vae=linear.vae, annealing=None, local=False,
+            num_samples=num_samples, chunk_size=100,
+        ).compile()  # fmt: skip
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    # 5,000 keys more for each of 10 images, but neither z nor what the decoder makes of it.
+    assert temporary_bytes(5000) < temporary_bytes(100) + 10 * 5000 * 20
+
+
+@pytest.fixture(scope="module")
+def between(linear):
+    return sandwich(
+        linear.vae, linear.wrong, jax.random.key(3), 800, annealing=_SHORT, batch_size=800
+    )
+
+
+def test_both_sides_of_the_sandwich_are_unbiased(linear, between):
+    exact = linear.log_prob(between.images)
+    assert _is_one(np.exp(between.lower - exact))
+    assert _is_one(np.exp(exact - between.upper))
+
+
+def test_the_truth_lies_between_the_two_sides(linear, between):
+    exact = linear.log_prob(between.images)
+    assert between.lower.mean() < exact.mean() < between.upper.mean()
+    gaps = between.upper - between.lower
+    assert between.gap == pytest.approx(gaps.mean(), abs=1e-5)
+    assert between.gap_stderr == pytest.approx(gaps.std(ddof=1) / np.sqrt(800), rel=1e-4)
+
+
+def test_chains_move_and_say_how_well(between):
+    assert 0.6 < between.acceptance.mean() < 0.95
+    assert np.all((between.ess > 0.999) & (between.ess < 2.001)) and between.ess.std() > 0.1
+
+
+def test_annealing_serves_a_whole_set_with_a_posterior_for_each_image(linear):
+    """From the exact posterior there is nothing to bridge: every weight is p(x)."""
+    own = jax.vmap(lambda x: linear.vae.encode(linear.exact.encoder, x))(linear.images)
+    result = log_likelihood(
+        linear.vae, linear.wrong, jax.random.key(4), linear.images, posteriors=own, method=_SHORT
+    )
+    np.testing.assert_allclose(result.log_prob, linear.log_prob(linear.images), atol=1e-3)
+    np.testing.assert_allclose(result.ess, _SHORT.num_chains, rtol=1e-3)
+
+
+def test_bad_arguments_are_named(linear):
+    arguments = linear.vae, linear.exact, jax.random.key(0)
+    with pytest.raises(ValueError, match="'ais'"):
+        log_likelihood(*arguments, linear.images, method="ais")
+    with pytest.raises(ValueError, match="empty"):
+        log_likelihood(*arguments, linear.images[:0])
+    with pytest.raises(ValueError, match="num_samples 0"):
+        log_likelihood(*arguments, linear.images, num_samples=0)
+    with pytest.raises(ValueError, match="num_chains=0"):
+        sandwich(*arguments, 3, annealing=Annealing(num_chains=0))

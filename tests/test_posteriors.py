@@ -1,0 +1,121 @@
+"""The best posterior of each image: it is found, never worse than its start, and by itself."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import gapjax
+from gapjax.posteriors import PosteriorSearch, optimal_posteriors
+
+_SEARCH = PosteriorSearch()
+_WILD = PosteriorSearch(num_samples=1, learning_rate=1e4, steps_per_round=2, max_rounds=2)
+
+
+def _missing(linear, posteriors):
+    """KL(q || p(z given x)) of Gaussians q for every image, nats, in closed form."""
+    x = linear.images[: len(posteriors.base_dist.loc)]
+    exact = jax.vmap(lambda x: linear.vae.encode(linear.exact.encoder, x).base_dist)(x)
+    q = posteriors.base_dist
+    ratio, shift = (q.scale / exact.scale) ** 2, ((q.loc - exact.loc) / exact.scale) ** 2
+    return 0.5 * np.asarray(ratio + shift - 1 - jnp.log(ratio)).sum(-1)
+
+
+def _search(linear, **options):
+    options = {"search": _SEARCH, "batch_size": 7, **options}
+    return optimal_posteriors(linear.vae, linear.wrong, jax.random.key(0), linear.images, **options)
+
+
+@pytest.fixture(scope="module")
+def found(linear):
+    done = []
+    return _search(linear, on_progress=done.append), done
+
+
+def test_it_finds_the_exact_posterior_where_the_family_has_it(linear, found):
+    """The wrong encoder loses about a nat; what the search leaves is below its tolerance."""
+    result, _ = found
+    start = jax.vmap(lambda x: linear.vae.encode(linear.wrong.encoder, x))(linear.images)
+    assert _missing(linear, start).mean() > 0.5
+    assert _missing(linear, result.posteriors).mean() < _SEARCH.tolerance
+    assert result.converged.all() and not result.kept_start.any()
+
+
+def test_finished_images_stop_and_are_counted(linear, found):
+    result, done = found
+    assert len(set(result.num_steps.tolist())) > 1
+    assert len(done) == result.num_steps.max() // _SEARCH.steps_per_round
+    assert done == sorted(done) and done[-1] == len(linear.images)
+    rounds = result.num_steps // _SEARCH.steps_per_round
+    assert done == [(rounds <= n + 1).sum() for n in range(len(done))]
+
+
+def test_an_image_is_searched_for_by_itself(linear, found):
+    """Its result depends on neither the batch size nor when the others were finished."""
+    result, _ = found
+    other = _search(linear, batch_size=20)
+    np.testing.assert_array_equal(result.num_steps, other.num_steps)
+    for ours, theirs in zip(
+        jax.tree.leaves(result.posteriors), jax.tree.leaves(other.posteriors), strict=True
+    ):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4)
+
+
+def test_it_is_never_worse_than_the_best_of_its_starts(linear):
+    """A learning rate that throws every image away: the better encoder's q comes back."""
+    encoders = [linear.wrong.encoder, linear.exact.encoder]
+    result = _search(linear, search=_WILD, encoders=encoders)
+    assert result.kept_start.all() and not result.converged.any()
+    assert np.all(result.num_steps == 4)
+    np.testing.assert_allclose(_missing(linear, result.posteriors), 0.0, atol=1e-5)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _OwnNormal:
+    """A user's posterior: a pytree of two arrays with the two methods that are needed."""
+
+    loc: jax.Array
+    log_scale: jax.Array
+
+    def sample(self, rng_key):
+        return self.loc + jnp.exp(self.log_scale) * jax.random.normal(rng_key, self.loc.shape)
+
+    def log_prob(self, z):
+        standard = (z - self.loc) / jnp.exp(self.log_scale)
+        return (-0.5 * standard**2 - self.log_scale - 0.5 * jnp.log(2 * jnp.pi)).sum(-1)
+
+
+def test_a_posterior_of_ones_own_will_do(linear):
+    encode = lambda encoder, x: _OwnNormal(jnp.zeros(2), jnp.zeros(2))
+    vae = linear.vae._replace(encode=encode)
+    result = optimal_posteriors(
+        vae, linear.exact, jax.random.key(0), linear.images[:7], search=_SEARCH
+    )
+    exact = jax.vmap(lambda x: linear.vae.encode(linear.exact.encoder, x).base_dist)
+    exact = exact(linear.images[:7])
+    np.testing.assert_allclose(result.posteriors.loc, exact.loc, atol=0.1)
+    np.testing.assert_allclose(result.posteriors.log_scale, jnp.log(exact.scale), atol=0.15)
+
+
+def test_a_posterior_that_cannot_be_optimised_is_refused(linear):
+    encode = lambda encoder, x: linear.monte_carlo_vae.prior  # a bare object, no pytree
+    vae = linear.vae._replace(encode=encode)
+    with pytest.raises(TypeError, match=r"PlainNormal cannot be optimised.*register_dataclass"):
+        optimal_posteriors(vae, linear.exact, jax.random.key(0), linear.images)
+
+
+@pytest.mark.parametrize(
+    "options", [{"batch_size": 0}, {"search": PosteriorSearch(num_samples=0)}], ids=str
+)
+def test_sizes_are_checked(linear, options):
+    with pytest.raises(ValueError, match="must be positive"):
+        _search(linear, **options)
+    with pytest.raises(ValueError, match="empty"):
+        optimal_posteriors(linear.vae, linear.exact, jax.random.key(0), linear.images[:0])
+
+
+def test_the_posteriors_reach_the_public_names():
+    assert gapjax.optimal_posteriors is optimal_posteriors
