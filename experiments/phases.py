@@ -439,8 +439,6 @@ def evaluate_phase(run: Run) -> dict:
 def draw_phase(run: Run, results: dict) -> Path:
     """Draws the figures, samples and reconstructions; writes report.html and returns its path."""
     report = run.workdir.path / "report.html"
-    if not run.workdir.writes:
-        return report
     path = run.workdir.path / "ledger.json"
     ledger = json.loads(path.read_text()) if path.is_file() else None
     figures = {
@@ -453,6 +451,8 @@ def draw_phase(run: Run, results: dict) -> Path:
         "samples": _samples(run),
         "reconstructions": _reconstructions(run),
     }
+    if not run.workdir.writes:  # but it has restored what the others restore with it
+        return report
     paths = {
         name: plots.save(figure, run.workdir.path / name)[0]
         for name, figure in figures.items()
