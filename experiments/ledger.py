@@ -44,7 +44,7 @@ class Settings(NamedTuple):
     """
 
     epochs: tuple[int, ...] | None = None
-    num_images: int = 400
+    num_images: int = 360
     num_samples: int = 50
     batch_size: int = 50
 

@@ -35,14 +35,14 @@ class Annealing(NamedTuple):
       num_temperatures: T.
       num_chains: C, independent chains for each image.
       num_leapfrog: steps of each Hamiltonian trajectory.
-      step_size: of the first one, in standard deviations of q; a pilot run of the chains then
+      step_size: of the first one, in standard deviations of q; a pilot run of half the chains
         adapts it along the path to `acceptance`, and all chains use what the pilot found.
       acceptance: the acceptance rate that the pilot aims at.
     """
 
-    num_temperatures: int = 50
+    num_temperatures: int = 70
     num_chains: int = 8
-    num_leapfrog: int = 5
+    num_leapfrog: int = 4
     step_size: float = 0.5
     acceptance: float = 0.75
 
@@ -412,12 +412,13 @@ def _path(
 def _pilot(path: _Path, rng_key: jax.Array, annealing: Annealing) -> jax.Array:
     """Step sizes [T] for the path, from a run that steers towards the acceptance wanted."""
     start_key, chain_key = jax.random.split(rng_key)
-    z = jax.vmap(path.start)(jax.random.split(start_key, annealing.num_chains))
+    num_chains = -(-annealing.num_chains // 2)
+    z = jax.vmap(path.start)(jax.random.split(start_key, num_chains))
 
     def step(carry: tuple, xs: tuple) -> tuple[tuple, jax.Array]:
         z, step_size = carry
         temperature, number = xs
-        keys = jax.random.split(jax.random.fold_in(chain_key, number), annealing.num_chains)
+        keys = jax.random.split(jax.random.fold_in(chain_key, number), num_chains)
         move = jax.vmap(path.transition, (0, 0, None, None))
         z, acceptance = move(keys, z, temperature, step_size)
         mean = jnp.nan_to_num(acceptance.mean())

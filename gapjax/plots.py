@@ -487,7 +487,7 @@ def _draw_ledger(axes: Axes, rows: Sequence[Results]) -> list[Annotation]:
         ends.append(_end_label(axes, (places[-1] + 0.34, lost[-1]), words, colour))
     axes.axhline(0.0, color=_MUTED, linewidth=0.8)
     axes.set_xticks(places, [str(row["epoch"]) for row in rows])
-    axes.set_xlim(-0.6, len(rows) - 0.4)
+    axes.set_xlim(-0.5, len(rows) - 0.62)
     axes.set_title("What is lost on unseen images: train log p(x) minus test ELBO")
     axes.set_xlabel(LABELS["epoch"])
     axes.set_ylabel("nats per image")

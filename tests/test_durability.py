@@ -403,7 +403,7 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(undisturbed, tmp_p
             for path in (disk / "run", undisturbed)
         )
         # Equal, but another number of devices in a program changes the last bits.
-        for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        for a, b in zip(jax.tree.leaves(ours.params), jax.tree.leaves(theirs.params), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
     finally:
         subprocess.run(["umount", disk], check=True)

@@ -308,7 +308,6 @@ def test_standard_errors_cover_the_truth(correlated):
         book = balance(jax.tree.map(cut, train), jax.tree.map(cut, test), refit="refit")
         for name, entry in _entries(book).items():
             covered[name] += abs(entry.nats - truth[name]) < 1.96 * entry.stderr
-    print(covered)
     for name, count in covered.items():
         assert 0.90 <= count / model.num_repeats <= 0.99, (name, count)
 

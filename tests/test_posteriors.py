@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 import gapjax
+from gapjax import posteriors
 from gapjax.posteriors import PosteriorSearch, optimal_posteriors
 
 _SEARCH = PosteriorSearch()
-_WILD = PosteriorSearch(num_samples=1, learning_rate=1e4, steps_per_round=2, max_rounds=2)
+_WILD = PosteriorSearch(num_samples=1, learning_rate=3.0, steps_per_round=2, max_rounds=2)
 
 
 def _missing(linear, posteriors):
@@ -70,6 +71,16 @@ def test_it_is_never_worse_than_the_best_of_its_starts(linear):
     assert result.kept_start.all() and not result.converged.any()
     assert np.all(result.num_steps == 4)
     np.testing.assert_allclose(_missing(linear, result.posteriors), 0.0, atol=1e-5)
+
+
+def test_every_image_step_and_sample_has_noise_of_its_own():
+    batch, num_steps = np.arange(3), jnp.array([0, 0, 5])
+    keys = [
+        posteriors._keys(jax.random.key(0), batch, num_steps, 4, 6),
+        posteriors._keys(jax.random.key(0), batch, None, 1, 6),
+    ]
+    data = np.concatenate([np.asarray(jax.random.key_data(k)).reshape(-1, 2) for k in keys])
+    assert len(np.unique(data, axis=0)) == 3 * 4 * 6 + 3 * 6
 
 
 @jax.tree_util.register_dataclass

@@ -1,0 +1,131 @@
+"""The ledger's program: what it writes, that it resumes, and what it refuses."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from absl import flags
+
+from experiments import ledger, options, phases, workdir
+from gapjax import checkpoints, gaps
+
+
+def _parse(given):
+    values = flags.FlagValues()
+    options.define_place(values)
+    options.define_run(values)
+    ledger.define_flags(values)
+    values(["program", *given])
+    return values
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A claimed workdir whose checkpoints are of random parameters, with no refit but one."""
+    tiny = ["--num_epochs=6", "--checkpoint_every=2", "--hidden_sizes=4", "--latent_dim=2"]
+    config = options.config_from_flags(_parse(tiny))
+    run = phases.start(config, workdir.Workdir(tmp_path / "run"), None)
+    rng = np.random.default_rng(0)
+    like = phases._state_like(run)
+    params = [
+        rng.normal(size=leaf.shape).astype(leaf.dtype) for leaf in jax.tree.leaves(like.params)
+    ]
+    state = like._replace(params=jax.tree.unflatten(jax.tree.structure(like.params), params))
+    for epoch in run.epochs:
+        checkpoints.save(run.workdir.checkpoints / "train", epoch, _filled(state), {})
+    encoder = state.params.encoder
+    checkpoints.save(run.workdir.checkpoints / "optimal", 6, encoder, {})
+    yield run
+    run.workdir.close()
+
+
+def _filled(state):
+    """The shapes that are left are filled with zeros; keys stay keys."""
+
+    def fill(leaf):
+        if isinstance(leaf, np.ndarray):
+            return leaf
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return jax.random.key(0)
+        return np.zeros(leaf.shape, leaf.dtype)
+
+    return jax.tree.map(fill, state)
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """Random numbers in the place of measurements; says which were asked for."""
+    asked = []
+
+    def measure(vae, params, rng_key, images, encoders, *, num_samples, batch_size, on_progress):
+        asked.append((len(images), tuple(encoders), num_samples))
+        rng = np.random.default_rng(len(asked))
+        draw = lambda: rng.normal(size=len(images)).astype(np.float32)
+        on_progress("posteriors", len(images))
+        flag = rng.random(len(images)) < 0.5
+        return gaps.Measured(
+            {name: draw() for name in encoders}, draw(), draw(), draw() ** 2, draw(), flag, ~flag,
+            rng.integers(0, 9, len(images)).astype(np.int32),
+        )  # fmt: skip
+
+    monkeypatch.setattr(gaps, "measure", measure)
+    return asked
+
+
+def test_it_writes_the_ledger_and_goes_on_where_it_was(run, measured):
+    settings = ledger.Settings(epochs=(2, 6), num_images=30)
+    results = ledger.ledger_phase(run, settings)
+    assert measured == [
+        (30, ("as_trained",), 50), (30, ("as_trained",), 50),
+        (30, ("as_trained", "optimal"), 50), (30, ("as_trained", "optimal"), 50),
+    ]  # fmt: skip
+    path = run.workdir.path
+    assert json.loads((path / "ledger.json").read_text()) == json.loads(json.dumps(results))
+    assert (path / "ledger.png").stat().st_size > 1000
+    first, last = results["checkpoints"]
+    assert first["test"]["encoders"]["as_trained"]["inference_gap_by_refit"] is None
+    gap = last["test"]["encoders"]["as_trained"]["inference_gap_by_refit"]
+    assert gap["fitted_on_test"] and np.isfinite(gap["nats"])
+    assert (last["train"]["num_images"], last["train"]["num_available"]) == (30, 1437)
+    assert results["subset_seed"] == 0
+    lines = ledger.table(results).splitlines()
+    assert len(lines) == 3 and f"{last['model_gap']['nats']:.3f}" in lines[2]
+    # The same again measures nothing; neither does another batch size; other samples do.
+    again = ledger.ledger_phase(run, settings._replace(batch_size=7))
+    assert again["checkpoints"] == results["checkpoints"] and len(measured) == 4
+    ledger.ledger_phase(run, settings._replace(epochs=(6,), num_samples=3))
+    assert measured[4:] == [(30, ("as_trained", "optimal"), 3)] * 2
+
+
+def test_the_first_the_middle_and_the_last_checkpoint_by_default(run, measured):
+    results = ledger.ledger_phase(run, ledger.Settings(num_images=10))
+    assert [row["epoch"] for row in results["checkpoints"]] == [2, 4, 6]
+
+
+def test_an_epoch_without_a_checkpoint_is_named(run, measured):
+    with pytest.raises(options.UsageError, match=r"epoch 5.*there are 2, 4, 6"):
+        ledger.ledger_phase(run, ledger.Settings(epochs=(2, 5)))
+    assert not measured
+
+
+def test_flags_become_settings_or_are_refused():
+    settings = ledger.settings_from_flags(_parse(["--ledger_epochs=6,2", "--ledger_images=9"]))
+    assert settings == ledger.Settings(epochs=(2, 6), num_images=9)
+    assert ledger.settings_from_flags(_parse([])) == ledger.Settings()
+    for given, words in (
+        ("--ledger_epochs=last", "--ledger_epochs is 'last'"),
+        ("--ledger_images=1", "--ledger_images is 1; it must be at least 2"),
+        ("--ledger_batch_size=0", "--ledger_batch_size is 0"),
+    ):
+        with pytest.raises(options.UsageError, match=words):
+            ledger.settings_from_flags(_parse([given]))
+
+
+def test_a_folder_older_than_the_flag_posterior_means_diagonal(run):
+    path = run.workdir.path / "config.json"
+    stored = json.loads(path.read_text())
+    del stored["config"]["posterior"]
+    path.write_text(json.dumps(stored))
+    assert workdir.Workdir(run.workdir.path).config() == run.config
+    assert run.config.posterior == "diagonal"
