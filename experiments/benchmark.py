@@ -39,12 +39,15 @@ from gapjax import devices as hardware
 from gapjax import evaluation, training
 
 _LIKELIHOODS = {"binary": ("bernoulli", 2), "grey": ("discretized_logistic", 256)}
+_ALL_PHASES = ["train", "refit", "evaluate"]
 _EVENT, _LATENT, _HIDDEN = (28, 28), 10, (500, 500)
 
 _JSON = flags.DEFINE_string("json", None, "File to write the table to, as JSON.")
 _STEPS = flags.DEFINE_integer("steps", 60, "Steps in one timing.", lower_bound=1)
 _BATCH = flags.DEFINE_integer("batch_size", 100, "Images in a step.", lower_bound=1)
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Timings of each program.", lower_bound=1)
+_KINDS = flags.DEFINE_multi_enum("likelihood", [*_LIKELIHOODS], [*_LIKELIHOODS], "Which models.")
+_PHASES = flags.DEFINE_multi_enum("phase", _ALL_PHASES, _ALL_PHASES, "Which programs.")
 _SAMPLES = flags.DEFINE_integer("num_eval_samples", 10, "Samples in evaluation.", lower_bound=1)
 
 
@@ -277,8 +280,8 @@ def main(_) -> None:
         f"{'x torch':>8} {'compile':>8} {'cached':>7}"
     )
     rows = []
-    for kind in _LIKELIHOODS:
-        for phase in ("train", "refit", "evaluate"):
+    for kind in _KINDS.value:
+        for phase in _PHASES.value:
             row = _row(kind, phase)
             rows.append(row)
             torch_ratio = row["torch_over_program"]

@@ -32,13 +32,12 @@ def test_the_table_comes_out(tmp_path):
     table = tmp_path / "table.json"
     command = [sys.executable, "-m", "experiments.benchmark", f"--json={table}"]
     small = ["--steps=2", "--batch_size=4", "--repeats=1", "--num_eval_samples=2"]
+    small += ["--likelihood=binary", "--phase=train", "--phase=evaluate"]
     subprocess.run([*command, *small], check=True, cwd=_ROOT, capture_output=True)
     written = json.loads(table.read_text())
     assert [(row["likelihood"], row["phase"]) for row in written["programs"]] == [
-        (likelihood, phase)
-        for likelihood in ("binary", "grey")
-        for phase in ("train", "refit", "evaluate")
-    ]
+        ("binary", "train"), ("binary", "evaluate"),
+    ]  # fmt: skip
     for row in written["programs"]:
         assert row["times_floor"] > 0 and row["images_per_second"] > 0
         assert row["compile_seconds_cold"] > 0 and row["compile_seconds_cached"] > 0

@@ -141,7 +141,6 @@ def test_devices_that_are_given_are_used(small):
     state, _ = _train(small, EIGHT[7:], num_epochs=1, rng_key=jax.random.key(3))
     assert {d for leaf in jax.tree.leaves(state.params) for d in leaf.devices()} == {EIGHT[7]}
     assert len(jax.devices()) == NUM_DEVICES
-    assert devices.all_devices() == tuple(jax.devices())
 
 
 # --- many runs --------------------------------------------------------------------------------
@@ -250,7 +249,10 @@ assert devices.process() == (number, 2) and len(devices.all_devices()) == 8
 images = np.load(sys.argv[3])
 vae = gapjax.mlp_vae((5, 5), "bernoulli", latent_dim=3, hidden_sizes=(32,))
 options = dict(num_epochs=3, batch_size=100, optimizer=gapjax.adam(2e-3))
-state, curve = gapjax.train(vae, gapjax.data_source(images), jax.random.key(3), **options)
+like = gapjax.training.init_state(
+    vae.init(jax.random.key(0)), jax.random.key(0), options["optimizer"])
+state, _ = checkpoints.restore(sys.argv[4], 1, like)  # of one process
+state, curve = gapjax.train(vae, gapjax.data_source(images), state=state, **options)
 refit = gapjax.self_consistent(vae, state.params, images, jax.random.key(1), **options)
 evaluation = gapjax.evaluate(vae, refit.params, jax.random.key(4), images, num_samples=3)
 checkpoints.save(sys.argv[4], 3, state, {"loss_bpd": curve.loss_bpd + refit.curve.loss_bpd})
@@ -269,6 +271,8 @@ def test_two_processes_of_four_devices_are_one_of_eight(small, tmp_path):
         port = free.getsockname()[1]
     np.save(tmp_path / "images.npy", _images(small))
     store = tmp_path / "store"
+    first, _ = _train(small, EIGHT, num_epochs=1, rng_key=jax.random.key(3))
+    checkpoints.save(store, 1, first, {})
     workers = [
         subprocess.Popen(
             [sys.executable, "-c", _WORKER, str(number), str(port),
@@ -285,7 +289,7 @@ def test_two_processes_of_four_devices_are_one_of_eight(small, tmp_path):
     ]
     assert lines[0] == lines[1]
 
-    state, curve = _train(small, EIGHT, rng_key=jax.random.key(3))
+    state, curve = _train(small, EIGHT, state=first)
     refit = _self_consistent(small, EIGHT, state.params)
     restored, record = checkpoints.restore(store, 3, state)  # two processes to one
     _close(restored, state)

@@ -35,7 +35,8 @@ def run(tmp_path):
     for epoch in run.epochs:
         checkpoints.save(run.workdir.checkpoints / "train", epoch, _filled(state), {})
     encoder = state.params.encoder
-    checkpoints.save(run.workdir.checkpoints / "optimal", 6, encoder, {})
+    refit = {"encoder": encoder, "averaged": encoder}
+    checkpoints.save(run.workdir.checkpoints / "optimal", 6, refit, {})
     yield run
     run.workdir.close()
 
