@@ -11,8 +11,9 @@ For joint training, self-consistent refits and evaluation, of either likelihood,
              training alone, where torch is installed: pip install .[benchmark])
   compile    seconds to trace and compile, cold and with the persistent cache
 
-All that is compared is timed in turn, --repeats times, and medians are shown. Then the program's
-cost at one, two and four times the data: seconds, and peak memory of the process so far.
+All that is compared is timed in turn, --repeats times, and medians are shown. Then the cost of
+refits of several checkpoints, by each way that --sweep of the main program can compute them, and
+that of training at one, two and four times the data: seconds, and peak memory so far.
 """
 
 import functools
@@ -40,6 +41,7 @@ from gapjax import evaluation, training
 
 _LIKELIHOODS = {"binary": ("bernoulli", 2), "grey": ("discretized_logistic", 256)}
 _ALL_PHASES = ["train", "refit", "evaluate"]
+_MEMBERS = 4
 _EVENT, _LATENT, _HIDDEN = (28, 28), 10, (500, 500)
 
 _JSON = flags.DEFINE_string("json", None, "File to write the table to, as JSON.")
@@ -256,6 +258,30 @@ def _row(kind: str, phase: str) -> dict:
     }
 
 
+def _sweeps(kind: str) -> dict:
+    """Milliseconds of a step of each of four refits: each on its own, and in one program."""
+    likelihood, levels = _LIKELIHOODS[kind]
+    vae = gapjax.mlp_vae(_EVENT, likelihood, latent_dim=_LATENT, hidden_sizes=_HIDDEN)
+    params = [vae.init(jax.random.key(seed)) for seed in range(_MEMBERS)]
+    keys = [jax.random.key(seed) for seed in range(_MEMBERS)]
+    images = _images(levels, _STEPS.value * _BATCH.value)
+    options = {"num_epochs": 1, "batch_size": _BATCH.value}
+
+    def alone() -> None:
+        for member, key in zip(params, keys, strict=True):
+            gapjax.self_consistent(vae, member, images, key, **options)
+
+    def together(sweep: str) -> None:
+        gapjax.self_consistent(vae, params, images, keys, sweep=sweep, **options)
+
+    programs = {"off": alone, **{s: functools.partial(together, s) for s in ("map", "vmap")}}
+    for program in programs.values():
+        program()
+    seconds = _seconds(programs, _REPEATS.value)
+    steps = _MEMBERS * _STEPS.value
+    return {"likelihood": kind, **{name: 1e3 * value / steps for name, value in seconds.items()}}
+
+
 def _scaling() -> list[dict]:
     """Seconds of one epoch of joint training at one, two and four times the data."""
     rows = []
@@ -292,12 +318,16 @@ def main(_) -> None:
                 f"{row['compile_seconds_cold']:7.1f}s {row['compile_seconds_cached']:6.1f}s",
                 flush=True,
             )
+    sweeps = [_sweeps(kind) for kind in _KINDS.value if "refit" in _PHASES.value]
+    for row in sweeps:
+        print(f"ms for a step of one of {_MEMBERS} refits, by --sweep: {json.dumps(row)}")
     scaling = _scaling()
     for row in scaling:
         print(json.dumps(row))
     if _JSON.value:
         write_json(
-            Path(_JSON.value), {"environment": machine, "programs": rows, "scaling": scaling}
+            Path(_JSON.value),
+            {"environment": machine, "programs": rows, "sweeps": sweeps, "scaling": scaling},
         )
 
 
