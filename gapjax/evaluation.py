@@ -83,7 +83,7 @@ def evaluate(
 
 def summarize(per_image: np.ndarray) -> Evaluation:
     """The `Evaluation` of BPDs per image [N]; of one image the standard error is NaN."""
-    return Evaluation(*_mean_and_stderr(per_image), per_image)
+    return Evaluation(*mean_and_stderr(per_image), per_image)
 
 
 def paired_difference(first: Evaluation, second: Evaluation) -> Estimate:
@@ -108,10 +108,11 @@ def paired_difference(first: Evaluation, second: Evaluation) -> Estimate:
             "cannot be paired"
         )
     difference = first.per_image.astype(np.float64) - second.per_image.astype(np.float64)
-    return Estimate(*_mean_and_stderr(difference))
+    return Estimate(*mean_and_stderr(difference))
 
 
-def _mean_and_stderr(values: np.ndarray) -> tuple[float, float]:
+def mean_and_stderr(values: np.ndarray) -> tuple[float, float]:
+    """Mean of values [N] and its standard error (NaN where N is 1), in float64."""
     values = np.asarray(values, np.float64)
     stderr = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.nan
     return float(values.mean()), float(stderr)

@@ -8,7 +8,13 @@ import jax
 import numpy as np
 from jax.typing import ArrayLike
 
-from gapjax.evaluation import Estimate, Evaluation, evaluate, paired_difference
+from gapjax.evaluation import (
+    Estimate,
+    Evaluation,
+    evaluate,
+    mean_and_stderr,
+    paired_difference,
+)
 from gapjax.likelihoods import Annealing, log_likelihood
 from gapjax.posteriors import PosteriorSearch, optimal_posteriors, posterior_bounds
 from gapjax.vae import VAE, VAEParams
@@ -392,9 +398,7 @@ def _account(measured: Measured, of_test: bool, refit: str | None, available: in
 
 
 def _entry(values: np.ndarray, fitted_on_test: bool) -> Entry:
-    values = np.asarray(values, np.float64)
-    stderr = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.nan
-    return Entry(float(values.mean()), float(stderr), fitted_on_test)
+    return Entry(*mean_and_stderr(values), fitted_on_test)
 
 
 def _between(first: Entry, second: Entry) -> Entry:
