@@ -78,12 +78,8 @@ def settings_from_flags(values: flags.FlagValues) -> Settings:
                 f"--ledger_{name} is {values[f'ledger_{name}'].value}; it must be at least {least}"
             )
     epochs = values["ledger_epochs"].value
-    try:
-        epochs = None if epochs is None else tuple(sorted({int(epoch) for epoch in epochs}))
-    except ValueError:
-        raise options.UsageError(
-            f"--ledger_epochs is {','.join(epochs)!r}; it must be integers, e.g. 50,500"
-        ) from None
+    if epochs is not None:
+        epochs = tuple(sorted(set(options.integers("ledger_epochs", epochs))))
     return Settings(
         epochs=epochs,
         num_images=values["ledger_images"].value,
@@ -171,13 +167,7 @@ def _epochs(run: phases.Run, settings: Settings) -> list[int]:
     wanted = settings.epochs
     if wanted is None:
         wanted = sorted({trained[0], trained[len(trained) // 2], trained[-1]}) if trained else []
-    missing = [epoch for epoch in wanted if epoch not in trained]
-    if missing or not wanted:
-        raise options.UsageError(
-            f"--ledger_epochs: no checkpoint of epoch {missing[0] if missing else 'any'} in "
-            f"--workdir={run.workdir.path}; there are {', '.join(map(str, trained)) or 'none'}"
-        )
-    return list(wanted)
+    return options.checkpoints_of("ledger_epochs", wanted, trained)
 
 
 def _measure(run: phases.Run, settings: Settings, epoch: int, kinds: list[str]) -> dict:

@@ -2,6 +2,7 @@
 
 import difflib
 import functools
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from absl import flags
@@ -175,7 +176,7 @@ def config_from_flags(values: flags.FlagValues) -> Config:
     merged = {
         name: value if value is not None else defaults.get(name) for name, value in given.items()
     }
-    merged["hidden_sizes"] = tuple(_integers("hidden_sizes", merged["hidden_sizes"]))
+    merged["hidden_sizes"] = tuple(integers("hidden_sizes", merged["hidden_sizes"]))
     config = Config(**merged)
     _check(config)
     return config
@@ -219,9 +220,31 @@ def _known(flag: str, value: str, names, other: str = "") -> str:
     raise UsageError(f"--{flag} is {value!r}, which is not known{hint}; it can be {others}")
 
 
-def _integers(flag: str, values) -> list[int]:
+def integers(flag: str, values: Iterable[str | int]) -> list[int]:
+    """The values of a list flag.
+
+    Raises:
+      UsageError: one that is no integer.
+    """
+    values = list(values)
     try:
         return [int(value) for value in values]
     except ValueError:
         given = ",".join(map(str, values))
-        raise UsageError(f"--{flag} is {given!r}; it must be integers, e.g. 500,500") from None
+        raise UsageError(f"--{flag} is {given!r}; it must be integers, e.g. 100,500") from None
+
+
+def checkpoints_of(flag: str, given: Iterable[str] | None, saved: Sequence[int]) -> list[int]:
+    """The checkpoints that a list flag names, in order; all that are saved where it is not given.
+
+    Raises:
+      UsageError: one that is not saved, or none is.
+    """
+    wanted = list(saved) if given is None else sorted(set(integers(flag, given)))
+    missing = [epoch for epoch in wanted if epoch not in saved]
+    if missing or not wanted:
+        which = f"epoch {missing[0]}" if missing else "any epoch"
+        raise UsageError(
+            f"--{flag}: no checkpoint of {which}; there are {', '.join(map(str, saved)) or 'none'}"
+        )
+    return wanted

@@ -246,18 +246,23 @@ def _good(run: Run, name: str, like: object) -> list[int]:
     return good
 
 
-def refit_phase(run: Run) -> None:
-    """Refits the encoder of every checkpoint: self-consistent, its control, and optimal."""
-    like = _refitted_like(run)
+def refit_phase(run: Run, epochs: Sequence[int] | None = None) -> None:
+    """Refits the encoder of these checkpoints: self-consistent, its control, and optimal.
+
+    Args:
+      run: the run.
+      epochs: of the checkpoints; None takes all of them.
+    """
+    epochs, like = list(epochs or run.epochs), _refitted_like(run)
     good = {kind: _good(run, kind, like) for kind in REFITS}
-    missing = [(epoch, kind) for epoch in run.epochs for kind in REFITS if epoch not in good[kind]]
+    missing = [(epoch, kind) for epoch in epochs for kind in REFITS if epoch not in good[kind]]
     run.workdir.forget(lambda entry: (entry.get("checkpoint"), entry["phase"]) in missing)
     if run.sweeps():
         # All members even where some are there: in another company their last bits would differ.
         for kind in REFITS:
-            epochs = [epoch for epoch, other in missing if other == kind]
-            if epochs:
-                _refit(run, kind, run.epochs, epochs)
+            absent = [epoch for epoch, other in missing if other == kind]
+            if absent:
+                _refit(run, kind, epochs, absent)
     else:
         for epoch, kind in missing:
             _refit(run, kind, [epoch], [epoch])

@@ -215,6 +215,13 @@ def test_a_damaged_checkpoint_is_one_line_for_a_person(finished, tmp_path):
     assert ours == theirs
 
 
+def test_refits_of_some_checkpoints_or_a_line_that_says_which_there_are(finished):
+    path, _ = finished
+    code, out, err = _run(f"--workdir={path}", "--checkpoints=2,3", program="refit")
+    assert (code, out) == (1, "")
+    assert err == "refit: --checkpoints: no checkpoint of epoch 3; there are 2, 4\n"
+
+
 def test_test_images_reach_nothing_but_their_own_numbers(finished, tmp_path):
     """Poison the test set: training, self-consistent training and control do not change."""
     path, _ = finished
@@ -227,6 +234,9 @@ def test_test_images_reach_nothing_but_their_own_numbers(finished, tmp_path):
             noise = rng.integers(0, 2, run.dataset.test.shape, dtype=np.uint8)
             run = run._replace(dataset=run.dataset._replace(test=noise))
         phases.train_phase(run)
+        phases.refit_phase(run, [4])
+        made = {kind: checkpoints.numbers(run.workdir.checkpoints / kind) for kind in phases.REFITS}
+        assert made == dict.fromkeys(phases.REFITS, [4])
         phases.refit_phase(run)
         runs.append(run)
         run.workdir.close()
