@@ -106,8 +106,7 @@ def ledger_phase(run: phases.Run, settings: Settings) -> dict:
         if not done or checkpoints.record(store, epoch)["settings"] != measured_with:
             clock = time.monotonic()
             tree = _measure(run, settings, epoch, kinds)
-            record = {"epoch": epoch, "settings": measured_with}
-            record |= {"seconds": time.monotonic() - clock}
+            record = {**phases.entry_facts(epoch, clock), "settings": measured_with}
             checkpoints.save(store, epoch, tree, record)
         tree, record = checkpoints.restore(store, epoch, _like(run, settings, kinds))
         book = gaps.balance(
@@ -115,7 +114,8 @@ def ledger_phase(run: phases.Run, settings: Settings) -> dict:
             num_available=(len(run.dataset.train), len(run.dataset.test)),
         )  # fmt: skip
         seconds += record["seconds"]
-        rows.append({"epoch": epoch, **_plain(book), "seconds": record["seconds"]})
+        made_by = {name: record.get(name) for name in ("seconds", "commit")}
+        rows.append({"epoch": epoch, **_plain(book), **made_by})
     results = {
         "schema": 1,
         "unit": "nats per image",

@@ -203,7 +203,7 @@ def train_phase(run: Run) -> None:
                 progress = _resumed(state)
                 if stop < epoch:
                     save_between(run, state, _between(progress, clock))
-            checkpoints.save(store, epoch, state, _facts(epoch, clock))
+            checkpoints.save(store, epoch, state, entry_facts(epoch, clock))
             done = epoch * steps
 
 
@@ -213,7 +213,7 @@ def _resumed(state: training.TrainState, epoch_nats: float = 0.0) -> training.Pr
 
 def _between(progress: training.Progress, clock: float) -> dict:
     """Record of a state between checkpoints."""
-    facts = _facts(int(progress.state.step), clock)
+    facts = entry_facts(int(progress.state.step), clock)
     return {"step": facts.pop("epoch"), "epoch_nats": progress.epoch_nats, **facts}
 
 
@@ -317,7 +317,7 @@ def _refit(run: Run, kind: str, epochs: list[int], missing: list[int]) -> None:
         # Before the entry: what is logged without it is forgotten, what is saved is not done again.
         for done_epoch, bpd in zip(curve.monitor_epoch, curve.monitor_bpd, strict=True):
             run.workdir.log(kind, done_epoch, {"test_bpd": bpd}, checkpoint=epoch)
-        facts = _facts(epoch, clock)
+        facts = entry_facts(epoch, clock)
         facts["seconds"] /= len(epochs)
         tree = {"encoder": refit.params.encoder, "averaged": refit.averaged_params.encoder}
         checkpoints.save(
@@ -399,7 +399,7 @@ def evaluate_phase(run: Run) -> dict:
             if epoch not in done:
                 clock = time.monotonic()
                 bpds = _evaluate(run, epoch)
-                checkpoints.save(store, epoch, bpds, _facts(epoch, clock))
+                checkpoints.save(store, epoch, bpds, entry_facts(epoch, clock))
             bpds, record = checkpoints.restore(store, epoch, like)
             evaluations = {name: summarize(np.asarray(bpds[name])) for name in like}
             seconds["evaluate"] += record["seconds"]
@@ -482,7 +482,7 @@ def environment() -> dict:
     }
 
 
-def _facts(epoch: int, clock: float) -> dict:
+def entry_facts(epoch: int, clock: float) -> dict:
     """What every entry of a store records: its epoch, its cost, and the code that made it."""
     return {"epoch": epoch, "seconds": time.monotonic() - clock, "commit": _commit()}
 

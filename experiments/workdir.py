@@ -47,6 +47,16 @@ class Workdir:
         Raises:
           WorkdirError: it is a file, cannot be written, is in use, or is another run's.
         """
+        problem = None
+        try:
+            self._take(config, data)
+        except WorkdirError as error:
+            problem = error
+        # All or none of several processes go on; this also has them wait for the first's files.
+        if devices.any_process(problem is not None):
+            raise problem or WorkdirError("another process of the run cannot go on, and says why")
+
+    def _take(self, config: Config, data: dict) -> None:
         if self.path.exists() and not self.path.is_dir():
             raise WorkdirError(f"--workdir={self.path} is a file; give a folder")
         identity = {"config": _plain(config), "data": data}
@@ -57,19 +67,18 @@ class Workdir:
             raise WorkdirError(
                 f"--workdir={self.path} has checkpoints but no config.json; give another folder"
             )
-        if self.writes:
-            try:
-                self.path.mkdir(parents=True, exist_ok=True)
-                self._take_lock()
-                self._tidy()
-                if stored is None:
-                    write_json(self.path / "config.json", identity)
-            except OSError as error:
-                raise WorkdirError(
-                    f"--workdir={self.path} cannot be written ({error.strerror}); give another "
-                    "folder"
-                ) from error
-        devices.wait_for_processes("gapjax: the workdir is claimed")
+        if not self.writes:
+            return
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._take_lock()
+            self._tidy()
+            if stored is None:
+                write_json(self.path / "config.json", identity)
+        except OSError as error:
+            raise WorkdirError(
+                f"--workdir={self.path} cannot be written ({error.strerror}); give another folder"
+            ) from error
 
     def _take_lock(self) -> None:
         self._lock = (self.path / ".lock").open("w")

@@ -210,14 +210,6 @@ def any_process(flag: bool) -> bool:
     return bool(multihost_utils.process_allgather(np.asarray(flag)).any())
 
 
-def wait_for_processes(name: str) -> None:
-    """Returns when every process has come here; at once where there is one."""
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils  # starts backends when imported
-
-        multihost_utils.sync_global_devices(name)
-
-
 class _Program(NamedTuple):
     """A compiled function behind a change of its arguments' layout."""
 

@@ -14,6 +14,9 @@ import pytest
 import gapjax
 from gapjax import devices, training
 
+# Most of the suite's time is LLVM's. What is tested is left as it is: XLA's own passes all run.
+_SOON_COMPILED = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+os.environ["XLA_FLAGS"] = f"{_SOON_COMPILED} {os.environ.get('XLA_FLAGS', '')}".strip()
 # A CPU is eight virtual devices. Where a test does not say which, it gets the first alone, which
 # compiles sooner; GAPJAX_TEST_DEVICES=8 ./launch.sh test runs everything on all of them.
 NUM_DEVICES = 8

@@ -15,7 +15,7 @@ import pytest
 
 from experiments import claims, options, phases, workdir
 from experiments.presets import PRESETS
-from gapjax import checkpoints
+from gapjax import checkpoints, devices
 
 _ROOT = Path(__file__).parent.parent
 _TINY = (
@@ -235,8 +235,8 @@ def test_test_images_reach_nothing_but_their_own_numbers(finished, tmp_path):
             run = run._replace(dataset=run.dataset._replace(test=noise))
         phases.train_phase(run)
         phases.refit_phase(run, [4])
-        made = {kind: checkpoints.numbers(run.workdir.checkpoints / kind) for kind in phases.REFITS}
-        assert made == dict.fromkeys(phases.REFITS, [4])
+        made = [checkpoints.numbers(run.workdir.checkpoints / kind) for kind in phases.REFITS]
+        assert made == [[4], [4], [4]]
         phases.refit_phase(run)
         runs.append(run)
         run.workdir.close()
@@ -378,6 +378,19 @@ def test_a_workdir_must_be_a_folder_that_is_free(finished, tmp_path):
     (tmp_path / "shared" / "config.json").write_text("{")
     with pytest.raises(workdir.WorkdirError, match="damaged"):
         workdir.Workdir(tmp_path / "shared").claim(config, {})
+
+
+def test_of_several_processes_all_or_none_take_the_workdir(finished, tmp_path, monkeypatch):
+    path, _ = finished
+    config, theirs = workdir.Workdir(path).config(), []
+    monkeypatch.setattr(devices, "any_process", lambda flag: theirs.append(flag) or True)
+    file = tmp_path / "file"
+    file.write_text("mine")
+    with pytest.raises(workdir.WorkdirError, match="is a file"):
+        workdir.Workdir(file).claim(config, {})
+    with pytest.raises(workdir.WorkdirError, match="another process"):
+        workdir.Workdir(tmp_path / "free").claim(config, {})
+    assert theirs == [True, False]
 
 
 def test_the_command_line_ends_with_one_line_and_no_traceback(tmp_path):
