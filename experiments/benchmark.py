@@ -34,7 +34,7 @@ from absl import app, flags, logging
 from jax.experimental.compilation_cache import compilation_cache
 
 import gapjax
-from experiments.phases import environment
+from experiments.run import environment
 from experiments.workdir import write_json
 from gapjax import devices as hardware
 from gapjax import evaluation, training

@@ -3,13 +3,180 @@
 python -m experiments.evaluate --workdir=runs/digits
 """
 
-from experiments import options, phases, program
+import functools
+import time
+
+import jax.numpy as jnp
+import numpy as np
+
+import gapjax
+from experiments import options, program
+from experiments.claims import claims
+from experiments.draw import draw_phase
+from experiments.run import (
+    AVERAGED,
+    REFITS,
+    Run,
+    entry_facts,
+    environment,
+    good_entries,
+    progress_bar,
+    refitted_params,
+    trained_params,
+)  # fmt: skip
+from experiments.workdir import write_json
+from gapjax import checkpoints
+from gapjax.evaluation import Evaluation, summarize
 
 
-def evaluate(run: phases.Run) -> None:
+def evaluate_phase(run: Run) -> dict:
+    """Evaluates every checkpoint and its refits; writes results.json.
+
+    Raises:
+      WorkdirError: a checkpoint or a refit is missing.
+    """
+    store = run.workdir.checkpoints / "evaluation"
+    like = {name: np.zeros(size, np.float32) for name, size in run.evaluated.items()}
+    rows, seconds = [], dict.fromkeys(("train", *REFITS, "evaluate"), 0.0)
+    commits = {phase: set() for phase in seconds}
+    done = good_entries(run, "evaluation", like)
+    with progress_bar(run, "evaluate", len(run.epochs)) as bar:
+        for index, epoch in enumerate(run.epochs):
+            if run.interrupted():
+                raise KeyboardInterrupt
+            if epoch not in done:
+                clock = time.monotonic()
+                bpds = _evaluate(run, epoch)
+                checkpoints.save(store, epoch, bpds, entry_facts(epoch, clock))
+            bpds, record = checkpoints.restore(store, epoch, like)
+            evaluations = {name: summarize(np.asarray(bpds[name])) for name in like}
+            seconds["evaluate"] += record["seconds"]
+            commits["evaluate"].add(record.get("commit"))
+            refits = {}
+            for kind in ("train", *REFITS):
+                entry = checkpoints.record(run.workdir.checkpoints / kind, epoch)
+                seconds[kind] += entry.pop("seconds")
+                commits[kind].add(entry.pop("commit", None))
+                if kind != "train":
+                    refits[kind] = entry
+            rows.append(_row(epoch, evaluations, refits))
+            bar(index + 1, rows[-1]["test"]["bpd"])
+    results = {
+        "schema": 1,
+        "preset": run.config.preset,
+        "dataset": run.dataset.name,
+        "event_shape": list(run.dataset.event_shape),
+        "config": {
+            **run.config._asdict(),
+            "hidden_sizes": list(run.config.hidden_sizes),
+            "workdir": str(run.workdir.path),
+            "data_dir": run.data_dir,
+        },
+        "environment": {
+            **environment(),
+            "commits": {phase: sorted(filter(None, made)) for phase, made in commits.items()},
+        },
+        "data": run.dataset.provenance,
+        "num_eval_samples": run.config.num_eval_samples,
+        "checkpoints": rows,
+        "best": best(rows),
+        "claims": claims(rows, run.config.alpha),
+        "seconds": {**seconds, "total": sum(seconds.values())},
+        "notes": _notes(rows),
+    }
+    if run.workdir.writes:
+        write_json(run.workdir.path / "results.json", results)
+    return results
+
+
+def _evaluate(run: Run, epoch: int) -> dict[str, np.ndarray]:
+    """BPD per image, of the train set and by every encoder of the test set, on common noise."""
+    trained = trained_params(run, epoch)
+    evaluate = functools.partial(gapjax.evaluate, run.vae, num_samples=run.config.num_eval_samples)
+    key = run.key("evaluate")
+    train, test = jnp.asarray(run.dataset.train), jnp.asarray(run.dataset.test)
+    bpds = {
+        "train": evaluate(trained, key, train).per_image,
+        "test": evaluate(trained, key, test).per_image,
+    }
+    for kind in REFITS:
+        bpds[kind] = evaluate(refitted_params(run, kind, epoch, trained), key, test).per_image
+    for kind in AVERAGED:
+        averaged = refitted_params(run, kind, epoch, trained, "averaged")
+        bpds[f"{kind}_averaged"] = evaluate(averaged, key, test).per_image
+    if run.validation is not None:
+        bpds["validation"] = evaluate(trained, key, jnp.asarray(run.validation)).per_image
+    return bpds
+
+
+def _row(epoch: int, evaluations: dict[str, Evaluation], refits: dict) -> dict:
+    means = {
+        name: {"bpd": evaluation.bpd, "stderr": evaluation.stderr}
+        for name, evaluation in evaluations.items()
+    }
+    four = {name: evaluations[name] for name in ("test", *REFITS)}
+    averaged = {**four, **{kind: evaluations[f"{kind}_averaged"] for kind in AVERAGED}}
+    won = _gaps(averaged)
+    del won["inference_gap"]
+    return {
+        "epoch": epoch, **means, **_gaps(four),
+        **{f"{name}_averaged": value for name, value in won.items()}, "refits": refits,
+    }  # fmt: skip
+
+
+def _gaps(evaluations: dict[str, Evaluation]) -> dict:
+    gaps = gapjax.inference_gaps(**evaluations)
+    pairs = ("inference_gap", "gain", "gain_over_control")
+    return {
+        **{name: getattr(gaps, name)._asdict() for name in pairs},
+        "gap_closed": gaps.gap_closed,
+        "gap_closed_stderr": gaps.gap_closed_stderr,
+    }
+
+
+def best(rows: list[dict]) -> dict:
+    """The checkpoint of the lowest held-out BPD as trained, and what it was chosen on.
+
+    Args:
+      rows: those of results.json's "checkpoints".
+    """
+    chosen_on = "validation" if "validation" in rows[0] else "test"
+    row = min(rows, key=lambda row: row[chosen_on]["bpd"])
+    return {"epoch": row["epoch"], **row[chosen_on], "chosen_on": chosen_on}
+
+
+def _best_note(rows: list[dict]) -> str:
+    chosen = best(rows)
+    if chosen["chosen_on"] == "validation":
+        words = "it was chosen on images held out of training"
+    else:
+        words = (
+            "it was chosen on the test set, so its BPD is optimistic (--validation holds images "
+            "out to choose by)"
+        )
+    return (
+        f"Best checkpoint: epoch {chosen['epoch']}, with the lowest {chosen['chosen_on']} BPD, "
+        f"{chosen['bpd']:.4f}; {words}."
+    )
+
+
+def _notes(rows: list[dict]) -> list[str]:
+    notes = [
+        _best_note(rows),
+        "The BPD after optimal inference is fitted on the test set: it measures, no more.",
+    ]
+    unconverged = [row["epoch"] for row in rows if not row["refits"]["optimal"]["converged"]]
+    if unconverged:
+        notes.append(
+            "Optimal inference had not converged when --optimal_epochs ended it at epochs "
+            f"{', '.join(map(str, unconverged))}: there the gap is larger than shown."
+        )
+    return notes
+
+
+def evaluate(run: Run) -> None:
     """Evaluation and drawing alone."""
-    report = phases.draw_phase(run, phases.evaluate_phase(run))
-    print(f"report: {report}")
+    print(f"report: {draw_phase(run, evaluate_phase(run))}")
 
 
 if __name__ == "__main__":

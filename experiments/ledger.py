@@ -18,7 +18,9 @@ import tqdm
 from absl import flags
 
 import gapjax
-from experiments import options, phases, program
+from experiments import options, program
+from experiments.draw import draw_phase
+from experiments.run import REFITS, Run, encoders, entry_facts, environment
 from experiments.workdir import write_json
 from gapjax import checkpoints, gaps, plots
 
@@ -88,7 +90,7 @@ def settings_from_flags(values: flags.FlagValues) -> Settings:
     )
 
 
-def ledger_phase(run: phases.Run, settings: Settings) -> dict:
+def ledger_phase(run: Run, settings: Settings) -> dict:
     """Measures the checkpoints that are not measured yet; writes ledger.json and ledger.png.
 
     Raises:
@@ -97,7 +99,7 @@ def ledger_phase(run: phases.Run, settings: Settings) -> dict:
     store = run.workdir.checkpoints / "ledger"
     rows, seconds = [], 0.0
     for epoch in _epochs(run, settings):
-        kinds = [kind for kind in phases.REFITS
+        kinds = [kind for kind in REFITS
                  if epoch in checkpoints.numbers(run.workdir.checkpoints / kind)]  # fmt: skip
         refit = _REFIT if _REFIT in kinds else None
         # The batch size is no part of what is measured.
@@ -106,7 +108,7 @@ def ledger_phase(run: phases.Run, settings: Settings) -> dict:
         if not done or checkpoints.record(store, epoch)["settings"] != measured_with:
             clock = time.monotonic()
             tree = _measure(run, settings, epoch, kinds)
-            record = {**phases.entry_facts(epoch, clock), "settings": measured_with}
+            record = {**entry_facts(epoch, clock), "settings": measured_with}
             checkpoints.save(store, epoch, tree, record)
         tree, record = checkpoints.restore(store, epoch, _like(run, settings, kinds))
         book = gaps.balance(
@@ -125,7 +127,7 @@ def ledger_phase(run: phases.Run, settings: Settings) -> dict:
         "num_samples": settings.num_samples,
         "search": gapjax.PosteriorSearch()._asdict(),
         "annealing": gapjax.Annealing()._asdict(),
-        "environment": phases.environment(),
+        "environment": environment(),
         "checkpoints": rows,
         "notes": list(_NOTES),
         "seconds": seconds,
@@ -161,7 +163,7 @@ def _cell(entry: dict | None) -> str:
     return f"{entry['nats']:.3f} ± {entry['stderr']:.3f}{mark}"
 
 
-def _epochs(run: phases.Run, settings: Settings) -> list[int]:
+def _epochs(run: Run, settings: Settings) -> list[int]:
     trained = checkpoints.numbers(run.workdir.checkpoints / "train")
     trained = [epoch for epoch in trained if epoch in run.epochs]
     wanted = settings.epochs
@@ -170,29 +172,29 @@ def _epochs(run: phases.Run, settings: Settings) -> list[int]:
     return options.checkpoints_of("ledger_epochs", wanted, trained)
 
 
-def _measure(run: phases.Run, settings: Settings, epoch: int, kinds: list[str]) -> dict:
+def _measure(run: Run, settings: Settings, epoch: int, kinds: list[str]) -> dict:
     """What there is to know of every image of both sets."""
-    params, encoders = phases.encoders(run, epoch, kinds)
+    params, by_name = encoders(run, epoch, kinds)
     measured = {}
     for key, (name, images) in zip(
         jax.random.split(run.key("ledger", epoch)), _images(run, settings).items(), strict=True
     ):
         with _bars(run, f"ledger {epoch} {name}", len(images)) as on_progress:
             measured[name] = gaps.measure(
-                run.vae, params, key, images, encoders, num_samples=settings.num_samples,
+                run.vae, params, key, images, by_name, num_samples=settings.num_samples,
                 batch_size=settings.batch_size, on_progress=on_progress,
             )  # fmt: skip
     return measured
 
 
-def _images(run: phases.Run, settings: Settings) -> dict[str, np.ndarray]:
+def _images(run: Run, settings: Settings) -> dict[str, np.ndarray]:
     return {
         name: gaps.subset(images, settings.num_images, run.config.seed)
         for name, images in (("train", run.dataset.train), ("test", run.dataset.test))
     }
 
 
-def _like(run: phases.Run, settings: Settings, kinds: list[str]) -> dict:
+def _like(run: Run, settings: Settings, kinds: list[str]) -> dict:
     """The shapes of what `_measure` gives."""
 
     def measured(images: np.ndarray) -> gaps.Measured:
@@ -214,7 +216,7 @@ def _plain(value: Any) -> Any:
 
 
 @contextmanager
-def _bars(run: phases.Run, name: str, total: int) -> Iterator[Any]:
+def _bars(run: Run, name: str, total: int) -> Iterator[Any]:
     """A progress bar for each thing that is done with the images."""
     bars = {}
 
@@ -234,14 +236,14 @@ def _bars(run: phases.Run, name: str, total: int) -> Iterator[Any]:
             bar.close()
 
 
-def ledger(run: phases.Run) -> None:
+def ledger(run: Run) -> None:
     """The ledger alone; the report too, where the run has one."""
     results = ledger_phase(run, settings_from_flags(flags.FLAGS))
     print(table(results))
     print("* fitted on the test images")
     evaluated = run.workdir.path / "results.json"
     if evaluated.is_file():
-        print(f"report: {phases.draw_phase(run, json.loads(evaluated.read_text()))}")
+        print(f"report: {draw_phase(run, json.loads(evaluated.read_text()))}")
 
 
 if __name__ == "__main__":

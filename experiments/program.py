@@ -12,7 +12,7 @@ import jax
 from absl import app, flags, logging
 
 from experiments.options import Saving, UsageError, config_from_flags, saving_from_flags
-from experiments.phases import Run, start
+from experiments.run import Run, start
 from experiments.workdir import Workdir, WorkdirError
 from gapjax import DatasetError, devices
 from gapjax.checkpoints import CheckpointError, DamagedError

@@ -7,18 +7,185 @@ workdir on other machines: an entry is one folder of checkpoints/self_consistent
 optimal, and can be carried back.
 """
 
+import time
+from collections.abc import Sequence
+
+import jax.numpy as jnp
 from absl import flags
 
-from experiments import options, phases, program
-from gapjax import checkpoints
+import gapjax
+from experiments import options, program
+from experiments.run import (
+    REFITS,
+    Run,
+    entry_facts,
+    good_entries,
+    progress_bar,
+    refitted_like,
+    state_like,
+    trained_params,
+)  # fmt: skip
+from gapjax import checkpoints, training
+
+_UNFINISHED = "refit_partial"  # the store of refits that are under way, by optimizer step
+_MONITOR_EVERY = 10  # epochs between two points of a refit's curve
+_MONITOR_SAMPLES = 4
 
 
-def refit(run: phases.Run) -> None:
+def refit_phase(run: Run, epochs: Sequence[int] | None = None) -> None:
+    """Refits the encoder of these checkpoints: self-consistent, its control, and optimal.
+
+    Args:
+      run: the run.
+      epochs: of the checkpoints; None takes all of them.
+    """
+    epochs, like = list(epochs or run.epochs), refitted_like(run)
+    good = {kind: good_entries(run, kind, like) for kind in REFITS}
+    missing = [(epoch, kind) for epoch in epochs for kind in REFITS if epoch not in good[kind]]
+    run.workdir.forget(lambda entry: (entry.get("checkpoint"), entry["phase"]) in missing)
+    if run.sweeps():
+        # All members even where some are there: in another company their last bits would differ.
+        for kind in REFITS:
+            absent = [epoch for epoch, other in missing if other == kind]
+            if absent:
+                _refit(run, kind, epochs, absent)
+    else:
+        for epoch, kind in missing:
+            _refit(run, kind, [epoch], [epoch])
+
+
+def _refit(run: Run, kind: str, epochs: list[int], missing: list[int]) -> None:
+    """Refits the checkpoints of `epochs` in one way and one program, and saves what is missing."""
+    config, clock = run.config, time.monotonic()
+    most = config.optimal_epochs if kind == "optimal" else config.refit_epochs
+    all_params = [trained_params(run, epoch) for epoch in epochs]
+    resume, seconds = _unfinished(run, kind, epochs)
+    clock -= seconds
+    images = run.dataset.test if kind == "optimal" else run.dataset.train
+    steps = training.steps_per_epoch(gapjax.data_source(images), config.batch_size)
+    every = run.saving.every * steps
+
+    def keep(progress: list[training.Progress] | training.Progress) -> None:
+        several = progress if isinstance(progress, list) else [progress]
+        step = max(int(member.state.step) for member in several)
+        interrupted = run.interrupted()
+        if interrupted or (every and step % every == 0 and step < most * steps):
+            _save_unfinished(run, kind, epochs, several, clock)
+        if interrupted:
+            raise KeyboardInterrupt
+
+    name = f"{kind} {epochs[0]}" + (f" to {epochs[-1]}" if len(epochs) > 1 else "")
+    done = resume[0].curve.epoch[-1] if resume and resume[0].curve.epoch else 0
+    common = {
+        "batch_size": config.batch_size, "optimizer": gapjax.adam(config.learning_rate),
+        "resume": resume, "on_chunk": keep,
+        "sweep": "auto" if run.sweep == "off" else run.sweep,
+    }  # fmt: skip
+    with progress_bar(run, name, most, done) as bar:
+        if kind == "optimal":
+            refits = gapjax.optimal_inference(
+                run.vae, all_params, run.dataset.test,
+                [run.key("optimal", epoch) for epoch in epochs], num_epochs=most,
+                num_samples=_MONITOR_SAMPLES, on_epoch=bar, **common,
+            )  # fmt: skip
+        else:
+            # One key for both, so that they see the training data in one order with one noise.
+            refits = gapjax.self_consistent(
+                run.vae, all_params, run.dataset.train,
+                [run.key("refit", epoch) for epoch in epochs],
+                alpha=config.alpha if kind == "self_consistent" else 0, num_epochs=most,
+                monitor=_monitor(run), monitor_every=_MONITOR_EVERY, on_epoch=bar, **common,
+            )  # fmt: skip
+    for epoch, refit in zip(epochs, refits, strict=True):
+        if epoch not in missing:
+            continue
+        curve = refit.curve
+        # Before the entry: what is logged without it is forgotten, what is saved is not done again.
+        for done_epoch, bpd in zip(curve.monitor_epoch, curve.monitor_bpd, strict=True):
+            run.workdir.log(kind, done_epoch, {"test_bpd": bpd}, checkpoint=epoch)
+        facts = entry_facts(epoch, clock)
+        facts["seconds"] /= len(epochs)
+        tree = {"encoder": refit.params.encoder, "averaged": refit.averaged_params.encoder}
+        checkpoints.save(
+            run.workdir.checkpoints / kind, epoch, tree, {**facts, **_record(kind, refit)}
+        )
+    checkpoints.prune(run.workdir.checkpoints / _UNFINISHED, lambda saved: saved)
+
+
+def _monitor(run: Run) -> training.Monitor:
+    """Test BPD with few samples, for the curve of a refit."""
+    test = jnp.asarray(run.dataset.test)
+
+    def monitor(candidate: gapjax.VAEParams) -> float:
+        return gapjax.evaluate(
+            run.vae, candidate, run.key("monitor"), test, num_samples=_MONITOR_SAMPLES
+        ).bpd
+
+    return monitor
+
+
+def _save_unfinished(run: Run, kind: str, epochs: list[int], several: list, clock: float) -> None:
+    """Saves refits that are under way; the newest such entry stays."""
+    store = run.workdir.checkpoints / _UNFINISHED
+    tree = [{"state": member.state, "encoders": member.encoders} for member in several]
+    facts = {
+        "kind": kind, "epochs": epochs, "seconds": time.monotonic() - clock,
+        "members": [
+            {"curve": list(m.curve), "epoch_nats": m.epoch_nats, "plateaus": m.plateaus}
+            for m in several
+        ],
+    }  # fmt: skip
+    number = max(int(member.state.step) for member in several)
+    checkpoints.save(store, number, tree, facts)
+    checkpoints.prune(store, lambda saved: [other for other in saved if other != number])
+
+
+def _unfinished(run: Run, kind: str, epochs: list[int]) -> tuple[list | None, float]:
+    """Where these refits were when they were saved last, and their seconds until then."""
+    store = run.workdir.checkpoints / _UNFINISHED
+    optimizer = gapjax.encoder_only(gapjax.adam(run.config.learning_rate))
+    state = state_like(run, optimizer)
+    encoder = state.params.encoder
+    one = {"state": state, "encoders": {"best": encoder, "averaged": encoder}}
+    for number in reversed(checkpoints.numbers(store)):
+        try:
+            facts = checkpoints.record(store, number)
+            if (facts["kind"], facts["epochs"]) != (kind, epochs):
+                continue
+            tree, _ = checkpoints.restore(store, number, [one] * len(epochs))
+        except checkpoints.DamagedError as error:
+            print(f"skipped: {error}; the refit begins anew", flush=True)
+            continue
+        members = [
+            training.Progress(
+                arrays["state"], arrays["encoders"], training.Curve(*member["curve"]),
+                member["epoch_nats"], member["plateaus"],
+            )
+            for arrays, member in zip(tree, facts["members"], strict=True)
+        ]  # fmt: skip
+        return members, facts["seconds"]
+    return None, 0.0
+
+
+def _record(kind: str, refit: gapjax.Refit) -> dict:
+    curve = refit.curve
+    name = "bpd" if kind == "optimal" else "test_bpd"
+    record = {
+        "steps": refit.num_steps,
+        "curve": {"epoch": curve.monitor_epoch, name: curve.monitor_bpd},
+        "train_objective_bpd": curve.loss_bpd[:: max(1, len(curve.loss_bpd) // 100)],
+    }
+    if kind == "optimal":
+        record |= {"converged": refit.converged, "last_improvement": refit.last_improvement}
+    return record
+
+
+def refit(run: Run) -> None:
     """The refits alone."""
     given = flags.FLAGS.checkpoints
     saved = checkpoints.numbers(run.workdir.checkpoints / "train")
     epochs = None if given is None else options.checkpoints_of("checkpoints", given, saved)
-    phases.refit_phase(run, epochs)
+    refit_phase(run, epochs)
 
 
 if __name__ == "__main__":

@@ -7,17 +7,22 @@ The same command on the same workdir resumes. Read report.html first.
 
 from absl import flags
 
-from experiments import ledger, options, phases, program
+from experiments import ledger, options, program
+from experiments.draw import draw_phase
+from experiments.evaluate import evaluate_phase
+from experiments.refit import refit_phase
+from experiments.run import Run
+from experiments.train import train_phase
 
 
-def reproduce(run: phases.Run) -> None:
+def reproduce(run: Run) -> None:
     """All phases, in order."""
-    phases.train_phase(run)
-    phases.refit_phase(run)
-    results = phases.evaluate_phase(run)
+    train_phase(run)
+    refit_phase(run)
+    results = evaluate_phase(run)
     if flags.FLAGS.ledger:
         print(ledger.table(ledger.ledger_phase(run, ledger.settings_from_flags(flags.FLAGS))))
-    report = phases.draw_phase(run, results)
+    report = draw_phase(run, results)
     print(results["notes"][0])
     for claim in results["claims"]:
         verdict = "holds" if claim["holds"] else "DOES NOT HOLD"

@@ -3,16 +3,105 @@
 python -m experiments.train --preset=digits --workdir=runs/digits
 """
 
-from experiments import options, phases, program
+import time
+
+import gapjax
+from experiments import options, program
+from experiments.run import Run, entry_facts, good_entries, progress_bar, state_like
+from gapjax import checkpoints, training
+
+_BETWEEN = "train_partial"  # the store of states between checkpoints, by optimizer step
 
 
-def train(run: phases.Run) -> None:
-    """Joint training alone."""
-    phases.train_phase(run)
+def train_phase(run: Run) -> None:
+    """Joint training, with a checkpoint of the whole state at every interval.
+
+    A checkpoint that is missing or damaged is made from the newest good state before it.
+    """
+    config, store = run.config, run.workdir.checkpoints / "train"
+    like = state_like(run)
+    good = good_entries(run, "train", like)
+    missing = [epoch for epoch in run.epochs if epoch not in good]
+    if not missing:
+        return
+    source = gapjax.data_source(run.dataset.train)
+    steps = training.steps_per_epoch(source, config.batch_size)
+    optimizer = gapjax.adam(config.learning_rate)
+    saved = {epoch * steps: ("train", epoch) for epoch in good}
+    between = good_entries(run, _BETWEEN, like, "an older one is used")
+    saved |= {step: (_BETWEEN, step) for step in between if step not in saved}
+    newest = max((step for step in saved if step < missing[0] * steps), default=0)
+
+    def log(epoch: int, bpd: float) -> None:
+        bar(epoch, bpd)
+        run.workdir.log("train", epoch, {"loss_bpd": bpd})
+
+    def stop_if_interrupted(progress: training.Progress) -> None:
+        if run.interrupted():
+            save_between(run, progress.state, _between(progress, clock))
+            raise KeyboardInterrupt
+
+    with progress_bar(run, "train", config.num_epochs, newest // steps) as bar:
+        progress, done = None, 0
+        for epoch in missing:
+            clock = time.monotonic()
+            newest = max((step for step in saved if step < epoch * steps), default=0)
+            if newest > done:
+                where, number = saved[newest]
+                state, facts = checkpoints.restore(run.workdir.checkpoints / where, number, like)
+                clock -= facts["seconds"] if where == _BETWEEN else 0
+                progress, done = _resumed(state, facts.get("epoch_nats", 0.0)), newest
+            first = done // steps + 1
+            run.workdir.forget(
+                lambda entry, first=first, last=epoch: (
+                    entry["phase"] == "train" and first <= entry["epoch"] <= last
+                )
+            )
+            for stop in _stops(run, first, epoch):
+                state, _ = training.train(
+                    run.vae, source, run.key("train"), num_epochs=stop,
+                    batch_size=config.batch_size, optimizer=optimizer, resume=progress,
+                    on_epoch=log, on_chunk=stop_if_interrupted,
+                )  # fmt: skip
+                progress = _resumed(state)
+                if stop < epoch:
+                    save_between(run, state, _between(progress, clock))
+            checkpoints.save(store, epoch, state, entry_facts(epoch, clock))
+            done = epoch * steps
+
+
+def save_between(run: Run, state: training.TrainState, facts: dict) -> None:
+    """Saves a state of joint training that is no checkpoint; the newest --keep of these stay.
+
+    Args:
+      run: the run.
+      state: after any optimizer step; `train_phase` goes on from it.
+      facts: record of the entry; "seconds" are those since the checkpoint before.
+    """
+    store, step = run.workdir.checkpoints / _BETWEEN, int(state.step)
+    checkpoints.save(store, step, state, facts)
+    keep = run.saving.keep
+    checkpoints.prune(store, lambda saved: [number for number in saved if number <= step][:-keep])
+
+
+def _resumed(state: training.TrainState, epoch_nats: float = 0.0) -> training.Progress:
+    return training.Progress(state, None, training.Curve([], [], [], []), epoch_nats, 0)
+
+
+def _between(progress: training.Progress, clock: float) -> dict:
+    """Record of a state between checkpoints."""
+    facts = entry_facts(int(progress.state.step), clock)
+    return {"step": facts.pop("epoch"), "epoch_nats": progress.epoch_nats, **facts}
+
+
+def _stops(run: Run, first: int, last: int) -> list[int]:
+    """The epochs after which the state is saved on the way through these; ends with the last."""
+    every = run.saving.every
+    return [epoch for epoch in range(first, last) if every and epoch % every == 0] + [last]
 
 
 if __name__ == "__main__":
     options.define_place()
     options.define_saving()
     options.define_run()
-    program.run_program(train, new_runs=True)
+    program.run_program(train_phase, new_runs=True)

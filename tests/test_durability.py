@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 import gapjax
-from experiments import options, phases, program, workdir
+from experiments import evaluate, options, program, refit, train, workdir
+from experiments import run as experiment
 from experiments.presets import PRESETS
 from gapjax import checkpoints, devices, training
 
@@ -32,15 +33,15 @@ _FLAGS = (
     "--hidden_sizes=16", "--latent_dim=2", "--num_eval_samples=2", "--batch_size=200",
     "--validation=37",
 )  # fmt: skip
-_STORES = ("train", *phases.REFITS, "evaluation")
+_STORES = ("train", *experiment.REFITS, "evaluation")
 _STEPS = 7  # of an epoch: 1,400 images in batches of 200
 
 
 def _start(path, every=0, keep=1, config=_CONFIG):
-    return phases.start(config, workdir.Workdir(path), None, options.Saving(every, keep))
+    return experiment.start(config, workdir.Workdir(path), None, options.Saving(every, keep))
 
 
-def _go(path, do=(phases.train_phase, phases.refit_phase, phases.evaluate_phase), **options):
+def _go(path, do=(train.train_phase, refit.refit_phase, evaluate.evaluate_phase), **options):
     """Phases on a workdir, in this process; returns what the last of them does."""
     run = _start(path, **options)
     try:
@@ -123,7 +124,7 @@ def test_a_run_ends_after_the_chunk_at_hand_and_goes_on_from_there(
         return len(calls) == asked
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(phases.Run, "interrupted", interrupted)
+        patch.setattr(experiment.Run, "interrupted", interrupted)
         _go(path)
     assert len(calls) == asked
     partial = [name for name in ("train_partial", "refit_partial") if _sums(path, [name])]
@@ -188,7 +189,7 @@ def test_a_damaged_entry_stays_until_its_replacement_is_whole(copy, monkeypatch)
 
 @pytest.mark.parametrize("saved", [False, True])
 def test_a_refit_killed_as_it_is_saved_is_logged_once(undisturbed, copy, monkeypatch, saved):
-    for kind in phases.REFITS:
+    for kind in experiment.REFITS:
         shutil.rmtree(copy / "checkpoints" / kind / "4")
     save = checkpoints.save
 
@@ -197,10 +198,10 @@ def test_a_refit_killed_as_it_is_saved_is_logged_once(undisturbed, copy, monkeyp
             save(*arguments)
         raise KeyboardInterrupt
 
-    for _ in phases.REFITS:
+    for _ in experiment.REFITS:
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr(checkpoints, "save", killed)
-            _go(copy, [phases.refit_phase])
+            _go(copy, [refit.refit_phase])
     _go(copy)
     _assert_same_run(copy, undisturbed)
 
@@ -216,7 +217,7 @@ def _train_until(path, monkeypatch, epoch, **saving):
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(workdir.Workdir, "log", killed)
-        _go(path, [phases.train_phase], **saving)
+        _go(path, [train.train_phase], **saving)
 
 
 def _epochs_trained(path, monkeypatch, **saving):
@@ -229,7 +230,7 @@ def _epochs_trained(path, monkeypatch, **saving):
 
     with monkeypatch.context() as patch:
         patch.setattr(workdir.Workdir, "log", noted)
-        _go(path, [phases.train_phase], **saving)
+        _go(path, [train.train_phase], **saving)
     return epochs
 
 
@@ -267,7 +268,7 @@ def test_states_between_checkpoints_change_nothing_and_the_newest_are_kept(undis
         ("three", 1, 3, [5, 6, 7]),  # of these, 4 is a checkpoint
         ("other", 3, 2, [3, 6]),
     ):
-        _go(tmp_path / name, [phases.train_phase], config=config, every=every, keep=keep)
+        _go(tmp_path / name, [train.train_phase], config=config, every=every, keep=keep)
         folder = tmp_path / name / "checkpoints"
         assert checkpoints.numbers(folder / "train_partial") == [_STEPS * n for n in left], name
         assert checkpoints.numbers(folder / "train") == [4, 8]
@@ -286,7 +287,7 @@ def test_seconds_of_an_interrupted_interval_are_all_counted(tmp_path, monkeypatc
         log(*arguments, **where)
 
     monkeypatch.setattr(workdir.Workdir, "log", an_epoch_of_100_seconds)
-    monkeypatch.setattr(phases.time, "monotonic", lambda: now)
+    monkeypatch.setattr(train.time, "monotonic", lambda: now)
     path = tmp_path / "run"
     _train_until(path, monkeypatch, 4, every=1)
     _epochs_trained(path, monkeypatch, every=1)
@@ -355,7 +356,7 @@ def test_without_room_results_stay_as_they_were(copy, no_room):
     before = {p.name: p.read_bytes() for p in copy.iterdir() if p.is_file()}
     no_room(500)
     with pytest.raises(OSError, match="File too large") as error:
-        _go(copy, [phases.evaluate_phase])
+        _go(copy, [evaluate.evaluate_phase])
     no_room()
     line = program._os_error_line(error.value, workdir.Workdir(copy))
     assert "make room" in line and str(copy) in line and "\n" not in line
@@ -389,7 +390,7 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(undisturbed, tmp_p
         run = _start(undisturbed)
         run.workdir.close()
         ours, theirs = (
-            checkpoints.restore(path / "checkpoints" / "train", 4, phases._state_like(run))[0]
+            checkpoints.restore(path / "checkpoints" / "train", 4, experiment.state_like(run))[0]
             for path in (disk / "run", undisturbed)
         )
         # Equal, but another number of devices in a program changes the last bits.
@@ -414,18 +415,18 @@ def test_only_what_orbax_leaves_behind_is_not_told(capsys):
 
 def test_the_best_checkpoint_is_named_with_what_it_was_chosen_on():
     rows = [{"epoch": e, "test": {"bpd": test, "stderr": 0.1}} for e, test in ((1, 3.0), (2, 2.0))]
-    assert phases.best(rows) == {"epoch": 2, "bpd": 2.0, "stderr": 0.1, "chosen_on": "test"}
-    assert "optimistic" in phases._best_note(rows)
+    assert evaluate.best(rows) == {"epoch": 2, "bpd": 2.0, "stderr": 0.1, "chosen_on": "test"}
+    assert "optimistic" in evaluate._best_note(rows)
     for row, bpd in zip(rows, (1.0, 4.0), strict=True):
         row["validation"] = {"bpd": bpd, "stderr": 0.2}
-    assert phases.best(rows) == {"epoch": 1, "bpd": 1.0, "stderr": 0.2, "chosen_on": "validation"}
-    assert "held out of training" in phases._best_note(rows)
-    assert "optimistic" not in phases._best_note(rows)
+    assert evaluate.best(rows) == {"epoch": 1, "bpd": 1.0, "stderr": 0.2, "chosen_on": "validation"}
+    assert "held out of training" in evaluate._best_note(rows)
+    assert "optimistic" not in evaluate._best_note(rows)
 
 
 def test_validation_images_are_held_out_of_training(undisturbed):
     whole = gapjax.load_dataset("digits")
-    rest, held = phases._hold_out(whole, 37)
+    rest, held = experiment._hold_out(whole, 37)
     assert rest.train.shape == (1400, 8, 8) and held.shape == (37, 8, 8)
     both = np.concatenate([rest.train, held]).reshape(1437, -1)
     order = lambda images: images[np.lexsort(images.T)]
@@ -433,13 +434,13 @@ def test_validation_images_are_held_out_of_training(undisturbed):
     assert not np.array_equal(held, whole.train[-37:])  # the order of a file may mean something
     np.testing.assert_array_equal(rest.test, whole.test)
     results = json.loads((undisturbed / "results.json").read_text())
-    assert results["best"] == phases.best(results["checkpoints"])
+    assert results["best"] == evaluate.best(results["checkpoints"])
     assert results["best"]["chosen_on"] == "validation"
     assert all(row["validation"]["stderr"] > 0 for row in results["checkpoints"])
     assert results["data"]["num_train"] == 1400 and results["data"]["num_validation"] == 37
-    run = phases.Run(_CONFIG, rest, _vae(), workdir.Workdir(undisturbed), validation=held)
+    run = experiment.Run(_CONFIG, rest, _vae(), workdir.Workdir(undisturbed), validation=held)
     expected = gapjax.evaluate(
-        run.vae, phases._trained(run, 4), run.key("evaluate"), held, num_samples=2
+        run.vae, experiment.trained_params(run, 4), run.key("evaluate"), held, num_samples=2
     )
     assert results["checkpoints"][1]["validation"]["bpd"] == pytest.approx(expected.bpd, abs=1e-6)
 

@@ -13,7 +13,8 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import claims, options, phases, workdir
+from experiments import claims, options, refit, train, workdir
+from experiments import run as experiment
 from experiments.presets import PRESETS
 from gapjax import checkpoints, devices
 
@@ -228,16 +229,16 @@ def test_test_images_reach_nothing_but_their_own_numbers(finished, tmp_path):
     config = workdir.Workdir(path).config()
     runs = []
     for name, poison in (("clean", False), ("poisoned", True)):
-        run = phases.start(config, workdir.Workdir(tmp_path / name), None)
+        run = experiment.start(config, workdir.Workdir(tmp_path / name), None)
         if poison:
             rng = np.random.default_rng(0)
             noise = rng.integers(0, 2, run.dataset.test.shape, dtype=np.uint8)
             run = run._replace(dataset=run.dataset._replace(test=noise))
-        phases.train_phase(run)
-        phases.refit_phase(run, [4])
-        made = [checkpoints.numbers(run.workdir.checkpoints / kind) for kind in phases.REFITS]
+        train.train_phase(run)
+        refit.refit_phase(run, [4])
+        made = [checkpoints.numbers(run.workdir.checkpoints / kind) for kind in experiment.REFITS]
         assert made == [[4], [4], [4]]
-        phases.refit_phase(run)
+        refit.refit_phase(run)
         runs.append(run)
         run.workdir.close()
     for store in ("train", "self_consistent", "control"):
@@ -252,7 +253,7 @@ def test_test_images_reach_nothing_but_their_own_numbers(finished, tmp_path):
 
 def test_the_keys_of_all_purposes_and_epochs_differ(finished, tmp_path):
     path, _ = finished
-    run = phases.Run(workdir.Workdir(path).config(), None, None, None)
+    run = experiment.Run(workdir.Workdir(path).config(), None, None, None)
     purposes = ("train", "refit", "optimal", "evaluate", "monitor", "pictures", "ledger")
     keys = {
         tuple(jax.random.key_data(run.key(purpose, epoch)).tolist())
@@ -340,7 +341,7 @@ def test_bad_data_and_workdirs_are_refused_with_nothing_written(finished, tmp_pa
         with pytest.raises((options.UsageError, ValueError)) as error:
             config = options.config_from_flags(_parse(flags))
             values = _parse(flags)
-            phases.start(config, workdir.Workdir(place), values.data_dir)
+            experiment.start(config, workdir.Workdir(place), values.data_dir)
         assert "\n" not in str(error.value), name
         assert not place.exists(), name
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from absl import flags
 
-from experiments import ledger, options, phases, workdir
+from experiments import ledger, options, workdir
+from experiments import run as experiment
 from gapjax import checkpoints, gaps
 
 
@@ -25,9 +26,9 @@ def run(tmp_path):
     """A claimed workdir whose checkpoints are of random parameters, with no refit but one."""
     tiny = ["--num_epochs=6", "--checkpoint_every=2", "--hidden_sizes=4", "--latent_dim=2"]
     config = options.config_from_flags(_parse(tiny))
-    run = phases.start(config, workdir.Workdir(tmp_path / "run"), None)
+    run = experiment.start(config, workdir.Workdir(tmp_path / "run"), None)
     rng = np.random.default_rng(0)
-    like = phases._state_like(run)
+    like = experiment.state_like(run)
     params = [
         rng.normal(size=leaf.shape).astype(leaf.dtype) for leaf in jax.tree.leaves(like.params)
     ]

@@ -1,0 +1,277 @@
+"""A run of the experiments: its configuration, data, model and folder, and what the folder holds.
+
+Every random key is a function of the seed and of what it is for, so numbers do not depend on how
+often a run was interrupted.
+"""
+
+import functools
+import importlib.metadata
+import platform
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import tqdm
+
+import gapjax
+from experiments.options import Config, Saving, UsageError
+from experiments.workdir import Workdir, WorkdirError
+from gapjax import checkpoints, devices, training
+
+REFITS = ("self_consistent", "control", "optimal")
+AVERAGED = ("self_consistent", "control")  # refits at a constant rate: their mean is shown too
+_PURPOSES = ("train", "refit", "optimal", "evaluate", "monitor", "pictures", "ledger")
+
+
+class Run(NamedTuple):
+    """Everything a phase needs.
+
+    Attributes:
+      config: what to compute.
+      dataset: the data, uint8.
+      vae: the model.
+      workdir: the claimed folder.
+      data_dir: where the data was looked for, as given; no part of what is computed.
+      validation: [V, *event] uint8, taken off the training set; None without --validation.
+      saving: what is saved between checkpoints; no part of what is computed.
+      sweep: how refits are computed: "off", or as in `gapjax.refit_encoder`.
+    """
+
+    config: Config
+    dataset: gapjax.Dataset
+    vae: gapjax.VAE
+    workdir: Workdir
+    data_dir: str | None = None
+    validation: np.ndarray | None = None
+    saving: Saving = Saving()
+    sweep: str = "auto"
+
+    def key(self, purpose: str, epoch: int = 0) -> jax.Array:
+        """The key of a purpose, for the checkpoint of an epoch."""
+        number = _PURPOSES.index(purpose)
+        purpose_key = jax.random.fold_in(jax.random.key(self.config.seed), number)
+        return jax.random.fold_in(purpose_key, epoch)
+
+    @property
+    def epochs(self) -> list[int]:
+        """The epochs of the checkpoints."""
+        every = self.config.checkpoint_every
+        return list(range(every, self.config.num_epochs + 1, every))
+
+    def interrupted(self) -> bool:
+        """Whether a signal has asked any process of the run to end it."""
+        return devices.any_process(self.workdir.interrupted)
+
+    def sweeps(self) -> bool:
+        """Whether the refits of all checkpoints are one program."""
+        if self.sweep == "auto":
+            everywhere, alone = devices.all_devices(), devices.process()[1] == 1
+            return alone and (devices.is_accelerated(everywhere) or len(everywhere) > 1)
+        return self.sweep != "off"
+
+    @property
+    def evaluated(self) -> dict[str, int]:
+        """What is evaluated at a checkpoint, and of how many images."""
+        num_test = len(self.dataset.test)
+        averaged = [f"{kind}_averaged" for kind in AVERAGED]
+        tested = dict.fromkeys(("test", *REFITS, *averaged), num_test)
+        sizes = {"train": len(self.dataset.train), **tested}
+        return sizes if self.validation is None else {**sizes, "validation": len(self.validation)}
+
+
+def start(
+    config: Config,
+    workdir: Workdir,
+    data_dir: str | None,
+    saving: Saving = Saving(),  # noqa: B008 (an immutable tuple)
+    sweep: str = "auto",
+) -> Run:
+    """Loads the data, checks that the configuration fits it, and claims the workdir.
+
+    Raises:
+      UsageError: a flag that does not fit the data.
+      DatasetError: data that cannot be used.
+      WorkdirError: a workdir that cannot be used.
+    """
+    dataset = gapjax.load_dataset(
+        config.dataset, data_dir=data_dir, binarization=config.binarization,
+        threshold=config.threshold, binarization_seed=config.binarization_seed,
+        levels=config.levels,
+    )  # fmt: skip
+    dataset, validation = _hold_out(dataset, config.validation)
+    for name, images in (("training", dataset.train), ("test", dataset.test)):
+        if config.batch_size > len(images):
+            raise UsageError(
+                f"--batch_size is {config.batch_size}, more than the {len(images)} {name} images"
+            )
+    binary = dataset.levels == 2
+    likelihood = config.likelihood or ("bernoulli" if binary else "discretized_logistic")
+    if binary != (likelihood == "bernoulli"):
+        raise UsageError(
+            f"--likelihood is {likelihood}, but --dataset={config.dataset} has {dataset.levels} "
+            "levels; use bernoulli for binary data and discretized_logistic for grey"
+        )
+    vae = gapjax.mlp_vae(
+        dataset.event_shape, likelihood, latent_dim=config.latent_dim,
+        hidden_sizes=config.hidden_sizes, levels=dataset.levels, posterior=config.posterior,
+    )  # fmt: skip
+    workdir.claim(config, dataset.provenance)
+    _commit()  # of the code that is loaded, not of what the checkout holds hours later
+    return Run(config, dataset, vae, workdir, data_dir, validation, saving, sweep)
+
+
+def _hold_out(dataset: gapjax.Dataset, number: int) -> tuple[gapjax.Dataset, np.ndarray | None]:
+    """Takes images off the training set: the last of an order that is the same for every seed."""
+    if number == 0:
+        return dataset, None
+    num_train = len(dataset.train) - number
+    if num_train < 1:
+        raise UsageError(
+            f"--validation is {number}; it must be less than the {len(dataset.train)} training "
+            "images"
+        )
+    order = np.random.default_rng(0).permutation(len(dataset.train))
+    provenance = {**dataset.provenance, "num_train": num_train, "num_validation": number}
+    rest = dataset._replace(train=dataset.train[np.sort(order[:num_train])], provenance=provenance)
+    return rest, dataset.train[np.sort(order[num_train:])]
+
+
+def good_entries(run: Run, name: str, like: object, instead: str = "it is made again") -> list[int]:
+    """The good entries of one of the run's stores; tells of the damaged ones.
+
+    Args:
+      run: the run.
+      name: of the store.
+      like: the shapes of an entry.
+      instead: what is done where an entry is damaged.
+    """
+    good, damaged = checkpoints.good_numbers(run.workdir.checkpoints / name, like)
+    for error in damaged:
+        print(f"skipped: {error}; {instead}", flush=True)
+    return good
+
+
+def trained_params(run: Run, epoch: int) -> gapjax.VAEParams:
+    """The parameters of a checkpoint.
+
+    Raises:
+      WorkdirError: there is none.
+    """
+    store = run.workdir.checkpoints / "train"
+    if epoch not in checkpoints.numbers(store):
+        raise WorkdirError(
+            f"--workdir={run.workdir.path} has no checkpoint of epoch {epoch}; "
+            "python -m experiments.train goes on with it"
+        )
+    return checkpoints.restore(store, epoch, state_like(run))[0].params
+
+
+def refitted_params(
+    run: Run, kind: str, epoch: int, trained: gapjax.VAEParams, which: str = "encoder"
+) -> gapjax.VAEParams:
+    """The parameters of a checkpoint with a refitted encoder.
+
+    Args:
+      run: the run.
+      kind: of the refit, one of `REFITS`.
+      epoch: of the checkpoint.
+      trained: its parameters.
+      which: "encoder", or the one "averaged" over the refit.
+
+    Raises:
+      WorkdirError: there is no such refit.
+    """
+    store = run.workdir.checkpoints / kind
+    if epoch not in checkpoints.numbers(store):
+        raise WorkdirError(
+            f"--workdir={run.workdir.path} has no {kind} refit of epoch {epoch}; "
+            "python -m experiments.refit makes it"
+        )
+    encoders, _ = checkpoints.restore(store, epoch, refitted_like(run))
+    return trained._replace(encoder=encoders[which])
+
+
+def encoders(run: Run, epoch: int, kinds: Sequence[str]) -> tuple[gapjax.VAEParams, dict[str, Any]]:
+    """The trained parameters of a checkpoint, and by name the encoders that go with its decoder."""
+    trained = trained_params(run, epoch)
+    refits = {kind: refitted_params(run, kind, epoch, trained).encoder for kind in kinds}
+    return trained, {"as_trained": trained.encoder, **refits}
+
+
+def state_like(run: Run, optimizer: object = None) -> training.TrainState:
+    """The shapes of a run's state, for restoring it."""
+    optimizer = optimizer or gapjax.adam(run.config.learning_rate)
+    rng_key = run.key("train")
+    return jax.eval_shape(lambda: training.init_state(run.vae.init(rng_key), rng_key, optimizer))
+
+
+def refitted_like(run: Run) -> dict:
+    """The shapes of what is kept of a refit."""
+    return dict.fromkeys(("encoder", "averaged"), state_like(run).params.encoder)
+
+
+def entry_facts(epoch: int, clock: float) -> dict:
+    """What every entry of a store records: its epoch, its cost, and the code that made it."""
+    return {"epoch": epoch, "seconds": time.monotonic() - clock, "commit": _commit()}
+
+
+def environment() -> dict:
+    """What the numbers were computed with."""
+    device = jax.devices()[0]
+    return {
+        "gapjax": gapjax.__version__,
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+        "jaxlib": importlib.metadata.version("jaxlib"),
+        "backend": jax.default_backend(),
+        "device_kind": device.device_kind,
+        "device_count": jax.device_count(),
+    }
+
+
+@functools.cache
+def _commit() -> str | None:
+    """The commit of the source tree, marked where it has changes; None outside a checkout."""
+    git = ["git", "-C", str(Path(__file__).parent.parent)]
+    try:
+        commit = subprocess.run(
+            [*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        changed = subprocess.run(
+            [*git, "status", "--porcelain", "--", "gapjax", "experiments"],
+            capture_output=True, text=True, check=True,
+        ).stdout  # fmt: skip
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return f"{commit} with changes" if changed else commit
+
+
+@contextmanager
+def progress_bar(
+    run: Run, name: str, total: int, initial: int = 0
+) -> Iterator[Callable[[int, float], None]]:
+    """A bar with the BPD so far; one line at the end where there is no terminal."""
+    bar = tqdm.tqdm(
+        desc=f"{name:24}", total=total, initial=initial, unit="ep", dynamic_ncols=True,
+        disable=None if run.workdir.writes else True,
+    )  # fmt: skip
+    no_terminal = bar.disable  # closing a bar sets it
+    clock, last = time.monotonic(), None
+
+    def show(epoch: int, bpd: float) -> None:
+        nonlocal last
+        last = bpd
+        bar.set_postfix_str(f"{bpd:.4f} BPD", refresh=False)
+        bar.update(epoch - bar.n)
+
+    with bar:
+        yield show
+    if no_terminal and last is not None:
+        seconds = time.monotonic() - clock
+        print(f"{name:24} {last:.4f} BPD  {seconds:6.1f} s", flush=True)
