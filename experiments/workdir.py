@@ -54,6 +54,7 @@ class Workdir:
             problem = error
         # All or none of several processes go on; this also has them wait for the first's files.
         if devices.any_process(problem is not None):
+            self.close()
             raise problem or WorkdirError("another process of the run cannot go on, and says why")
 
     def _take(self, config: Config, data: dict) -> None:
