@@ -32,20 +32,23 @@ _MONITOR_EVERY = 10  # epochs between two points of a refit's curve
 _MONITOR_SAMPLES = 4
 
 
-def refit_phase(run: Run, epochs: Sequence[int] | None = None) -> None:
+def refit_phase(
+    run: Run, epochs: Sequence[int] | None = None, kinds: Sequence[str] = REFITS
+) -> None:
     """Refits the encoder of these checkpoints: self-consistent, its control, and optimal.
 
     Args:
       run: the run.
       epochs: of the checkpoints; None takes all of them.
+      kinds: of `REFITS`, which to make.
     """
     epochs, like = list(epochs or run.epochs), refitted_like(run)
-    good = {kind: good_entries(run, kind, like) for kind in REFITS}
-    missing = [(epoch, kind) for epoch in epochs for kind in REFITS if epoch not in good[kind]]
+    good = {kind: good_entries(run, kind, like) for kind in kinds}
+    missing = [(epoch, kind) for epoch in epochs for kind in kinds if epoch not in good[kind]]
     run.workdir.forget(lambda entry: (entry.get("checkpoint"), entry["phase"]) in missing)
     if run.sweeps():
         # All members even where some are there: in another company their last bits would differ.
-        for kind in REFITS:
+        for kind in kinds:
             absent = [epoch for epoch, other in missing if other == kind]
             if absent:
                 _refit(run, kind, epochs, absent)
@@ -185,10 +188,13 @@ def refit(run: Run) -> None:
     given = flags.FLAGS.checkpoints
     saved = checkpoints.numbers(run.workdir.checkpoints / "train")
     epochs = None if given is None else options.checkpoints_of("checkpoints", given, saved)
-    refit_phase(run, epochs)
+    refit_phase(run, epochs, flags.FLAGS.kinds or REFITS)
 
 
 if __name__ == "__main__":
     options.define_place()
     flags.DEFINE_list("checkpoints", None, "Which to refit, e.g. 100,500; all by default.")
+    flags.DEFINE_multi_enum(
+        "kinds", None, REFITS, "Which refits to make; may be given several times. All by default."
+    )
     program.run_program(refit, new_runs=False)
