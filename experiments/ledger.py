@@ -6,6 +6,7 @@ The same command resumes: what was measured of a checkpoint is kept. `experiment
 --ledger` does this too, and its report shows it.
 """
 
+import functools
 import json
 import time
 from collections.abc import Iterator
@@ -42,12 +43,14 @@ class Settings(NamedTuple):
       epochs: of the checkpoints; None takes the first, the middle and the last.
       num_images: most images of each set, a random subset by the run's seed.
       num_samples: posterior samples for every ELBO.
+      num_simulated: images simulated from the model, whose log p(x) is bounded from both sides.
       batch_size: images at once; bounds memory, changes nothing else.
     """
 
     epochs: tuple[int, ...] | None = None
     num_images: int = 360
     num_samples: int = 50
+    num_simulated: int = 0
     batch_size: int = 50
 
 
@@ -65,6 +68,8 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     integer("ledger_images", default.num_images, "Most images of each set in the ledger, a random "
             "subset by --seed.")  # fmt: skip
     integer("ledger_samples", default.num_samples, "Posterior samples for every ELBO of it.")
+    integer("ledger_simulated", default.num_simulated, "Images simulated from each model, on which "
+            "log p(x) is bounded from both sides: how well is it known? 0: none.")  # fmt: skip
     integer("ledger_batch_size", default.batch_size, "Images at once in it; bounds memory.")
 
 
@@ -74,7 +79,7 @@ def settings_from_flags(values: flags.FlagValues) -> Settings:
     Raises:
       UsageError: a value that cannot be used.
     """
-    for name, least in (("images", 2), ("samples", 1), ("batch_size", 1)):
+    for name, least in (("images", 2), ("samples", 1), ("simulated", 0), ("batch_size", 1)):
         if values[f"ledger_{name}"].value < least:
             raise options.UsageError(
                 f"--ledger_{name} is {values[f'ledger_{name}'].value}; it must be at least {least}"
@@ -86,6 +91,7 @@ def settings_from_flags(values: flags.FlagValues) -> Settings:
         epochs=epochs,
         num_images=values["ledger_images"].value,
         num_samples=values["ledger_samples"].value,
+        num_simulated=values["ledger_simulated"].value,
         batch_size=values["ledger_batch_size"].value,
     )
 
@@ -108,7 +114,8 @@ def ledger_phase(run: Run, settings: Settings) -> dict:
         if not done or checkpoints.record(store, epoch)["settings"] != measured_with:
             clock = time.monotonic()
             tree = _measure(run, settings, epoch, kinds)
-            record = {**entry_facts(epoch, clock), "settings": measured_with}
+            between = _sandwich(run, settings, epoch, kinds) if settings.num_simulated else None
+            record = {**entry_facts(epoch, clock), "settings": measured_with, "sandwich": between}
             checkpoints.save(store, epoch, tree, record)
         tree, record = checkpoints.restore(store, epoch, _like(run, settings, kinds))
         book = gaps.balance(
@@ -116,8 +123,8 @@ def ledger_phase(run: Run, settings: Settings) -> dict:
             num_available=(len(run.dataset.train), len(run.dataset.test)),
         )  # fmt: skip
         seconds += record["seconds"]
-        made_by = {name: record.get(name) for name in ("seconds", "commit")}
-        rows.append({"epoch": epoch, **_plain(book), **made_by})
+        others = {name: record.get(name) for name in ("sandwich", "seconds", "commit")}
+        rows.append({"epoch": epoch, **_plain(book), **others})
     results = {
         "schema": 1,
         "unit": "nats per image",
@@ -129,7 +136,7 @@ def ledger_phase(run: Run, settings: Settings) -> dict:
         "annealing": gapjax.Annealing()._asdict(),
         "environment": environment(),
         "checkpoints": rows,
-        "notes": list(_NOTES),
+        "notes": [*_NOTES, *map(_sandwich_note, rows)] if settings.num_simulated else list(_NOTES),
         "seconds": seconds,
     }
     if run.workdir.writes:
@@ -187,6 +194,37 @@ def _measure(run: Run, settings: Settings, epoch: int, kinds: list[str]) -> dict
     return measured
 
 
+def _sandwich(run: Run, settings: Settings, epoch: int, kinds: list[str]) -> dict:
+    """How far apart the two bounds of log p(x) are on simulated images."""
+    params, by_name = encoders(run, epoch, kinds)
+    # It was made for such images: a better place for the chains to start from.
+    start = by_name.get("self_consistent", params.encoder)
+    with _bars(run, f"ledger {epoch} simulated", settings.num_simulated) as on_progress:
+        between = gapjax.sandwich(
+            run.vae, params._replace(encoder=start), run.key("simulated", epoch),
+            settings.num_simulated, batch_size=settings.batch_size,
+            on_progress=functools.partial(on_progress, "log p(x)"),
+        )  # fmt: skip
+    return {
+        "num_images": settings.num_simulated,
+        "lower": float(between.lower.mean()),
+        "upper": float(between.upper.mean()),
+        "gap": between.gap,
+        "gap_stderr": between.gap_stderr,
+        "ess": float(between.ess.mean()),
+        "acceptance": float(between.acceptance.mean()),
+    }
+
+
+def _sandwich_note(row: dict) -> str:
+    between = row["sandwich"]
+    return (
+        f"How good that estimate is, at epoch {row['epoch']}: on {between['num_images']} images "
+        "simulated from the model, where annealing gives a bound from above too, the two bounds "
+        f"are {between['gap']:.3f} ± {between['gap_stderr']:.3f} nats apart."
+    )
+
+
 def _images(run: Run, settings: Settings) -> dict[str, np.ndarray]:
     return {
         name: gaps.subset(images, settings.num_images, run.config.seed)
@@ -241,6 +279,7 @@ def ledger(run: Run) -> None:
     results = ledger_phase(run, settings_from_flags(flags.FLAGS))
     print(table(results))
     print("* fitted on the test images")
+    print(*results["notes"][len(_NOTES) :], sep="\n", end="")
     evaluated = run.workdir.path / "results.json"
     if evaluated.is_file():
         print(f"report: {draw_phase(run, json.loads(evaluated.read_text()))}")

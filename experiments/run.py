@@ -25,7 +25,7 @@ from gapjax import checkpoints, devices, training
 
 REFITS = ("self_consistent", "control", "optimal")
 AVERAGED = ("self_consistent", "control")  # refits at a constant rate: their mean is shown too
-_PURPOSES = ("train", "refit", "optimal", "evaluate", "monitor", "pictures", "ledger")
+_PURPOSES = ("train", "refit", "optimal", "evaluate", "monitor", "pictures", "ledger", "simulated")
 
 
 class Run(NamedTuple):

@@ -270,6 +270,7 @@ def sandwich(
     *,
     annealing: Annealing = Annealing(),  # noqa: B008 (an immutable tuple)
     batch_size: int = 20,
+    on_progress: Callable[[int], None] | None = None,
 ) -> Sandwich:
     """Bidirectional Monte Carlo: log p(x) of simulated images from both sides.
 
@@ -282,6 +283,7 @@ def sandwich(
       num_images: N, how many to simulate: z ~ p(z), x ~ p(x given z).
       annealing: the path.
       batch_size: images at once; bounds memory and changes nothing else.
+      on_progress: called with the number of images that are done.
 
     Returns:
       A `Sandwich`.
@@ -298,11 +300,13 @@ def sandwich(
             f"num_images {num_images}, batch_size {batch_size} and {annealing} must be positive"
         )
     batch_size = min(batch_size, num_images)
-    starts = range(0, num_images, batch_size)
-    parts = [
-        _sandwiches(params, rng_key, start + np.arange(batch_size), vae=vae, annealing=annealing)
-        for start in starts
-    ]
+    parts = []
+    for start in range(0, num_images, batch_size):
+        batch = start + np.arange(batch_size)
+        parts.append(_sandwiches(params, rng_key, batch, vae=vae, annealing=annealing))
+        if on_progress is not None:
+            jax.block_until_ready(parts[-1])
+            on_progress(min(start + batch_size, num_images))
     images, upper, lower = jax.tree.map(lambda *leaves: np.concatenate(leaves)[:num_images], *parts)
     gaps = np.asarray(upper, np.float64) - lower.log_prob
     spread = gaps.std(ddof=1) if num_images > 1 else np.nan

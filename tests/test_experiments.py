@@ -254,7 +254,9 @@ def test_test_images_reach_nothing_but_their_own_numbers(finished, tmp_path):
 def test_the_keys_of_all_purposes_and_epochs_differ(finished, tmp_path):
     path, _ = finished
     run = experiment.Run(workdir.Workdir(path).config(), None, None, None)
-    purposes = ("train", "refit", "optimal", "evaluate", "monitor", "pictures", "ledger")
+    purposes = (
+        "train", "refit", "optimal", "evaluate", "monitor", "pictures", "ledger", "simulated",
+    )  # fmt: skip
     keys = {
         tuple(jax.random.key_data(run.key(purpose, epoch)).tolist())
         for purpose in purposes

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from absl import flags
 
+import gapjax
 from experiments import ledger, options, workdir
 from experiments import run as experiment
 from gapjax import checkpoints, gaps
@@ -99,6 +100,33 @@ def test_it_writes_the_ledger_and_goes_on_where_it_was(run, measured):
     assert again["checkpoints"] == results["checkpoints"] and len(measured) == 4
     ledger.ledger_phase(run, settings._replace(epochs=(6,), num_samples=3))
     assert measured[4:] == [(30, ("as_trained", "optimal"), 3)] * 2
+
+
+def test_simulated_images_say_how_well_log_p_is_estimated(run, measured, monkeypatch):
+    """Where the encoder is the self-consistent one if there is one, else that of the checkpoint."""
+    asked = []
+
+    def sandwich(vae, params, rng_key, num_images, *, batch_size, on_progress):
+        asked.append((params.encoder, num_images))
+        on_progress(num_images)
+        sides = np.arange(num_images, dtype=np.float32)
+        return gapjax.Sandwich(None, sides, sides + 0.25, 0.25, 0.01, sides, sides)
+
+    monkeypatch.setattr(gapjax, "sandwich", sandwich)
+    settings = ledger.Settings(epochs=(6,), num_images=30, num_simulated=3)
+    results = ledger.ledger_phase(run, settings)
+    (row,) = results["checkpoints"]
+    assert (row["sandwich"]["gap"], row["sandwich"]["upper"]) == (0.25, 1.25)
+    assert "epoch 6: on 3 images" in results["notes"][-1]
+    assert "0.250 ± 0.010 nats" in results["notes"][-1]
+    trained = experiment.trained_params(run, 6).encoder
+    other = jax.tree.map(np.zeros_like, trained)
+    refit = {"encoder": other, "averaged": other}
+    checkpoints.save(run.workdir.checkpoints / "self_consistent", 6, refit, {})
+    ledger.ledger_phase(run, settings)
+    assert [number for _, number in asked] == [3, 3]
+    for (encoder, _), expected in zip(asked, (trained, other), strict=True):
+        assert all(map(np.array_equal, jax.tree.leaves(encoder), jax.tree.leaves(expected)))
 
 
 def test_the_first_the_middle_and_the_last_checkpoint_by_default(run, measured):
