@@ -10,10 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event
-from tensorboardX.summary import scalar
-
 from experiments.options import Config
 from gapjax import checkpoints, devices
 
@@ -153,6 +149,11 @@ class Workdir:
         """Adds a line to metrics.jsonl and TensorBoard's events."""
         if not self.writes:
             return
+        # Here and not above: where PyTorch is installed it is loaded with it, for seconds.
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.summary import scalar
+
         entry = {"phase": phase, **where, "epoch": epoch, **values}
         with (self.path / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(entry) + "\n")
