@@ -279,7 +279,8 @@ def ledger(run: Run) -> None:
     results = ledger_phase(run, settings_from_flags(flags.FLAGS))
     print(table(results))
     print("* fitted on the test images")
-    print(*results["notes"][len(_NOTES) :], sep="\n", end="")
+    for note in results["notes"][len(_NOTES) :]:
+        print(note)
     evaluated = run.workdir.path / "results.json"
     if evaluated.is_file():
         print(f"report: {draw_phase(run, json.loads(evaluated.read_text()))}")
