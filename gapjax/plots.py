@@ -455,7 +455,7 @@ def _draw_figure2(axes: Axes, runs: Sequence[Results]) -> list[Annotation]:
 def _draw_ledger(axes: Axes, rows: Sequence[Results]) -> list[Annotation]:
     places = np.arange(len(rows))
     above, below = np.zeros(len(rows)), np.zeros(len(rows))
-    ends = []
+    ends, parts = [], []
     for key, (colour, words) in _LOSSES.items():
         entries = [_loss(row, key) for row in rows]
         if any(entry is None for entry in entries):
@@ -464,16 +464,17 @@ def _draw_ledger(axes: Axes, rows: Sequence[Results]) -> list[Annotation]:
         base = np.where(nats >= 0, above, below)
         axes.bar(places, nats, 0.62, bottom=base, color=colour, label=key, zorder=2)
         error = [entry["stderr"] for entry in entries]
-        axes.errorbar(
-            places, base + nats, error, fmt="none", ecolor=_TEXT, elinewidth=0.9, zorder=3
+        axes.errorbar(  # beside the numbers
+            places - 0.22, base + nats, error, fmt="none", ecolor=_TEXT, elinewidth=0.9, zorder=3
         )
         above, below = above + np.maximum(nats, 0), below + np.minimum(nats, 0)
         middle = base[-1] + nats[-1] / 2
         ends.append(_end_label(axes, (places[-1] + 0.34, middle), words, _TEXT))
-        for place, start, value in zip(places, base, nats, strict=True):
-            if value > 0.06 * (above.max() or 1.0):
-                axes.text(place, start + value / 2, f"{value:.2f}", ha="center", va="center",
-                          fontsize=8.5, zorder=4)  # fmt: skip
+        parts += zip(places, base, nats, strict=True)
+    for place, start, value in parts:
+        if abs(value) > 0.05 * (above.max() - below.min()):  # where a number has room
+            axes.text(place, start + value / 2, f"{value:.2f}", ha="center", va="center",
+                      fontsize=8.5, zorder=4)  # fmt: skip
     helped = [row["test"]["encoders"].get("self_consistent") for row in rows]
     if all(helped):
         lost = [
