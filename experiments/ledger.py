@@ -123,8 +123,10 @@ def ledger_phase(run: Run, settings: Settings) -> dict:
             num_available=(len(run.dataset.train), len(run.dataset.test)),
         )  # fmt: skip
         seconds += record["seconds"]
-        others = {name: record.get(name) for name in ("sandwich", "seconds", "commit")}
-        rows.append({"epoch": epoch, **_plain(book), **others})
+        others = {name: record.get(name) for name in ("sandwich", "seconds")}
+        stores = [run.workdir.checkpoints / name for name in ("train", *kinds, "ledger")]
+        made_by = {path.name: checkpoints.record(path, epoch).get("commit") for path in stores}
+        rows.append({"epoch": epoch, **_plain(book), **others, "commits": made_by})
     results = {
         "schema": 1,
         "unit": "nats per image",

@@ -92,7 +92,8 @@ def test_it_writes_the_ledger_and_goes_on_where_it_was(run, measured):
     assert gap["fitted_on_test"] and np.isfinite(gap["nats"])
     assert (last["train"]["num_images"], last["train"]["num_available"]) == (30, 1437)
     assert results["subset_seed"] == 0
-    assert last["commit"] == results["environment"]["commit"]
+    ours = results["environment"]["commit"]
+    assert last["commits"] == {"train": None, "optimal": None, "ledger": ours}
     lines = ledger.table(results).splitlines()
     assert len(lines) == 3 and f"{last['model_gap']['nats']:.3f}" in lines[2]
     # The same again measures nothing; neither does another batch size; other samples do.
