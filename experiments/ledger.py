@@ -138,7 +138,7 @@ def ledger_phase(run: Run, settings: Settings) -> dict:
         "annealing": gapjax.Annealing()._asdict(),
         "environment": environment(),
         "checkpoints": rows,
-        "notes": [*_NOTES, *map(_sandwich_note, rows)] if settings.num_simulated else list(_NOTES),
+        "notes": [*_NOTES, *_own_notes(rows)],
         "seconds": seconds,
     }
     if run.workdir.writes:
@@ -218,13 +218,25 @@ def _sandwich(run: Run, settings: Settings, epoch: int, kinds: list[str]) -> dic
     }
 
 
-def _sandwich_note(row: dict) -> str:
-    between = row["sandwich"]
-    return (
-        f"How good that estimate is, at epoch {row['epoch']}: on {between['num_images']} images "
-        "simulated from the model, where annealing gives a bound from above too, the two bounds "
-        f"are {between['gap']:.3f} ± {between['gap_stderr']:.3f} nats apart."
-    )
+def _own_notes(rows: list[dict]) -> list[str]:
+    """What a reader of these very rows must know."""
+    notes = []
+    for row in rows:
+        epoch, between = row["epoch"], row["sandwich"]
+        if between:
+            notes.append(
+                f"How good that estimate is, at epoch {epoch}: on {between['num_images']} images "
+                "simulated from the model, where annealing gives a bound from above too, the two "
+                f"bounds are {between['gap']:.3f} ± {between['gap_stderr']:.3f} nats apart."
+            )
+        kept = row["test"]["quality"]["kept_start"] or 0
+        if kept > 0.5:
+            notes.append(
+                f"At epoch {epoch} the search for q* found nothing better than an encoder's "
+                f"posterior for {kept:.0%} of the test images: the loss of the posterior's family "
+                "may be smaller than shown, and that of the encoder's capacity larger."
+            )
+    return notes
 
 
 def _images(run: Run, settings: Settings) -> dict[str, np.ndarray]:

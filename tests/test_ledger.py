@@ -130,6 +130,12 @@ def test_simulated_images_say_how_well_log_p_is_estimated(run, measured, monkeyp
         assert all(map(np.array_equal, jax.tree.leaves(encoder), jax.tree.leaves(expected)))
 
 
+def test_a_search_that_found_little_is_told_of():
+    row = lambda kept: {"epoch": 6, "sandwich": None, "test": {"quality": {"kept_start": kept}}}
+    (note,) = ledger._own_notes([row(0.2), row(None), row(0.75)])
+    assert "75% of the test images" in note and "epoch 6" in note
+
+
 def test_the_first_the_middle_and_the_last_checkpoint_by_default(run, measured):
     results = ledger.ledger_phase(run, ledger.Settings(num_images=10))
     assert [row["epoch"] for row in results["checkpoints"]] == [2, 4, 6]
