@@ -23,7 +23,7 @@ from experiments.run import (
     progress_bar,
     refitted_params,
     trained_params,
-)  # fmt: skip
+)
 from experiments.workdir import write_json
 from gapjax import checkpoints
 from gapjax.evaluation import Evaluation, summarize

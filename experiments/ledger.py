@@ -113,8 +113,9 @@ def ledger_phase(run: Run, settings: Settings) -> dict:
         done = epoch in checkpoints.numbers(store)
         if not done or checkpoints.record(store, epoch)["settings"] != measured_with:
             clock = time.monotonic()
-            tree = _measure(run, settings, epoch, kinds)
-            between = _sandwich(run, settings, epoch, kinds) if settings.num_simulated else None
+            model = encoders(run, epoch, kinds)
+            tree = _measure(run, settings, epoch, *model)
+            between = _sandwich(run, settings, epoch, *model) if settings.num_simulated else None
             record = {**entry_facts(epoch, clock), "settings": measured_with, "sandwich": between}
             checkpoints.save(store, epoch, tree, record)
         tree, record = checkpoints.restore(store, epoch, _like(run, settings, kinds))
@@ -181,9 +182,10 @@ def _epochs(run: Run, settings: Settings) -> list[int]:
     return options.checkpoints_of("ledger_epochs", wanted, trained)
 
 
-def _measure(run: Run, settings: Settings, epoch: int, kinds: list[str]) -> dict:
+def _measure(
+    run: Run, settings: Settings, epoch: int, params: gapjax.VAEParams, by_name: dict[str, Any]
+) -> dict:
     """What there is to know of every image of both sets."""
-    params, by_name = encoders(run, epoch, kinds)
     measured = {}
     for key, (name, images) in zip(
         jax.random.split(run.key("ledger", epoch)), _images(run, settings).items(), strict=True
@@ -196,9 +198,10 @@ def _measure(run: Run, settings: Settings, epoch: int, kinds: list[str]) -> dict
     return measured
 
 
-def _sandwich(run: Run, settings: Settings, epoch: int, kinds: list[str]) -> dict:
+def _sandwich(
+    run: Run, settings: Settings, epoch: int, params: gapjax.VAEParams, by_name: dict[str, Any]
+) -> dict:
     """How far apart the two bounds of log p(x) are on simulated images."""
-    params, by_name = encoders(run, epoch, kinds)
     # It was made for such images: a better place for the chains to start from.
     start = by_name.get("self_consistent", params.encoder)
     with _bars(run, f"ledger {epoch} simulated", settings.num_simulated) as on_progress:

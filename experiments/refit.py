@@ -24,7 +24,7 @@ from experiments.run import (
     refitted_like,
     state_like,
     trained_params,
-)  # fmt: skip
+)
 from gapjax import checkpoints, training
 
 _UNFINISHED = "refit_partial"  # the store of refits that are under way, by optimizer step
