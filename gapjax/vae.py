@@ -235,8 +235,11 @@ def elbo(
             return log_likelihood
         return log_likelihood + vae.prior.log_prob(z) - log_q
 
-    bounds = jax.vmap(bound)(_sample_keys(rng_key, num_samples))
-    return bounds.mean() - (0.0 if kl is None else kl)
+    if num_samples == 1:  # no axis of one: a CPU would transpose for it in the gradient
+        mean = bound(rng_key)
+    else:
+        mean = jax.vmap(bound)(_sample_keys(rng_key, num_samples)).mean()
+    return mean - (0.0 if kl is None else kl)
 
 
 def importance_weighted_bound(

@@ -137,16 +137,23 @@ def test_values_and_gradients_are_finite_at_extreme_parameters(levels):
 
 
 def test_gradient_agrees_with_finite_differences():
-    step = 1e-5
-    loc, scale, k = np.array(
-        [(0.4, 0.1, 7), (0.4, 0.1, 0), (0.4, 0.1, 16), (0.4, 0.02, 16), (0.9, 0.01, 1)]
-    ).T
-    of = lambda loc, scale: _scipy_log_probs(loc, scale, 17)[np.arange(5), k.astype(int)]
+    """In every bin, far on either side of the centre and in it, for narrow and wide scales."""
+    levels, step = 17, 1e-6
+    rng = np.random.default_rng(0)
+    loc, scale = rng.uniform(-0.3, 1.3, (40, 1)), 10 ** rng.uniform(-2, 1, (40, 1))
+    loc, scale, k = (a.ravel() for a in np.broadcast_arrays(loc, scale, np.arange(levels)))
+    of = lambda loc, scale: _scipy_log_probs(loc, scale, levels)[np.arange(len(k)), k]
     by_loc = (of(loc + step, scale) - of(loc - step, scale)) / (2 * step)
     by_scale = (of(loc, scale + step) - of(loc, scale - step)) / (2 * step)
-    _, gradients = _values_and_gradients(loc, scale, k, 17)
-    np.testing.assert_allclose(gradients[0], by_loc, rtol=1e-3, atol=1e-3)
-    np.testing.assert_allclose(gradients[1], by_scale, rtol=1e-3, atol=1e-3)
+    _, gradients = _values_and_gradients(loc, scale, k.astype(np.float32), levels)
+    np.testing.assert_allclose(gradients[0], by_loc, rtol=1e-3, atol=2e-3)
+    np.testing.assert_allclose(gradients[1], by_scale, rtol=1e-3, atol=2e-3)
+
+
+def test_gradient_by_the_value_is_minus_that_by_the_mean():
+    of = lambda value, loc: DiscretizedLogistic(loc, 0.1, 17).log_prob(value)
+    by_value, by_loc = jax.grad(of, argnums=(0, 1))(6.0, 0.4)
+    np.testing.assert_allclose(by_value, -by_loc / 16, rtol=1e-6)
 
 
 @pytest.mark.parametrize("levels", LEVELS)
