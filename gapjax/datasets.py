@@ -389,7 +389,8 @@ def _check_arrays(stored: _Stored) -> None:
 
 def _threshold(x: np.ndarray, levels: int, threshold: float) -> np.ndarray:
     """Rounds x / (levels - 1) to 1 from the threshold up, and to 0 below."""
-    return (np.arange(levels) / (levels - 1) >= threshold).astype(np.uint8)[x]
+    lowest = np.argmax(np.arange(levels) / (levels - 1) >= threshold)
+    return (x >= lowest).astype(np.uint8)
 
 
 def _stochastic(x: np.ndarray, levels: int, generator: np.random.Generator) -> np.ndarray:

@@ -20,8 +20,9 @@ from gapjax.distributions import AutoregressiveFlow, DiscretizedLogistic
 
 Params = Any
 LIKELIHOODS = ("bernoulli", "discretized_logistic")
-POSTERIORS = ("diagonal", "full_covariance", "flow")
 _FLOW_LAYERS, _FLOW_HIDDEN = 2, 64
+# How encoder parameters are made and used, and the prior.
+_Family = tuple[Callable, Callable, dist.Distribution]
 _NOT_ONE_EVENT = "log_prob of one example must be a scalar: see .to_event of the distribution"
 
 
@@ -122,7 +123,7 @@ def _mlp_vae(
 ) -> VAE:
     """See `mlp_vae`; the arguments are checked and in one spelling."""
     bernoulli = likelihood == "bernoulli"
-    init_encoder, infer, prior = _families(hidden_sizes, latent_dim)[posterior]
+    init_encoder, infer, prior = _FAMILIES[posterior](hidden_sizes, latent_dim)
     decoder = networks.MLPDecoder(hidden_sizes[::-1], event_shape, 1 if bernoulli else 2)
 
     def init(rng_key: jax.Array) -> VAEParams:
@@ -146,44 +147,58 @@ def _mlp_vae(
     return VAE(init, encode, decode, prior)
 
 
-def _families(
-    hidden_sizes: tuple[int, ...], latent_dim: int
-) -> dict[str, tuple[Callable, Callable, dist.Distribution]]:
-    """By posterior: how encoder parameters are made and used, and N(0, I) in a form with a KL."""
-    prior = dist.Normal(jnp.zeros(latent_dim), jnp.ones(latent_dim)).to_event(1)
-    full_prior = dist.MultivariateNormal(jnp.zeros(latent_dim), scale_tril=jnp.eye(latent_dim))
-    diagonal = networks.MLPEncoder(hidden_sizes, latent_dim)
-    full = networks.FullCovarianceEncoder(hidden_sizes, latent_dim)
-    start = networks.FlowEncoder(hidden_sizes, latent_dim, _FLOW_HIDDEN)
+def _diagonal(hidden_sizes: tuple[int, ...], latent_dim: int) -> _Family:
+    encoder = networks.MLPEncoder(hidden_sizes, latent_dim)
+
+    def infer(params: Params, x: jax.Array) -> dist.Distribution:
+        return dist.Normal(*encoder.apply({"params": params}, x)).to_event(1)
+
+    return _init_of(encoder), infer, _standard_normal(latent_dim)
+
+
+def _full_covariance(hidden_sizes: tuple[int, ...], latent_dim: int) -> _Family:
+    encoder = networks.FullCovarianceEncoder(hidden_sizes, latent_dim)
+
+    def infer(params: Params, x: jax.Array) -> dist.Distribution:
+        loc, scale_tril = encoder.apply({"params": params}, x)
+        return dist.MultivariateNormal(loc, scale_tril=scale_tril)
+
+    # N(0, I) in the form that has a KL with this posterior.
+    prior = dist.MultivariateNormal(jnp.zeros(latent_dim), scale_tril=jnp.eye(latent_dim))
+    return _init_of(encoder), infer, prior
+
+
+def _flow(hidden_sizes: tuple[int, ...], latent_dim: int) -> _Family:
+    encoder = networks.FlowEncoder(hidden_sizes, latent_dim, _FLOW_HIDDEN)
     layer = networks.Autoregressive(_FLOW_HIDDEN)
 
-    def init_flow(rng_key: jax.Array, x: jax.Array) -> Params:
+    def init(rng_key: jax.Array, x: jax.Array) -> Params:
         start_key, *layer_keys = jax.random.split(rng_key, 1 + _FLOW_LAYERS)
         nothing = jnp.zeros(latent_dim), jnp.zeros(_FLOW_HIDDEN)
         layers = [layer.init(layer_key, *nothing)["params"] for layer_key in layer_keys]
-        return {"start": start.init(start_key, x)["params"], "layers": layers}
+        return {"start": encoder.init(start_key, x)["params"], "layers": layers}
 
-    def infer_diagonal(params: Params, x: jax.Array) -> dist.Distribution:
-        return dist.Normal(*diagonal.apply({"params": params}, x)).to_event(1)
-
-    def infer_full(params: Params, x: jax.Array) -> dist.Distribution:
-        loc, scale_tril = full.apply({"params": params}, x)
-        return dist.MultivariateNormal(loc, scale_tril=scale_tril)
-
-    def infer_flow(params: Params, x: jax.Array) -> dist.Distribution:
-        loc, scale, context = start.apply({"params": params["start"]}, x)
+    def infer(params: Params, x: jax.Array) -> dist.Distribution:
+        loc, scale, context = encoder.apply({"params": params["start"]}, x)
         transforms = []
         for weights in params["layers"]:
             network = jax.tree_util.Partial(_apply_layer, weights, context)
             transforms += [AutoregressiveFlow(network), _reversal(latent_dim)]
         return dist.TransformedDistribution(dist.Normal(loc, scale).to_event(1), transforms)
 
-    init = lambda module: lambda rng_key, x: module.init(rng_key, x)["params"]
-    return {
-        "diagonal": (init(diagonal), infer_diagonal, prior),
-        "full_covariance": (init(full), infer_full, full_prior),
-        "flow": (init_flow, infer_flow, prior),
-    }
+    return init, infer, _standard_normal(latent_dim)
+
+
+_FAMILIES = {"diagonal": _diagonal, "full_covariance": _full_covariance, "flow": _flow}
+POSTERIORS = tuple(_FAMILIES)
+
+
+def _init_of(module: Any) -> Callable:
+    return lambda rng_key, x: module.init(rng_key, x)["params"]
+
+
+def _standard_normal(size: int) -> dist.Distribution:
+    return dist.Normal(jnp.zeros(size), jnp.ones(size)).to_event(1)
 
 
 def _apply_layer(weights: Params, context: jax.Array, z: jax.Array) -> tuple:
