@@ -65,7 +65,7 @@ def _refit(run: Run, kind: str, epochs: list[int], missing: list[int]) -> None:
     resume, seconds = _unfinished(run, kind, epochs)
     clock -= seconds
     images = run.dataset.test if kind == "optimal" else run.dataset.train
-    steps = training.steps_per_epoch(gapjax.data_source(images), config.batch_size)
+    steps = training.steps_per_epoch(len(images), config.batch_size)
     every = run.saving.every * steps
 
     def keep(progress: list[training.Progress] | training.Progress) -> None:

@@ -25,7 +25,7 @@ def train_phase(run: Run) -> None:
     if not missing:
         return
     source = gapjax.data_source(run.dataset.train)
-    steps = training.steps_per_epoch(source, config.batch_size)
+    steps = training.steps_per_epoch(source.num_examples, config.batch_size)
     optimizer = gapjax.adam(config.learning_rate)
     saved = {epoch * steps: ("train", epoch) for epoch in good}
     between = good_entries(run, _BETWEEN, like, "an older one is used")

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from gapjax.evaluation import mean_and_stderr
 from gapjax.vae import (
     VAE,
     VAEParams,
@@ -308,14 +309,13 @@ def sandwich(
             jax.block_until_ready(parts[-1])
             on_progress(min(start + batch_size, num_images))
     images, upper, lower = jax.tree.map(lambda *leaves: np.concatenate(leaves)[:num_images], *parts)
-    gaps = np.asarray(upper, np.float64) - lower.log_prob
-    spread = gaps.std(ddof=1) if num_images > 1 else np.nan
+    gap, gap_stderr = mean_and_stderr(np.asarray(upper, np.float64) - lower.log_prob)
     return Sandwich(
         images=images,
         lower=lower.log_prob,
         upper=upper,
-        gap=float(gaps.mean()),
-        gap_stderr=float(spread / np.sqrt(num_images)),
+        gap=gap,
+        gap_stderr=gap_stderr,
         ess=lower.ess,
         acceptance=lower.acceptance,
     )

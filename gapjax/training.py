@@ -184,7 +184,7 @@ def train(
             return resume._replace(state=jax.tree.map(jnp.copy, resume.state))
         if state is None:
             init_key, run_key = jax.random.split(key)
-            state = init_state(vae.init(init_key), run_key, optimizer)
+            state = init_state(jax.jit(vae.init)(init_key), run_key, optimizer)
         else:
             state = jax.tree.map(jnp.copy, state)
         return Progress(state, None, Curve([], [], [], []), 0.0, 0)
@@ -370,9 +370,9 @@ def self_consistent(
     return refit_encoder(vae, params, source, rng_key, num_epochs=num_epochs, **refit_options)
 
 
-def steps_per_epoch(source: Source, batch_size: int) -> int:
+def steps_per_epoch(num_examples: int, batch_size: int) -> int:
     """Steps that see every example of an epoch once; the last may be of fewer examples."""
-    return -(-source.num_examples // batch_size)
+    return -(-num_examples // batch_size)
 
 
 def run_steps(
@@ -395,7 +395,7 @@ def run_steps(
       The state after them; the sum of the objective over each step's examples [num_steps], nats;
       whether every parameter is finite.
     """
-    epoch, first_step = jnp.divmod(state.step, steps_per_epoch(source, batch_size))
+    epoch, first_step = jnp.divmod(state.step, steps_per_epoch(source.num_examples, batch_size))
     epoch_key = jax.random.fold_in(state.rng_key, epoch)
     plan_key, examples_key = jax.random.split(epoch_key)
     plan = source.begin_epoch(plan_key)
@@ -473,7 +473,7 @@ class _Runs:
         self.devices = hardware.all_devices(devices)
         self.num_members = len(sources)
         self.num_examples = num_examples
-        self.num_steps = steps_per_epoch(sources[0], batch_size)
+        self.num_steps = steps_per_epoch(num_examples, batch_size)
         self.chunk = _chunk(self.num_steps, self.num_members)
         self.event_shape = jax.eval_shape(_first_example, sources[0]).shape
         self.static = (vae, optimizer, batch_size, objective)
@@ -497,8 +497,9 @@ class _Runs:
         if num_epochs < 1:
             raise ValueError(f"num_epochs is {num_epochs}; it must be positive")
         monitors = list(monitors) or [None] * len(runs)
-        going = [run for run in runs if until is None or run.plateaus <= until.num_decays]
-        steps = {int(run.state.step) for run in going or runs}
+        is_running = lambda run: until is None or run.plateaus <= until.num_decays
+        steps = {int(run.state.step) for run in filter(is_running, runs)}
+        steps = steps or {int(run.state.step) for run in runs}
         if len(steps) > 1:
             raise ValueError(f"the runs of a sweep are at steps {sorted(steps)}, not at one")
         step = steps.pop()
@@ -516,7 +517,7 @@ class _Runs:
             return [r._replace(state=s) for r, s in zip(runs, states, strict=True)]
 
         while step < num_epochs * self.num_steps:
-            running = [until is None or run.plateaus <= until.num_decays for run in runs]
+            running = list(map(is_running, runs))
             if not any(running):
                 break
             length = min(self.chunk, self.num_steps - step % self.num_steps)

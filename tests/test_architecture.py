@@ -25,7 +25,7 @@ FLOORS = {
     "sources": 3,
     "optimizers": 3,
     "evaluation": 3,
-    "likelihoods": 3,
+    "likelihoods": 4,
     "posteriors": 4,
     "training": 4,
     "gaps": 5,
