@@ -80,7 +80,7 @@ def _products(phase: str, num_outputs: int, batch: int, samples: int) -> list[tu
     if phase == "train":
         products += [("tn", batch, *layer) for layer in decoder]
     else:
-        products += [("nn", batch, *layer) for layer in decoder]  # the model's samples
+        products += [("nn", batch // 2, *layer) for layer in decoder]  # the model's samples
     return products
 
 

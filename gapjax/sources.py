@@ -8,7 +8,7 @@ A source is anything with
 
 and registered as a pytree, so that its arrays (images, decoder parameters, alpha) are traced:
 they are never copied into a program, and a stack of sources is one vmapped program. `draw` is
-written for one example; `training.py` vmaps it over a batch.
+written for one example; `draw_examples` vmaps it over many, of a mixture over no more than needed.
 """
 
 import dataclasses
@@ -24,6 +24,7 @@ from gapjax.vae import VAE, Params, sample_model
 
 Plan = Any
 _STATIC = {"static": True}
+_BLOCK = 250  # examples drawn side by side: many for a matrix product, few for a CPU's cache
 
 
 class Source(Protocol):
@@ -99,6 +100,60 @@ def mixture_source(model: Source, data: Source, alpha: ArrayLike) -> "MixtureSou
     return MixtureSource(model, data, jnp.asarray(alpha, jnp.float32), only)
 
 
+def draw_examples(
+    source: Source, plan: Plan, rng_keys: jax.Array, positions: jax.Array
+) -> jax.Array:
+    """Many draws at once: `source.draw(plan, rng_keys[i], positions[i])` for every i.
+
+    Of a mixture, each example is drawn from the one source that it is taken from: at alpha = 0.5
+    half as many samples of the model are made as examples are drawn.
+
+    Args:
+      source: where x comes from.
+      plan: of the epoch.
+      rng_keys: [M], a key for every example.
+      positions: [M], their positions in the epoch.
+
+    Returns:
+      [M, *event].
+    """
+    if isinstance(source, MixtureSource):
+        return _draw_mixture(source, plan, rng_keys, positions)
+    draw = functools.partial(source.draw, plan)
+    return jax.lax.map(lambda xs: draw(*xs), (rng_keys, positions), batch_size=_BLOCK)
+
+
+def _draw_mixture(
+    source: "MixtureSource", plan: Plan, rng_keys: jax.Array, positions: jax.Array
+) -> jax.Array:
+    """See `draw_examples`. The examples of the model are made in blocks, until there are enough."""
+    _, model_plan, data_plan = plan
+    keys = jax.vmap(jax.random.split)(rng_keys)
+    model_keys, data_keys = keys[:, 0], keys[:, 1]
+    if source.only == "data":
+        return draw_examples(source.data, data_plan, data_keys, positions)
+    from_data = draw_examples(source.data, data_plan, data_keys, positions)
+    if source.only == "model":
+        from_model = draw_examples(source.model, model_plan, model_keys, positions)
+        return from_model.astype(from_data.dtype)
+    chosen = jax.vmap(functools.partial(source.takes_model, plan))(positions)
+    first_chosen = jnp.argsort(~chosen, stable=True)
+    number, size = len(positions), min(_BLOCK, len(positions))
+
+    def draw_block(state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        start, drawn = state
+        these = first_chosen[jnp.minimum(start + jnp.arange(size), number - 1)]
+        draw = functools.partial(source.model.draw, model_plan)
+        block = jax.vmap(draw)(model_keys[these], positions[these]).astype(drawn.dtype)
+        return start + size, jax.lax.dynamic_update_slice_in_dim(drawn, block, start, axis=0)
+
+    room = jnp.zeros((-(-number // size) * size, *from_data.shape[1:]), from_data.dtype)
+    enough = chosen.sum()
+    _, drawn = jax.lax.while_loop(lambda state: state[0] < enough, draw_block, (0, room))
+    from_model = drawn[jnp.cumsum(chosen) - 1]
+    return jnp.where(chosen.reshape(-1, *[1] * (from_data.ndim - 1)), from_model, from_data)
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class DataSource:
@@ -161,11 +216,15 @@ class MixtureSource:
         from_model = jax.random.uniform(choice_key, (self.num_examples,)) < self.alpha
         return from_model, self.model.begin_epoch(model_key), self.data.begin_epoch(data_key)
 
+    def takes_model(self, plan: tuple[jax.Array, Plan, Plan], position: jax.Array) -> jax.Array:
+        """Whether the example at `position` is the model's."""
+        return plan[0][jnp.minimum(position, self.num_examples - 1)]
+
     def draw(
         self, plan: tuple[jax.Array, Plan, Plan], rng_key: jax.Array, position: jax.Array
     ) -> jax.Array:
         """One example of the mixture, in the data's dtype."""
-        from_model, model_plan, data_plan = plan
+        _, model_plan, data_plan = plan
         model_key, data_key = jax.random.split(rng_key)
         draw_data = functools.partial(self.data.draw, data_plan, data_key, position)
         if self.only == "data":
@@ -174,5 +233,4 @@ class MixtureSource:
         x_model = self.model.draw(model_plan, model_key, position).astype(dtype)
         if self.only == "model":
             return x_model
-        chosen = from_model[jnp.minimum(position, self.num_examples - 1)]
-        return jnp.where(chosen, x_model, draw_data())
+        return jnp.where(self.takes_model(plan, position), x_model, draw_data())

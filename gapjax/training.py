@@ -23,14 +23,15 @@ from jax.typing import ArrayLike
 from gapjax import devices as hardware
 from gapjax.evaluation import evaluate
 from gapjax.optimizers import adam, encoder_only, scale_learning_rate
-from gapjax.sources import Source, data_source, mixture_source, model_source
+from gapjax.sources import Source, data_source, draw_examples, mixture_source, model_source
 from gapjax.vae import VAE, Params, VAEParams, bits_per_dim, elbo
 
 Objective = Callable[[VAE, VAEParams, jax.Array, jax.Array], jax.Array]
 Monitor = Callable[[VAEParams], float]
 
 SWEEPS = ("auto", "vmap", "map")
-_CHUNK_STEPS = 512  # at most this many steps, of all members together, in one compiled call
+# At most so many steps, and bytes of examples, of all members together, in one compiled call.
+_CHUNK_STEPS, _CHUNK_BYTES = 512, 2**27
 
 
 class TrainState(NamedTuple):
@@ -404,14 +405,17 @@ def run_steps(
     first_positions = (first_step + jnp.arange(num_steps)) * batch_size
     positions = first_positions[:, None] + slots[None]
     positions = jnp.where(slots[None] < batch_size, positions, source.num_examples)
-    # One batch of hashes a chunk, not one a step: small kernels are what a CPU is slow at.
-    example_keys = _example_keys(examples_key, positions)
+    # Hashes and draws for the whole chunk, not step by step: many at once are cheaper.
+    draw_keys, objective_keys = _example_keys(examples_key, positions.ravel())
+    x = draw_examples(source, plan, draw_keys, positions.ravel())
+    x, objective_keys = (a.reshape(*positions.shape, *a.shape[1:]) for a in (x, objective_keys))
+    weights = (positions < source.num_examples).astype(jnp.float32)
     num_examples = jnp.clip(source.num_examples - first_positions, 1, batch_size)
 
     def step(state: TrainState, xs: tuple[jax.Array, ...]) -> tuple[TrainState, jax.Array]:
-        return train_step(shard, state, source, plan, *xs, vae, optimizer, objective)
+        return train_step(shard, state, *xs, vae, optimizer, objective)
 
-    state, sums = jax.lax.scan(step, state, (positions, *example_keys, num_examples))
+    state, sums = jax.lax.scan(step, state, (x, objective_keys, weights, num_examples))
     finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params)])
     return state, sums, finite.all()
 
@@ -419,30 +423,26 @@ def run_steps(
 def train_step(
     shard: hardware.Shard,
     state: TrainState,
-    source: Source,
-    plan: Any,
-    positions: jax.Array,
-    draw_keys: jax.Array,
-    objective_keys: jax.Array,
+    x: jax.Array,
+    rng_keys: jax.Array,
+    weights: jax.Array,
     num_examples: jax.Array,
     vae: VAE,
     optimizer: Any,
     objective: Objective,
 ) -> tuple[TrainState, jax.Array]:
-    """One optimizer step on the examples at `positions` [B] of the epoch, with two keys for each.
+    """One optimizer step on examples x [B, *event], with a key [B] for the objective of each.
 
-    The loss is minus the mean objective over those positions of all shards that exist, of which
-    there are `num_examples`; positions past the end of the epoch have weight zero. This is the
-    named place where examples are vmapped, and where shards meet.
+    The loss is minus the weighted sum of the objective over the examples of all shards, divided
+    by `num_examples`; weights [B] are 1, and 0 for what only fills a batch up. This is the named
+    place where examples are vmapped, and where shards meet.
 
     Returns:
       The next state, and the sum of the objective over the examples, nats.
     """
-    x = jax.vmap(functools.partial(source.draw, plan))(draw_keys, positions)
-    weights = (positions < source.num_examples).astype(jnp.float32)
 
     def loss(params: VAEParams) -> jax.Array:
-        values = jax.vmap(lambda key, one: objective(vae, params, key, one))(objective_keys, x)
+        values = jax.vmap(lambda key, one: objective(vae, params, key, one))(rng_keys, x)
         return -jnp.vdot(weights, values) / num_examples
 
     value, gradients = shard.sum(jax.value_and_grad(loss)(state.params))
@@ -452,9 +452,9 @@ def train_step(
 
 
 def _example_keys(rng_key: jax.Array, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Two keys for every position of an epoch: one to draw x, one for the objective's noise."""
-    flat = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(rng_key, i)))(positions.ravel())
-    return flat[:, 0].reshape(positions.shape), flat[:, 1].reshape(positions.shape)
+    """Two keys for every position [M] of an epoch: to draw x, and for the objective's noise."""
+    keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(rng_key, i)))(positions)
+    return keys[:, 0], keys[:, 1]
 
 
 class _Runs:
@@ -474,8 +474,10 @@ class _Runs:
         self.num_members = len(sources)
         self.num_examples = num_examples
         self.num_steps = steps_per_epoch(num_examples, batch_size)
-        self.chunk = _chunk(self.num_steps, self.num_members)
-        self.event_shape = jax.eval_shape(_first_example, sources[0]).shape
+        example = jax.eval_shape(_first_example, sources[0])
+        self.event_shape = example.shape
+        step_bytes = batch_size * example.size * example.dtype.itemsize
+        self.chunk = _chunk(self.num_steps, self.num_members, step_bytes)
         self.static = (vae, optimizer, batch_size, objective)
         if self.num_members == 1:
             self.treedef, self.sweep = None, None
@@ -673,9 +675,9 @@ def _first_example(source: Source) -> jax.Array:
     return source.draw(source.begin_epoch(rng_key), rng_key, jnp.zeros((), jnp.int32))
 
 
-def _chunk(num_steps: int, num_members: int) -> int:
+def _chunk(num_steps: int, num_members: int, step_bytes: int) -> int:
     """Steps in a compiled call: an even part of the epoch where there is one that serves."""
-    most = max(1, _CHUNK_STEPS // num_members)
+    most = max(1, min(_CHUNK_STEPS, _CHUNK_BYTES // step_bytes) // num_members)
     if num_steps <= most:
         return num_steps
     even = max(length for length in range(1, most + 1) if num_steps % length == 0)

@@ -10,6 +10,7 @@ import pytest
 from conftest import assert_same_bits
 
 import gapjax
+from gapjax.sources import draw_examples
 
 N = 400
 
@@ -31,10 +32,21 @@ IMAGES = np.arange(N, dtype=np.int32)[:, None] % 100  # [N, 1], levels below 100
 @functools.partial(jax.jit, static_argnames="num_draws")
 def _epoch(source, rng_key, num_draws=N):
     """The examples [num_draws, *event] of one epoch, in order."""
+    return draw_examples(source, *_plan_keys_positions(source, rng_key, num_draws))
+
+
+@functools.partial(jax.jit, static_argnames="num_draws")
+def _one_by_one(source, rng_key, num_draws=N):
+    """The same epoch by the source's own `draw`."""
+    plan, keys, positions = _plan_keys_positions(source, rng_key, num_draws)
+    return jax.vmap(functools.partial(source.draw, plan))(keys, positions)
+
+
+def _plan_keys_positions(source, rng_key, num_draws):
     plan_key, draw_key = jax.random.split(rng_key)
-    plan = source.begin_epoch(plan_key)
-    draw = lambda i: source.draw(plan, jax.random.fold_in(draw_key, i), i)
-    return jax.vmap(draw)(jnp.arange(num_draws))
+    positions = jnp.arange(num_draws)
+    keys = jax.vmap(lambda i: jax.random.fold_in(draw_key, i))(positions)
+    return source.begin_epoch(plan_key), keys, positions
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +113,32 @@ def test_a_mixture_draws_in_the_type_of_the_data(model, alpha):
     assert source.num_examples == N
     draws = jax.eval_shape(_epoch, source, jax.random.key(0))
     assert (draws.dtype, draws.shape) == (jnp.uint8, (N, 1))
+
+
+@pytest.mark.parametrize("num_draws", [N + 20, 30])
+@pytest.mark.parametrize("alpha", [0.0, 0.02, 0.5, 0.98, 1.0])
+def test_many_draws_at_once_are_the_draws_of_each(model, data, alpha, num_draws):
+    for source in (data, model, gapjax.mixture_source(model, data, jnp.float32(alpha))):
+        together = _epoch(source, jax.random.key(8), num_draws)
+        alone = _one_by_one(source, jax.random.key(8), num_draws)
+        assert together.dtype == alone.dtype
+        np.testing.assert_array_equal(together, alone)
+
+
+def test_a_mixture_asks_the_model_for_no_more_than_it_takes(data):
+    """But for the last block; each sample of the model costs a pass through its decoder."""
+    drawn = []
+
+    def decode(decoder, z):
+        jax.debug.callback(lambda z: drawn.append(z), z)
+        return VAE.decode(decoder, z)
+
+    model = gapjax.model_source(VAE._replace(decode=decode), DECODER, N)
+    for alpha, most in ((0.0, 0), (0.3, 250), (1.0, 500)):
+        drawn.clear()
+        _epoch(gapjax.mixture_source(model, data, jnp.float32(alpha)), jax.random.key(9))
+        jax.effects_barrier()
+        assert len(drawn) == most
 
 
 def test_the_share_is_alpha_for_each_example_apart(model, data):
