@@ -281,7 +281,7 @@ def _bars(run: Run, name: str, total: int) -> Iterator[Any]:
                 desc=f"{name} {what}", total=total, disable=None, unit="im", dynamic_ncols=True
             )
         bars[what].update(done - bars[what].n)
-        if run.workdir.interrupted:
+        if run.interrupted():
             raise KeyboardInterrupt
 
     try:
