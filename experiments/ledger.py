@@ -104,12 +104,17 @@ def ledger_phase(run: Run, settings: Settings) -> dict:
     """
     store = run.workdir.checkpoints / "ledger"
     rows, seconds = [], 0.0
+    methods = {
+        "search": gapjax.PosteriorSearch()._asdict(),
+        "annealing": gapjax.Annealing()._asdict(),
+    }
     for epoch in _epochs(run, settings):
         kinds = [kind for kind in REFITS
                  if epoch in checkpoints.numbers(run.workdir.checkpoints / kind)]  # fmt: skip
         refit = _REFIT if _REFIT in kinds else None
         # The batch size is no part of what is measured.
-        measured_with = {**settings._asdict(), "epochs": None, "batch_size": None, "refits": kinds}
+        measured_with = {**settings._asdict(), "epochs": None, "batch_size": None}
+        measured_with |= {"refits": kinds, **methods}
         done = epoch in checkpoints.numbers(store)
         if not done or checkpoints.record(store, epoch)["settings"] != measured_with:
             clock = time.monotonic()
@@ -135,8 +140,7 @@ def ledger_phase(run: Run, settings: Settings) -> dict:
         "preset": run.config.preset,
         "subset_seed": run.config.seed,
         "num_samples": settings.num_samples,
-        "search": gapjax.PosteriorSearch()._asdict(),
-        "annealing": gapjax.Annealing()._asdict(),
+        **methods,
         "environment": environment(),
         "checkpoints": rows,
         "notes": [*_NOTES, *_own_notes(rows)],

@@ -28,7 +28,8 @@ class PosteriorSearch(NamedTuple):
     the mean of its iterates is judged by the ELBO on held-out noise, the same at every round.
     Where that does not improve on the best so far by `tolerance`, the learning rate of the image
     is multiplied by `decay`; where it happens for the (`num_decays` + 1)th time, the image is
-    finished and costs no more. The best is kept, and the start counts as one.
+    finished and costs no more. Where it is worse than the best, the image goes back to that. The
+    best is kept, and the start counts as one.
 
     Attributes:
       num_samples: S, posterior samples in each gradient.
@@ -48,7 +49,7 @@ class PosteriorSearch(NamedTuple):
     num_heldout: int = 200
     tolerance: float = 0.01
     decay: float = 0.3
-    num_decays: int = 2
+    num_decays: int = 3
 
 
 class OptimalPosteriors(NamedTuple):
@@ -301,10 +302,12 @@ def _judge(state, encoder, decoder, keys, images, batch, *, vae, search) -> _Sea
         better = value > state.best_value  # never where the value is NaN
         plateau = ~(value - state.best_value >= search.tolerance)
         pick = lambda new, old: jnp.where(better, new, old)
+        best = jax.tree.map(pick, state.candidate, state.best)
         factor = jnp.where(plateau, search.decay, 1.0)
         return state._replace(
+            free=jax.tree.map(pick, state.free, best),
             opt_state=scale_learning_rate(state.opt_state, factor),
-            best=jax.tree.map(pick, state.candidate, state.best),
+            best=best,
             best_value=pick(value, state.best_value),
             plateaus=state.plateaus + plateau,
             improved=state.improved | better,

@@ -73,6 +73,34 @@ def test_it_is_never_worse_than_the_best_of_its_starts(linear):
     np.testing.assert_allclose(_missing(linear, result.posteriors), 0.0, atol=1e-5)
 
 
+def test_an_image_goes_back_to_its_best_from_where_it_is_worse_and_on_from_where_it_is_better(
+    linear,
+):
+    images, batch = linear.images[:3], np.arange(3)
+    keys = posteriors._keys(jax.random.key(0), batch, None, 1, 50)
+    wrong, exact = (
+        [np.asarray(leaf) for leaf in posteriors._encode(p.encoder, images, vae=linear.vae)]
+        for p in (linear.wrong, linear.exact)
+    )
+
+    def judge(state, free, candidate):
+        state = state._replace(free=[*map(jnp.array, free)], candidate=[*map(jnp.array, candidate)])
+        encoder, decoder = linear.exact
+        return posteriors._judge(
+            state, encoder, decoder, keys, images, batch, vae=linear.vae, search=_SEARCH
+        )
+
+    state = judge(posteriors._place(None, [*map(jnp.array, wrong)], _SEARCH), wrong, wrong)
+    elsewhere = [leaf + 1 for leaf in wrong]
+    state = judge(state, elsewhere, exact)
+    np.testing.assert_array_equal(state.free, elsewhere)
+    np.testing.assert_array_equal(state.best, exact)
+    state = judge(state, elsewhere, wrong)
+    np.testing.assert_array_equal(state.free, exact)
+    np.testing.assert_array_equal(state.best, exact)
+    np.testing.assert_array_equal(state.plateaus, 1)
+
+
 def test_every_image_step_and_sample_has_noise_of_its_own():
     batch, num_steps = np.arange(3), jnp.array([0, 0, 5])
     keys = [
