@@ -42,6 +42,7 @@ from gapjax import evaluation, training
 _LIKELIHOODS = {"binary": ("bernoulli", 2), "grey": ("discretized_logistic", 256)}
 _ALL_PHASES = ["train", "refit", "evaluate"]
 _MEMBERS = 4
+_ALPHA = 0.5  # of the refit
 _EVENT, _LATENT, _HIDDEN = (28, 28), 10, (500, 500)
 
 _JSON = flags.DEFINE_string("json", None, "File to write the table to, as JSON.")
@@ -80,7 +81,7 @@ def _products(phase: str, num_outputs: int, batch: int, samples: int) -> list[tu
     if phase == "train":
         products += [("tn", batch, *layer) for layer in decoder]
     else:
-        products += [("nn", batch // 2, *layer) for layer in decoder]  # the model's samples
+        products += [("nn", round(_ALPHA * batch), *layer) for layer in decoder]  # model samples
     return products
 
 
@@ -135,7 +136,7 @@ def _program(phase: str, likelihood: str, levels: int, steps: int):
     if phase == "refit":
         optimizer = gapjax.encoder_only(optimizer)
         model = gapjax.model_source(vae, params.decoder, len(images))
-        source = gapjax.mixture_source(model, source, 0.5)
+        source = gapjax.mixture_source(model, source, _ALPHA)
     program = functools.partial(
         training.run_steps, vae=vae, optimizer=optimizer, batch_size=_BATCH.value,
         objective=gapjax.elbo, num_steps=steps,
