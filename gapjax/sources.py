@@ -130,9 +130,9 @@ def _draw_mixture(
     _, model_plan, data_plan = plan
     keys = jax.vmap(jax.random.split)(rng_keys)
     model_keys, data_keys = keys[:, 0], keys[:, 1]
-    if source.only == "data":
-        return draw_examples(source.data, data_plan, data_keys, positions)
     from_data = draw_examples(source.data, data_plan, data_keys, positions)
+    if source.only == "data":
+        return from_data
     if source.only == "model":
         from_model = draw_examples(source.model, model_plan, model_keys, positions)
         return from_model.astype(from_data.dtype)

@@ -146,8 +146,8 @@ def test_gradient_agrees_with_finite_differences():
     by_loc = (of(loc + step, scale) - of(loc - step, scale)) / (2 * step)
     by_scale = (of(loc, scale + step) - of(loc, scale - step)) / (2 * step)
     _, gradients = _values_and_gradients(loc, scale, k.astype(np.float32), levels)
-    np.testing.assert_allclose(gradients[0], by_loc, rtol=1e-3, atol=2e-3)
-    np.testing.assert_allclose(gradients[1], by_scale, rtol=1e-3, atol=2e-3)
+    np.testing.assert_allclose(gradients[0], by_loc, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(gradients[1], by_scale, rtol=1e-3, atol=1e-3)
 
 
 def test_gradient_by_the_value_is_minus_that_by_the_mean():
