@@ -27,7 +27,7 @@ from experiments.run import (
 )
 from gapjax import checkpoints, training
 
-_UNFINISHED = "refit_partial"  # the store of refits that are under way, by optimizer step
+_UNFINISHED = "refit_partial"  # the store of refits that are under way; `_number` names an entry
 _MONITOR_EVERY = 10  # epochs between two points of a refit's curve
 _MONITOR_SAMPLES = 4
 
@@ -112,7 +112,8 @@ def _refit(run: Run, kind: str, epochs: list[int], missing: list[int]) -> None:
         checkpoints.save(
             run.workdir.checkpoints / kind, epoch, tree, {**facts, **_record(kind, refit)}
         )
-    checkpoints.prune(run.workdir.checkpoints / _UNFINISHED, lambda saved: saved)
+    store, own = run.workdir.checkpoints / _UNFINISHED, _number(kind, epochs)
+    checkpoints.prune(store, lambda saved: [number for number in saved if number == own])
 
 
 def _monitor(run: Run) -> training.Monitor:
@@ -128,8 +129,7 @@ def _monitor(run: Run) -> training.Monitor:
 
 
 def _save_unfinished(run: Run, kind: str, epochs: list[int], several: list, clock: float) -> None:
-    """Saves refits that are under way; the newest such entry stays."""
-    store = run.workdir.checkpoints / _UNFINISHED
+    """Saves refits that are under way, in the place of what was saved of them before."""
     tree = [{"state": member.state, "encoders": member.encoders} for member in several]
     facts = {
         "kind": kind, "epochs": epochs, "seconds": time.monotonic() - clock,
@@ -138,36 +138,39 @@ def _save_unfinished(run: Run, kind: str, epochs: list[int], several: list, cloc
             for m in several
         ],
     }  # fmt: skip
-    number = max(int(member.state.step) for member in several)
-    checkpoints.save(store, number, tree, facts)
-    checkpoints.prune(store, lambda saved: [other for other in saved if other != number])
+    checkpoints.save(run.workdir.checkpoints / _UNFINISHED, _number(kind, epochs), tree, facts)
+
+
+def _number(kind: str, epochs: list[int]) -> int:
+    """Under which these refits are saved while they are under way: no others' place."""
+    return epochs[0] * len(REFITS) + REFITS.index(kind)
 
 
 def _unfinished(run: Run, kind: str, epochs: list[int]) -> tuple[list | None, float]:
     """Where these refits were when they were saved last, and their seconds until then."""
-    store = run.workdir.checkpoints / _UNFINISHED
+    store, number = run.workdir.checkpoints / _UNFINISHED, _number(kind, epochs)
     optimizer = gapjax.encoder_only(gapjax.adam(run.config.learning_rate))
     state = state_like(run, optimizer)
     encoder = state.params.encoder
     one = {"state": state, "encoders": {"best": encoder, "averaged": encoder}}
-    for number in reversed(checkpoints.numbers(store)):
-        try:
-            facts = checkpoints.record(store, number)
-            if (facts["kind"], facts["epochs"]) != (kind, epochs):
-                continue
-            tree, _ = checkpoints.restore(store, number, [one] * len(epochs))
-        except checkpoints.DamagedError as error:
-            print(f"skipped: {error}; the refit begins anew", flush=True)
-            continue
-        members = [
-            training.Progress(
-                arrays["state"], arrays["encoders"], training.Curve(*member["curve"]),
-                member["epoch_nats"], member["plateaus"],
-            )
-            for arrays, member in zip(tree, facts["members"], strict=True)
-        ]  # fmt: skip
-        return members, facts["seconds"]
-    return None, 0.0
+    try:
+        if number not in checkpoints.numbers(store):
+            return None, 0.0
+        facts = checkpoints.record(store, number)
+        if (facts["kind"], facts["epochs"]) != (kind, epochs):
+            return None, 0.0  # of another company of checkpoints
+        tree, _ = checkpoints.restore(store, number, [one] * len(epochs))
+    except checkpoints.DamagedError as error:
+        print(f"skipped: {error}; the refit begins anew", flush=True)
+        return None, 0.0
+    members = [
+        training.Progress(
+            arrays["state"], arrays["encoders"], training.Curve(*member["curve"]),
+            member["epoch_nats"], member["plateaus"],
+        )
+        for arrays, member in zip(tree, facts["members"], strict=True)
+    ]  # fmt: skip
+    return members, facts["seconds"]
 
 
 def _record(kind: str, refit: gapjax.Refit) -> dict:

@@ -1,5 +1,6 @@
 """No lost work: damaged entries, states between checkpoints, half-written files, no room."""
 
+import functools
 import json
 import os
 import resource
@@ -132,6 +133,32 @@ def test_a_run_ends_after_the_chunk_at_hand_and_goes_on_from_there(
     _go(path)
     _assert_same_run(path, chunked)
     assert not _sums(path, ["refit_partial"])
+
+
+def test_refits_interrupted_in_turn_are_all_gone_on_with(chunked, tmp_path, monkeypatch):
+    """What is under way of one refit stays where another is begun, and interrupted too."""
+    path, store = tmp_path / "run", tmp_path / "run" / "checkpoints" / "refit_partial"
+    _go(path, [train.train_phase])
+    for number, kind in enumerate(("control", "optimal"), 1):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(experiment.Run, "interrupted", lambda run: True)
+            _go(path, [functools.partial(refit.refit_phase, kinds=[kind])])
+        assert len(checkpoints.numbers(store)) == number
+    taken = []
+    load = refit._unfinished
+
+    def noted(run, kind, epochs):
+        members, seconds = load(run, kind, epochs)
+        taken.append((kind, None if members is None else int(members[0].state.step)))
+        return members, seconds
+
+    monkeypatch.setattr(refit, "_unfinished", noted)
+    _go(path)
+    assert {step for kind, step in taken if kind == "self_consistent"} == {None}
+    for kind in ("control", "optimal"):
+        assert next(step for name, step in taken if name == kind) > 0
+    _assert_same_run(path, chunked)
+    assert not checkpoints.numbers(store)
 
 
 def test_one_lost_member_of_a_sweep_is_made_again_bit_for_bit(chunked, tmp_path):
