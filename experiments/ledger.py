@@ -282,8 +282,9 @@ def _bars(run: Run, name: str, total: int) -> Iterator[Any]:
     def show(what: str, done: int) -> None:
         if what not in bars:
             bars[what] = tqdm.tqdm(
-                desc=f"{name} {what}", total=total, disable=None, unit="im", dynamic_ncols=True
-            )
+                desc=f"{name} {what}", total=total, unit="im", dynamic_ncols=True,
+                disable=None if run.workdir.writes else True,
+            )  # fmt: skip
         bars[what].update(done - bars[what].n)
         if run.interrupted():
             raise KeyboardInterrupt

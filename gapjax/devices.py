@@ -228,10 +228,6 @@ def _named(wrapper: Callable, function: Callable) -> Callable:
     return functools.update_wrapper(wrapper, getattr(function, "func", function), ["__name__"], [])
 
 
-def _local(devices: Devices) -> list[jax.Device]:
-    return [device for device in devices if device.process_index == jax.process_index()]
-
-
 def _in_cluster() -> bool:
     """Whether the environment names several tasks, or a TPU slice of several workers."""
     tasks = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
