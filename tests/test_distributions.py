@@ -150,6 +150,25 @@ def test_gradient_agrees_with_finite_differences():
     np.testing.assert_allclose(gradients[1], by_scale, rtol=1e-3, atol=1e-3)
 
 
+def test_second_derivatives_agree_with_finite_differences():
+    """The derivatives are given in closed form, and are themselves differentiated."""
+    levels, step = 17, 1e-4
+    rng = np.random.default_rng(1)
+    loc, scale = rng.uniform(-0.3, 1.3, (20, 1)), 10 ** rng.uniform(-1, 0, (20, 1))
+    loc, scale, k = (a.ravel() for a in np.broadcast_arrays(loc, scale, np.arange(levels)))
+    of = lambda i, j: _scipy_log_probs(loc + i * step, scale + j * step, levels)[
+        np.arange(len(k)), k
+    ]
+    by_loc = (of(1, 0) - 2 * of(0, 0) + of(-1, 0)) / step**2
+    by_scale = (of(0, 1) - 2 * of(0, 0) + of(0, -1)) / step**2
+    by_both = (of(1, 1) - of(1, -1) - of(-1, 1) + of(-1, -1)) / (4 * step**2)
+    log_prob = lambda loc, scale, k: DiscretizedLogistic(loc, scale, levels).log_prob(k)
+    hessian = jax.jit(jax.vmap(jax.hessian(log_prob, argnums=(0, 1))))(loc, scale, k * 1.0)
+    np.testing.assert_allclose(hessian[0][0], by_loc, rtol=2e-3, atol=2e-3)
+    np.testing.assert_allclose(hessian[1][1], by_scale, rtol=2e-3, atol=2e-3)
+    np.testing.assert_allclose(hessian[0][1], by_both, rtol=2e-3, atol=2e-3)
+
+
 def test_gradient_by_the_value_is_minus_that_by_the_mean():
     of = lambda value, loc: DiscretizedLogistic(loc, 0.1, 17).log_prob(value)
     by_value, by_loc = jax.grad(of, argnums=(0, 1))(6.0, 0.4)
