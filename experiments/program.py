@@ -28,51 +28,65 @@ def run_program(phases: Callable[[Run], None], *, new_runs: bool) -> None:
       phases: what the program does.
       new_runs: whether flags define the run; otherwise the workdir's own configuration does.
     """
-    name = Path(sys.argv[0]).stem
+
+    def work(values: flags.FlagValues, hold: Callable[[Workdir], None]) -> None:
+        _join(values)
+        saving = Saving()
+        if new_runs:
+            config, saving = config_from_flags(values), saving_from_flags(values)
+            default = f"runs/{config.preset}_seed{config.seed}"
+            workdir = Workdir(Path(values.workdir or default))
+        elif values.workdir is None:
+            raise UsageError("--workdir is not given; name the folder of a run")
+        else:
+            workdir = Workdir(Path(values.workdir))
+            config = workdir.config()
+        hold(workdir)
+        _use_compilation_cache()
+        phases(start(config, workdir, values.data_dir, saving, values.sweep))
+
+    _run(work)
+
+
+def run_without_workdir(work: Callable[[flags.FlagValues], None]) -> None:
+    """Runs a program that claims no run's folder, and ends the process."""
+    _run(lambda values, hold: work(values))
+
+
+def _run(work: Callable[[flags.FlagValues, Callable[[Workdir], None]], None]) -> None:
+    """Runs `work`, which gives the workdir that it means to claim to the function it is given."""
+    name, held = Path(sys.argv[0]).stem, []
 
     def main(argv: list[str]) -> int:
         if len(argv) > 1:
             return _fail(f"{argv[1]!r} is not a flag; see --help")
-        values, workdir = flags.FLAGS, None
 
         def interrupt(number: int, frame: object) -> None:
-            # The epoch at hand is finished first; a second signal does not wait for that.
-            if workdir is None or workdir.interrupted:
+            # The chunk at hand is finished first; a second signal does not wait for that.
+            if not held or held[0].interrupted:
                 raise KeyboardInterrupt
-            workdir.interrupted = True
+            held[0].interrupted = True
 
-        if not values["verbosity"].present:
+        if not flags.FLAGS["verbosity"].present:
             # Orbax and others tell of every step, and of each error that they raise as well.
             logging.set_verbosity(logging.FATAL)
             standard_logging.getLogger("asyncio").setLevel(standard_logging.CRITICAL)
             sys.unraisablehook = _unraisable
         for number in (signal.SIGINT, signal.SIGTERM):  # a shell's & leaves SIGINT ignored
             signal.signal(number, interrupt)
-        saving = Saving()
         try:
-            _join(values)
-            if new_runs:
-                config, saving = config_from_flags(values), saving_from_flags(values)
-                default = f"runs/{config.preset}_seed{config.seed}"
-                workdir = Workdir(Path(values.workdir or default))
-            elif values.workdir is None:
-                raise UsageError("--workdir is not given; name the folder of a run")
-            else:
-                workdir = Workdir(Path(values.workdir))
-                config = workdir.config()
-            _use_compilation_cache()
-            phases(start(config, workdir, values.data_dir, saving, values.sweep))
+            work(flags.FLAGS, held.append)
         except DamagedError as error:
             made_by = "the program that made it, experiments.train or experiments.refit"
             return _fail(f"{error}; {made_by}, makes it again")
         except _EXPECTED as error:
             return _fail(" ".join(str(error).split()))
         except OSError as error:
-            return _fail(_os_error_line(error, workdir))
+            return _fail(_os_error_line(error, held[0] if held else None))
         except KeyboardInterrupt:
             return _fail("interrupted; what was done is saved, and the same command goes on", 130)
         finally:
-            if workdir is not None:
+            for workdir in held:
                 workdir.close()
         return 0
 

@@ -1,0 +1,173 @@
+"""Several seeds of one configuration: means over them, bands in the figures, a table.
+
+python -m experiments.seeds --runs=runs/digits_seed0,runs/digits_seed1 --out=runs/digits
+
+Reads the results.json of every run; writes seeds.json, overview and the three figures. What one
+run's standard errors leave out, the randomness of training and of the refits, is seen here.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+
+from experiments import program
+from experiments.options import UsageError
+from experiments.run import environment
+from experiments.workdir import write_json
+from gapjax import plots
+
+_BPD = (
+    "train", "test", "control", "self_consistent", "optimal", "control_averaged",
+    "self_consistent_averaged", "inference_gap", "gain", "gain_over_control", "gain_averaged",
+    "gain_over_control_averaged",
+)  # fmt: skip
+# Shares of the gap; results.json has those of self-consistent training alone.
+_SHARES: Mapping[str, Callable[[dict], float]] = {
+    "gap_closed": lambda row: row["gap_closed"],
+    "gap_closed_control": lambda row: _share(row, "control"),
+    "gap_closed_averaged": lambda row: row["gap_closed_averaged"],
+    "gap_closed_control_averaged": lambda row: _share(row, "control_averaged"),
+}
+_OWN = ("seed", "workdir", "data_dir")  # what may differ from run to run
+
+
+def summary(runs: Sequence[dict]) -> dict:
+    """Means over seeds and standard deviations across them, checkpoint by checkpoint.
+
+    Args:
+      runs: what the main program writes as results.json, of several seeds.
+
+    Returns:
+      What is written as seeds.json: of every number its "mean" over the runs, their standard
+      deviation "sd" (n - 1), "stderr" = sd / root n of the mean, and the "values"; BPD, and the
+      gap's shares that are closed. Of every claim the seeds for which it was judged, and holds.
+    """
+    seeds = [run["config"]["seed"] for run in runs]
+    rows = []
+    for together in zip(*(run["checkpoints"] for run in runs), strict=True):
+        row = {"epoch": together[0]["epoch"]}
+        row |= {name: _over_seeds([one[name]["bpd"] for one in together]) for name in _BPD}
+        row |= {
+            name: _over_seeds([find(one) for one in together]) for name, find in _SHARES.items()
+        }
+        rows.append(row)
+    verdicts: dict[str, dict[int, bool]] = {}
+    for seed, run in zip(seeds, runs, strict=True):
+        for claim in run["claims"]:
+            verdicts.setdefault(claim["claim"], {})[seed] = claim["holds"]
+    return {
+        "schema": 1,
+        "preset": runs[0]["preset"],
+        "dataset": runs[0]["dataset"],
+        "seeds": seeds,
+        "commits": sorted({str(run["environment"]["commit"]) for run in runs}),
+        "environment": environment(),
+        "checkpoints": rows,
+        "claims": [
+            {
+                "claim": claim,
+                "judged_for_seeds": list(holds),
+                "holds_for_seeds": [seed for seed in holds if holds[seed]],
+            }
+            for claim, holds in verdicts.items()
+        ],
+        "notes": [
+            "The BPD after optimal inference is fitted on the test set: it measures, no more."
+        ],
+    }
+
+
+def table(results: dict) -> str:
+    """The summary as plain text, mean ± standard deviation, a line for each checkpoint."""
+    heads = {
+        "train": "train", "test": "test", "control": "control",
+        "self_consistent": "self-consistent", "optimal": "optimal*",
+        "gain_over_control": "gain over control",
+    }  # fmt: skip
+    lines = ["epoch" + "".join(f"{head:>18}" for head in (*heads.values(), "gap closed"))]
+    for row in results["checkpoints"]:
+        cells = [f"{row[name]['mean']:.4f} ± {row[name]['sd']:.4f}" for name in heads]
+        closed = row["gap_closed"]
+        cells.append(f"{closed['mean']:.0%} ± {closed['sd']:.0%}")
+        lines.append(f"{row['epoch']:5}" + "".join(f"{cell:>18}" for cell in cells))
+    return "\n".join(lines)
+
+
+def read(folders: Sequence[str]) -> list[dict]:
+    """The results of runs that differ in their seeds alone, ascending by seed.
+
+    Raises:
+      UsageError: fewer than two, one without results, or of another configuration or data.
+    """
+    if len(folders) < 2:
+        raise UsageError(
+            f"--runs names {len(folders)} folders; a standard deviation needs at least 2 seeds"
+        )
+    runs = []
+    for folder in map(Path, folders):
+        path = folder / "results.json"
+        if not path.is_file():
+            raise UsageError(
+                f"--runs: {folder} has no results.json; python -m experiments.evaluate "
+                f"--workdir={folder} makes it"
+            )
+        try:
+            runs.append(json.loads(path.read_text()))
+            _identity(runs[-1])
+        except (ValueError, KeyError, TypeError) as error:
+            raise UsageError(f"--runs: {path} is damaged ({error!r})") from error
+    seeds = [run["config"]["seed"] for run in runs]
+    if len(set(seeds)) < len(seeds):
+        raise UsageError(f"--runs are of the seeds {seeds}; each must be of another")
+    for folder, run in zip(folders, runs, strict=True):
+        first, other = _identity(runs[0]), _identity(run)
+        differing = [name for name in first if first[name] != other.get(name)]
+        if differing or len(first) != len(other):
+            raise UsageError(
+                f"--runs: {folder} is of another configuration than {folders[0]} "
+                f"({', '.join(differing) or 'more flags'})"
+            )
+    return sorted(runs, key=lambda run: run["config"]["seed"])
+
+
+def _identity(run: dict) -> dict:
+    """What must be the same in all runs."""
+    config = {name: value for name, value in run["config"].items() if name not in _OWN}
+    epochs = [row["epoch"] for row in run["checkpoints"]]
+    return {**config, "data": run["data"].get("sha256"), "checkpoints": epochs}
+
+
+def _share(row: dict, name: str) -> float:
+    return (row["test"]["bpd"] - row[name]["bpd"]) / row["inference_gap"]["bpd"]
+
+
+def _over_seeds(values: list[float]) -> dict:
+    mean, sd = float(np.mean(values)), float(np.std(values, ddof=1))
+    return {"mean": mean, "sd": sd, "stderr": sd / len(values) ** 0.5, "values": values}
+
+
+def seeds(values: flags.FlagValues) -> None:
+    """Reads, summarises, draws."""
+    if not values.runs or values.out is None:
+        raise UsageError("--runs and --out are both needed; see --help")
+    runs, out = read(values.runs), Path(values.out)
+    results = summary(runs)
+    out.mkdir(parents=True, exist_ok=True)
+    for draw in (plots.overview, plots.figure1a, plots.figure1b, plots.figure2):
+        plots.save(draw(runs), out / draw.__name__)
+    write_json(out / "seeds.json", results)
+    print(table(results))
+    print("mean ± standard deviation across seeds; * fitted on the test set")
+    for claim in results["claims"]:
+        held, judged = claim["holds_for_seeds"], claim["judged_for_seeds"]
+        print(f"holds for {len(held)} of {len(judged)} seeds: {claim['claim']}")
+    print(f"figures: {out / 'overview.png'}")
+
+
+if __name__ == "__main__":
+    flags.DEFINE_list("runs", None, "Workdirs of the runs, one for each seed: a,b,c.")
+    flags.DEFINE_string("out", None, "Folder for seeds.json and the figures; made if needed.")
+    program.run_without_workdir(seeds)
