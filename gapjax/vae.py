@@ -21,6 +21,11 @@ from gapjax.distributions import AutoregressiveFlow, DiscretizedLogistic
 Params = Any
 LIKELIHOODS = ("bernoulli", "discretized_logistic")
 _FLOW_LAYERS, _FLOW_HIDDEN = 2, 64
+# The least log scale of a pixel with 256 levels in [0, 1]: 0.23 of a bin, as in PixelCNN++ and the
+# authors' code. Without it the pixels at the border, 0 in all but a handful of training images,
+# get narrower and narrower (1e-7 of a bin was seen), and one test image that is not 0 there cost
+# 1e8 nats: after 100 epochs of grey MNIST the mean test BPD was 23, and its median 1.56.
+_MIN_LOG_SCALE = -7.0
 # How encoder parameters are made and used, and the prior.
 _Family = tuple[Callable, Callable, dist.Distribution]
 _NOT_ONE_EVENT = "log_prob of one example must be a scalar: see .to_event of the distribution"
@@ -76,7 +81,8 @@ def mlp_vae(
     Args:
       event_shape: shape of one x, whose entries are integer levels.
       likelihood: "bernoulli" (levels 0 and 1) or "discretized_logistic", whose mean and log
-        scale the decoder gives for every pixel.
+        scale the decoder gives for every pixel. The scale is at least 0.23 of a bin, with 256
+        levels the e^-7 of PixelCNN++ and the authors' code.
       latent_dim: Z.
       hidden_sizes: widths of the hidden layers; the decoder has them in reverse.
       levels: number of pixel levels, for the discretized logistic.
@@ -92,7 +98,8 @@ def mlp_vae(
 
     References:
       Zhang, Hayes, Barber, Generalization Gap in Amortized Inference, sections 2.2 and 3; Kingma
-      et al., Improved Variational Inference with Inverse Autoregressive Flow, 2016.
+      et al., Improved Variational Inference with Inverse Autoregressive Flow, 2016; Salimans et
+      al., PixelCNN++, 2017.
     """
     if likelihood not in LIKELIHOODS:
         raise ValueError(
@@ -125,6 +132,7 @@ def _mlp_vae(
     bernoulli = likelihood == "bernoulli"
     init_encoder, infer, prior = _FAMILIES[posterior](hidden_sizes, latent_dim)
     decoder = networks.MLPDecoder(hidden_sizes[::-1], event_shape, 1 if bernoulli else 2)
+    min_log_scale = _MIN_LOG_SCALE + math.log(255 / (levels - 1))
 
     def init(rng_key: jax.Array) -> VAEParams:
         encoder_key, decoder_key = jax.random.split(rng_key)
@@ -141,7 +149,8 @@ def _mlp_vae(
         if bernoulli:
             pixels = dist.Bernoulli(logits=out[0])
         else:
-            pixels = DiscretizedLogistic(out[0], jnp.exp(out[1]), levels)
+            scale = jnp.exp(jnp.maximum(out[1], min_log_scale))
+            pixels = DiscretizedLogistic(out[0], scale, levels)
         return pixels.to_event(len(event_shape))
 
     return VAE(init, encode, decode, prior)

@@ -173,6 +173,21 @@ def test_mlp_vae_has_the_shapes_of_the_paper(likelihood, levels):
         assert 0 <= image.min() and image.max() <= levels - 1
 
 
+@pytest.mark.parametrize("levels", [17, 256])
+def test_the_scale_of_a_pixel_is_bounded_from_below(levels):
+    """So the price of being sure and wrong is bounded, whatever the network emits."""
+    vae = gapjax.mlp_vae((2,), "discretized_logistic", latent_dim=1, hidden_sizes=(), levels=levels)
+    params = jax.tree.map(jnp.zeros_like, random_params(vae)).decoder
+    (name,) = params["MLP_0"]
+    with_bias = lambda bias: {"MLP_0": {name: {**params["MLP_0"][name], "bias": bias}}}
+    decode = jax.jit(lambda bias: vae.decode(with_bias(bias), jnp.zeros(1)))
+    pixels = decode(jnp.array([0.0, 0.0, -50.0, -1.0])).base_dist
+    bins = levels - 1
+    np.testing.assert_allclose(pixels.scale * bins, [255 * math.exp(-7), bins / math.e], rtol=1e-5)
+    worst = pixels.log_prob(jnp.array([bins, 0.0]))[0]  # the other end of the range
+    assert worst == pytest.approx(-(bins - 0.5) / (255 * math.exp(-7)), rel=1e-3)
+
+
 def test_the_decoder_mirrors_the_encoder():
     vae = gapjax.mlp_vae((2,), latent_dim=3, hidden_sizes=(6, 5))
     params = jax.eval_shape(vae.init, jax.random.key(0))
