@@ -21,10 +21,11 @@ from gapjax.distributions import AutoregressiveFlow, DiscretizedLogistic
 Params = Any
 LIKELIHOODS = ("bernoulli", "discretized_logistic")
 _FLOW_LAYERS, _FLOW_HIDDEN = 2, 64
-# The least log scale of a pixel with 256 levels in [0, 1]: 0.23 of a bin, as in PixelCNN++ and the
-# authors' code. Without it the pixels at the border, 0 in all but a handful of training images,
-# get narrower and narrower (1e-7 of a bin was seen), and one test image that is not 0 there cost
-# 1e8 nats: after 100 epochs of grey MNIST the mean test BPD was 23, and its median 1.56.
+# The least log scale of a pixel with 256 levels in [0, 1], 0.23 of a bin, as in the authors' code
+# (PixelCNN++ has half of it). Without it the pixels at the border, 0 in all but a handful of
+# training images, get narrower and narrower (1e-7 of a bin was seen), and one test image that is
+# not 0 there cost 1e8 nats: after 100 epochs of grey MNIST the mean test BPD was 23, its median
+# 1.56.
 _MIN_LOG_SCALE = -7.0
 # How encoder parameters are made and used, and the prior.
 _Family = tuple[Callable, Callable, dist.Distribution]
@@ -82,7 +83,7 @@ def mlp_vae(
       event_shape: shape of one x, whose entries are integer levels.
       likelihood: "bernoulli" (levels 0 and 1) or "discretized_logistic", whose mean and log
         scale the decoder gives for every pixel. The scale is at least 0.23 of a bin, with 256
-        levels the e^-7 of PixelCNN++ and the authors' code.
+        levels the e^-7 of the authors' code.
       latent_dim: Z.
       hidden_sizes: widths of the hidden layers; the decoder has them in reverse.
       levels: number of pixel levels, for the discretized logistic.
