@@ -19,7 +19,6 @@ that of training at one, two and four times the data: seconds, and peak memory s
 import functools
 import itertools
 import json
-import math
 import resource
 import statistics
 import sys
@@ -39,6 +38,7 @@ from experiments.run import environment
 from experiments.workdir import write_json
 from gapjax import devices as hardware
 from gapjax import evaluation, training
+from gapjax.vae import min_log_scale
 
 _LIKELIHOODS = {"binary": ("bernoulli", 2), "grey": ("discretized_logistic", 256)}
 _ALL_PHASES = ["train", "refit", "evaluate"]
@@ -177,8 +177,8 @@ def _torch_loop(likelihood: str, levels: int) -> Callable[[], None] | None:
         if levels == 2:
             return -functional.binary_cross_entropy_with_logits(out, k, reduction="none").sum(1)
         loc, log_scale = out.chunk(2, dim=1)
-        loc, log_scale = loc * (levels - 1), log_scale + math.log(levels - 1)
-        scale = torch.exp(log_scale.clamp(min=math.log(255) - 7))
+        scale = torch.exp(log_scale.clamp(min=min_log_scale(levels)))
+        loc, scale = loc * (levels - 1), scale * (levels - 1)
         above, below = (k + 0.5 - loc) / scale, (k - 0.5 - loc) / scale
         zero = torch.zeros_like(k)
         left = torch.where(k >= levels - 1, zero, functional.logsigmoid(above))

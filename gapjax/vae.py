@@ -133,7 +133,6 @@ def _mlp_vae(
     bernoulli = likelihood == "bernoulli"
     init_encoder, infer, prior = _FAMILIES[posterior](hidden_sizes, latent_dim)
     decoder = networks.MLPDecoder(hidden_sizes[::-1], event_shape, 1 if bernoulli else 2)
-    min_log_scale = _MIN_LOG_SCALE + math.log(255 / (levels - 1))
 
     def init(rng_key: jax.Array) -> VAEParams:
         encoder_key, decoder_key = jax.random.split(rng_key)
@@ -150,11 +149,16 @@ def _mlp_vae(
         if bernoulli:
             pixels = dist.Bernoulli(logits=out[0])
         else:
-            scale = jnp.exp(jnp.maximum(out[1], min_log_scale))
+            scale = jnp.exp(jnp.maximum(out[1], min_log_scale(levels)))
             pixels = DiscretizedLogistic(out[0], scale, levels)
         return pixels.to_event(len(event_shape))
 
     return VAE(init, encode, decode, prior)
+
+
+def min_log_scale(levels: int) -> float:
+    """The least log scale that `mlp_vae` gives a discretized logistic of so many levels."""
+    return _MIN_LOG_SCALE + math.log(255 / (levels - 1))
 
 
 def _diagonal(hidden_sizes: tuple[int, ...], latent_dim: int) -> _Family:

@@ -181,7 +181,7 @@ class _Correlated:
     ledger is an expectation of a quadratic, known in closed form.
     """
 
-    num_repeats, num_images, sigma = 120, 50, 0.6
+    num_repeats, num_images, sigma = 200, 50, 0.6
 
     def __init__(self):
         rng = np.random.default_rng(3)
@@ -277,7 +277,7 @@ def correlated():
         measure(
             model.vae, model.params, jax.random.key(number), model.images[name], model.encoders,
             num_samples=10, search=search, method="importance", num_importance_samples=200,
-            batch_size=3000,
+            batch_size=2500,
         )
         for number, name in enumerate(("train", "test"))
     ]  # fmt: skip
@@ -298,7 +298,7 @@ def test_every_entry_is_its_closed_form(correlated):
 
 
 def test_standard_errors_cover_the_truth(correlated):
-    """95 % intervals of 120 ledgers of 50 images each: 3 standard errors of that count are 6 %."""
+    """95 % intervals of 200 ledgers of 50 images each hold it in 90 to 99 % of them."""
     model, train, test = correlated
     truth = model.truth()
     covered = {name: 0 for name in truth}
@@ -309,7 +309,7 @@ def test_standard_errors_cover_the_truth(correlated):
         for name, entry in _entries(book).items():
             covered[name] += abs(entry.nats - truth[name]) < 1.96 * entry.stderr
     for name, count in covered.items():
-        assert 0.88 <= count / model.num_repeats < 1, (name, count)
+        assert 0.90 <= count / model.num_repeats <= 0.99, (name, count)
 
 
 def test_a_ledger_of_a_random_subset_without_posteriors(linear):
