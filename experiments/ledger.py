@@ -15,13 +15,12 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import tqdm
 from absl import flags
 
 import gapjax
 from experiments import options, program
 from experiments.draw import draw_phase
-from experiments.run import REFITS, Run, encoders, entry_facts, environment
+from experiments.run import REFITS, Run, encoders, entry_facts, environment, plain_bar
 from experiments.workdir import write_json
 from gapjax import checkpoints, gaps, plots
 
@@ -108,24 +107,30 @@ def ledger_phase(run: Run, settings: Settings) -> dict:
         "search": gapjax.PosteriorSearch()._asdict(),
         "annealing": gapjax.Annealing()._asdict(),
     }
-    for epoch in _epochs(run, settings):
-        kinds = [kind for kind in REFITS
-                 if epoch in checkpoints.numbers(run.workdir.checkpoints / kind)]  # fmt: skip
-        refit = _REFIT if _REFIT in kinds else None
+    epochs = _epochs(run, settings)
+    refits = {epoch: [kind for kind in REFITS
+                      if epoch in checkpoints.numbers(run.workdir.checkpoints / kind)]
+              for epoch in epochs}  # fmt: skip
+
+    def measure(epoch: int) -> None:
         # The batch size is no part of what is measured.
         measured_with = {**settings._asdict(), "epochs": None, "batch_size": None}
-        measured_with |= {"refits": kinds, **methods}
+        measured_with |= {"refits": refits[epoch], **methods}
         done = epoch in checkpoints.numbers(store)
-        if not done or checkpoints.record(store, epoch)["settings"] != measured_with:
-            clock = time.monotonic()
-            model = encoders(run, epoch, kinds)
-            tree = _measure(run, settings, epoch, *model)
-            between = _sandwich(run, settings, epoch, *model) if settings.num_simulated else None
-            record = {**entry_facts(epoch, clock), "settings": measured_with, "sandwich": between}
-            checkpoints.save(store, epoch, tree, record)
+        if done and checkpoints.record(store, epoch)["settings"] == measured_with:
+            return
+        clock = time.monotonic()
+        model = encoders(run, epoch, refits[epoch])
+        tree = _measure(run, settings, epoch, *model)
+        between = _sandwich(run, settings, epoch, *model) if settings.num_simulated else None
+        record = {**entry_facts(epoch, clock), "settings": measured_with, "sandwich": between}
+        checkpoints.save(store, epoch, tree, record)
+
+    run.each([functools.partial(measure, epoch) for epoch in epochs])
+    for epoch, kinds in refits.items():
         tree, record = checkpoints.restore(store, epoch, _like(run, settings, kinds))
         book = gaps.balance(
-            tree["train"], tree["test"], refit=refit,
+            tree["train"], tree["test"], refit=_REFIT if _REFIT in kinds else None,
             num_available=(len(run.dataset.train), len(run.dataset.test)),
         )  # fmt: skip
         seconds += record["seconds"]
@@ -281,10 +286,7 @@ def _bars(run: Run, name: str, total: int) -> Iterator[Any]:
 
     def show(what: str, done: int) -> None:
         if what not in bars:
-            bars[what] = tqdm.tqdm(
-                desc=f"{name} {what}", total=total, unit="im", dynamic_ncols=True,
-                disable=None if run.workdir.writes else True,
-            )  # fmt: skip
+            bars[what] = plain_bar(run, f"{name} {what}", total, unit="im")
         bars[what].update(done - bars[what].n)
         if run.interrupted():
             raise KeyboardInterrupt

@@ -67,10 +67,11 @@ _PLACE_FLAGS = (
         "Where MNIST is: a TensorFlow Datasets folder, or one with the four IDX files.",
     ),
     (
-        functools.partial(flags.DEFINE_enum, enum_values=("off", *SWEEPS)), "sweep", "auto",
-        "Refits of all checkpoints in one program: vmap, side by side; map, one after another; "
-        "off, each on its own. They are spread over the devices. auto: vmap on GPUs and TPUs; on "
-        "CPUs map where there are several devices, off on one. Several processes: off.",
+        functools.partial(flags.DEFINE_enum, enum_values=("off", "cores", *SWEEPS)), "sweep",
+        "auto", "How the refits of all checkpoints are computed. In one program, spread over the "
+        "devices: vmap, side by side; map, one after another. Each on its own: off, one after "
+        "another; cores, side by side, each on a core of the CPU, to the same bits. auto: vmap on "
+        "GPUs and TPUs, cores on CPUs. Several processes: off.",
     ),
     (
         flags.DEFINE_string, "coordinator", None,

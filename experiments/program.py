@@ -1,5 +1,6 @@
 """What every program here does around its phases: flags in, one line out where it cannot go on."""
 
+import contextlib
 import errno
 import logging as standard_logging
 import os
@@ -30,7 +31,7 @@ def run_program(phases: Callable[[Run], None], *, new_runs: bool) -> None:
     """
 
     def work(values: flags.FlagValues, hold: Callable[[Workdir], None]) -> None:
-        _join(values)
+        cores = _join(values)
         saving = Saving()
         if new_runs:
             config, saving = config_from_flags(values), saving_from_flags(values)
@@ -43,7 +44,9 @@ def run_program(phases: Callable[[Run], None], *, new_runs: bool) -> None:
             config = workdir.config()
         hold(workdir)
         _use_compilation_cache()
-        phases(start(config, workdir, values.data_dir, saving, values.sweep))
+        # What is not done on each core is done on the first device, which computes with them all.
+        with devices.only(cores[:1]) if cores else contextlib.nullcontext():
+            phases(start(config, workdir, values.data_dir, saving, values.sweep, cores))
 
     _run(work)
 
@@ -103,8 +106,12 @@ def _run(work: Callable[[flags.FlagValues, Callable[[Workdir], None]], None]) ->
     app.run(main, flags_parser=parse)
 
 
-def _join(values: flags.FlagValues) -> None:
-    """Joins the other processes of the run; all but the first of them say nothing."""
+def _join(values: flags.FlagValues) -> tuple[jax.Device, ...]:
+    """Joins the other processes of the run; all but the first of them say nothing.
+
+    Returns:
+      The cores on which things can be done side by side; none where that is not wanted.
+    """
     try:
         devices.join_processes(
             values.coordinator, values.num_processes, values.process_id,
@@ -112,8 +119,11 @@ def _join(values: flags.FlagValues) -> None:
         )  # fmt: skip
     except RuntimeError as error:
         raise UsageError(str(error)) from error
+    divided = values.sweep in ("auto", "cores") and devices.divide_cpu()
     if devices.process()[0] > 0:
         sys.stdout = Path(os.devnull).open("w")
+    everything = devices.all_devices()
+    return everything if divided and not devices.is_accelerated(everything) else ()
 
 
 def _unraisable(error: "sys.UnraisableHookArgs") -> None:

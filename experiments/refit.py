@@ -9,6 +9,7 @@ optimal, and can be carried back.
 
 import time
 from collections.abc import Sequence
+from functools import partial
 
 import jax.numpy as jnp
 from absl import flags
@@ -53,8 +54,7 @@ def refit_phase(
             if absent:
                 _refit(run, kind, epochs, absent)
     else:
-        for epoch, kind in missing:
-            _refit(run, kind, [epoch], [epoch])
+        run.each([partial(_refit, run, kind, [epoch], [epoch]) for epoch, kind in missing])
 
 
 def _refit(run: Run, kind: str, epochs: list[int], missing: list[int]) -> None:

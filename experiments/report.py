@@ -570,7 +570,8 @@ def _pairs(title: str, values: Mapping[str, Any] | None) -> str:
 
 
 def _seconds(seconds: Mapping[str, Any] | None) -> str:
-    return _pairs("Time", {name: _duration(value) for name, value in (seconds or {}).items()})
+    durations = {name: _duration(value) for name, value in (seconds or {}).items()}
+    return _pairs("Time, summed over what was done side by side", durations)
 
 
 def _terms() -> str:

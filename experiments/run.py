@@ -24,6 +24,7 @@ from experiments.workdir import Workdir, WorkdirError
 from gapjax import checkpoints, devices, training
 
 REFITS = ("self_consistent", "control", "optimal")
+OPTIMAL_NOTE = "The BPD after optimal inference is fitted on the test set: it measures, no more."
 AVERAGED = ("self_consistent", "control")  # refits at a constant rate: their mean is shown too
 _PURPOSES = ("train", "refit", "optimal", "evaluate", "monitor", "pictures", "ledger", "simulated")
 
@@ -39,7 +40,9 @@ class Run(NamedTuple):
       data_dir: where the data was looked for, as given; no part of what is computed.
       validation: [V, *event] uint8, taken off the training set; None without --validation.
       saving: what is saved between checkpoints; no part of what is computed.
-      sweep: how refits are computed: "off", or as in `gapjax.refit_encoder`.
+      sweep: how refits are computed: one by one where "off" or "cores", or in one program as in
+        `gapjax.refit_encoder`; see `sweeps` for "auto".
+      cores: devices on which `each` does one thing each at a time; none: one thing after another.
     """
 
     config: Config
@@ -50,6 +53,7 @@ class Run(NamedTuple):
     validation: np.ndarray | None = None
     saving: Saving = Saving()
     sweep: str = "auto"
+    cores: tuple[jax.Device, ...] = ()
 
     def key(self, purpose: str, epoch: int = 0) -> jax.Array:
         """The key of a purpose, for the checkpoint of an epoch."""
@@ -72,7 +76,26 @@ class Run(NamedTuple):
         if self.sweep == "auto":
             everywhere, alone = devices.all_devices(), devices.process()[1] == 1
             return alone and (devices.is_accelerated(everywhere) or len(everywhere) > 1)
-        return self.sweep != "off"
+        return self.sweep not in ("off", "cores")
+
+    def each(self, jobs: Sequence[Callable[[], None]]) -> None:
+        """Does what can be done in any order, as many things at once as there are `cores`.
+
+        Raises:
+          KeyboardInterrupt: the run is interrupted; what is under way has been saved.
+        """
+
+        def stop() -> None:
+            self.workdir.interrupted = True
+
+        def unless_interrupted(job: Callable[[], None]) -> None:
+            if self.interrupted():
+                raise KeyboardInterrupt
+            job()
+
+        devices.side_by_side(
+            [functools.partial(unless_interrupted, job) for job in jobs], self.cores, stop
+        )
 
     @property
     def evaluated(self) -> dict[str, int]:
@@ -90,6 +113,7 @@ def start(
     data_dir: str | None,
     saving: Saving = Saving(),  # noqa: B008 (an immutable tuple)
     sweep: str = "auto",
+    cores: tuple[jax.Device, ...] = (),
 ) -> Run:
     """Loads the data, checks that the configuration fits it, and claims the workdir.
 
@@ -122,7 +146,7 @@ def start(
     )  # fmt: skip
     workdir.claim(config, dataset.provenance)
     _commit()  # of the code that is loaded, not of what the checkout holds hours later
-    return Run(config, dataset, vae, workdir, data_dir, validation, saving, sweep)
+    return Run(config, dataset, vae, workdir, data_dir, validation, saving, sweep, cores)
 
 
 def _hold_out(dataset: gapjax.Dataset, number: int) -> tuple[gapjax.Dataset, np.ndarray | None]:
@@ -252,15 +276,18 @@ def _commit() -> str | None:
     return f"{commit} with changes" if changed else commit
 
 
+def plain_bar(run: Run, name: str, total: int, **options: Any) -> tqdm.tqdm:
+    """A bar on the terminal, if there is one, of the process that writes."""
+    hidden = None if run.workdir.writes else True  # None leaves it to tqdm to find a terminal
+    return tqdm.tqdm(desc=name, total=total, dynamic_ncols=True, disable=hidden, **options)
+
+
 @contextmanager
 def progress_bar(
     run: Run, name: str, total: int, initial: int = 0
 ) -> Iterator[Callable[[int, float], None]]:
     """A bar with the BPD so far; one line at the end where there is no terminal."""
-    bar = tqdm.tqdm(
-        desc=f"{name:24}", total=total, initial=initial, unit="ep", dynamic_ncols=True,
-        disable=None if run.workdir.writes else True,
-    )  # fmt: skip
+    bar = plain_bar(run, f"{name:24}", total, initial=initial, unit="ep")
     no_terminal = bar.disable  # closing a bar sets it
     clock, last = time.monotonic(), None
 

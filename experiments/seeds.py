@@ -15,7 +15,7 @@ from absl import flags
 
 from experiments import program
 from experiments.options import UsageError
-from experiments.run import environment
+from experiments.run import OPTIMAL_NOTE, environment
 from experiments.workdir import write_json
 from gapjax import plots
 
@@ -74,9 +74,7 @@ def summary(runs: Sequence[dict]) -> dict:
             }
             for claim, holds in verdicts.items()
         ],
-        "notes": [
-            "The BPD after optimal inference is fitted on the test set: it measures, no more."
-        ],
+        "notes": [OPTIMAL_NOTE],
     }
 
 

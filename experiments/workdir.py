@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -35,6 +36,7 @@ class Workdir:
         self.interrupted = False
         self.writes = devices.process()[0] == 0
         self._lock = None
+        self._logging = threading.Lock()
         self._events = None
 
     def claim(self, config: Config, data: dict) -> None:
@@ -155,18 +157,19 @@ class Workdir:
         from tensorboardX.summary import scalar
 
         entry = {"phase": phase, **where, "epoch": epoch, **values}
-        with (self.path / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(entry) + "\n")
-        if self._events is None:
-            folder = self.path / "tensorboard"
-            folder.mkdir(exist_ok=True)
-            # Not its SummaryWriter, whose thread ends in silence where there is no room.
-            self._events = EventsWriter(str(folder / "events"))
         tag = "/".join([phase, *(f"{key}_{value}" for key, value in where.items())])
-        for name, value in values.items():
-            summary = scalar(f"{tag}/{name}", value)
-            self._events.write_event(Event(wall_time=time.time(), step=epoch, summary=summary))
-        self._events.flush()
+        with self._logging:  # refits side by side are in threads
+            with (self.path / "metrics.jsonl").open("a") as file:
+                file.write(json.dumps(entry) + "\n")
+            if self._events is None:
+                folder = self.path / "tensorboard"
+                folder.mkdir(exist_ok=True)
+                # Not its SummaryWriter, whose thread ends in silence where there is no room.
+                self._events = EventsWriter(str(folder / "events"))
+            for name, value in values.items():
+                summary = scalar(f"{tag}/{name}", value)
+                self._events.write_event(Event(wall_time=time.time(), step=epoch, summary=summary))
+            self._events.flush()
 
     def close(self) -> None:
         """Writes what is buffered and lets the folder go."""

@@ -3,7 +3,7 @@
 A store is a folder; an entry is a subfolder named by its number (an epoch) that holds a pytree
 and a JSON record. An entry is written beside its place and renamed when it is whole, so an entry
 that can be seen was finished; its SHA-256, kept in the record, is checked when it is restored.
-An entry of the same number stays until the new one is whole.
+An entry of the same number stays until the new one is whole. Threads may share a store.
 """
 
 import functools
@@ -13,9 +13,10 @@ import json
 import os
 import re
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -26,6 +27,21 @@ _NEW, _OLD = ".new", ".old"  # endings of an entry that waits for its place, and
 _LEFTOVER = re.compile(r"\d+(\.new)?\.orbax-checkpoint-tmp.*|\d+\.old")
 
 
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+_lock = threading.RLock()
+
+
+def _in_turn(function: _Function) -> _Function:
+    """Of several threads one at a time is in here: Orbax is not made for more, nor is `tidy`."""
+
+    @functools.wraps(function)
+    def alone(*args, **options):
+        with _lock:
+            return function(*args, **options)
+
+    return alone
+
+
 class CheckpointError(RuntimeError):
     """An entry is missing, cannot be written or does not fit; one line says which."""
 
@@ -34,6 +50,7 @@ class DamagedError(CheckpointError):
     """An entry is not what was saved; there is nothing to do but to make it again."""
 
 
+@_in_turn
 def save(store: Path, number: int, tree: Any, record: dict) -> None:
     """Writes an entry; it is there whole when this returns, or not at all.
 
@@ -146,6 +163,7 @@ def numbers(store: Path) -> list[int]:
     return sorted(int(p.name) for p in Path(store).iterdir() if p.name.isdigit() and p.is_dir())
 
 
+@_in_turn
 def prune(store: Path, surplus: Callable[[list[int]], list[int]]) -> None:
     """Removes the entries that `surplus` picks of the numbers that are there.
 
@@ -160,6 +178,7 @@ def prune(store: Path, surplus: Callable[[list[int]], list[int]]) -> None:
     _wait(Path(store))
 
 
+@_in_turn
 def tidy(store: Path) -> None:
     """Removes what a killed program left half-written in a store that no program writes to.
 
@@ -190,6 +209,7 @@ def _record(store: Path, number: int) -> dict:
     return _verified(read.record, store, number)
 
 
+@_in_turn
 def _read(store: Path, number: int, **items: Any) -> Any:
     path = _path(store, number)
     if not path.is_dir():

@@ -6,12 +6,20 @@ Two ways to use many devices:
                      gradients are summed over the devices once a step
     member_parallel  many runs: every device computes runs of its own; nothing is communicated
 
+and one for work in pieces that know nothing of each other, such as refits: `side_by_side`, each
+on a device of its own. A CPU is one device, whose cores share every matrix product; pieces on a
+core each are done sooner, so `divide_cpu` makes every core a device.
+
 One device is not a special case for a caller: it gets a jitted program without any axis.
 """
 
+import contextlib
 import functools
 import os
-from collections.abc import Callable, Sequence
+import queue
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import jax
@@ -22,6 +30,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 Devices = Sequence[jax.Device]
 _AXIS = "shards"
+_MOST_CORES = 8  # each holds the data and compiles for itself
+_default: ContextVar[tuple[jax.Device, ...] | None] = ContextVar("devices", default=None)
 
 
 class Shard(NamedTuple):
@@ -55,8 +65,83 @@ WHOLE = Shard(0, 1, None)
 
 
 def all_devices(devices: Devices | None = None) -> tuple[jax.Device, ...]:
-    """The devices given, or all that there are, those of other processes too."""
-    return tuple(jax.devices() if devices is None else devices)
+    """The devices given, or those of `only`, or all there are, those of other processes too."""
+    if devices is None:
+        devices = _default.get() or jax.devices()
+    return tuple(devices)
+
+
+@contextlib.contextmanager
+def only(devices: Devices) -> Iterator[None]:
+    """Within it these are all devices that there are, in this thread."""
+    token = _default.set(tuple(devices))
+    try:
+        with jax.default_device(devices[0]):
+            yield
+    finally:
+        _default.reset(token)
+
+
+def divide_cpu() -> bool:
+    """Makes every core of the CPU a device of JAX; to be called before it has any.
+
+    A program on one of them still computes with all cores that are idle.
+
+    Returns:
+      Whether it did: not where there is one core, where JAX was told how many devices a CPU is,
+      or in one of several processes.
+    """
+    told = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    told = told or jax.config.jax_num_cpu_devices > 0
+    number = min(_num_cores(), _MOST_CORES)
+    if told or number == 1 or jax.distributed.is_initialized():
+        return False
+    jax.config.update("jax_num_cpu_devices", number)
+    return True
+
+
+def side_by_side(
+    jobs: Sequence[Callable[[], None]], devices: Devices, stop: Callable[[], None]
+) -> None:
+    """Does all jobs, in threads, at any time one on each device; all in turn where there is one.
+
+    What a job computes is the same on whichever device, bit for bit, where these are equal.
+
+    Args:
+      jobs: each finds its device as the only one there is. They may begin in this order and end
+        in any.
+      devices: for a job each; of this process. One or none: where the caller computes.
+      stop: called where a job raises: has those that are under way end soon. Those that have not
+        begun are left.
+
+    Raises:
+      BaseException: what the first job raised that did, once all have ended.
+    """
+    if len(devices) < 2:
+        for job in jobs:
+            job()
+        return
+    idle = queue.SimpleQueue()
+    for device in devices:
+        idle.put(device)
+
+    def do(job: Callable[[], None]) -> None:
+        device = idle.get()
+        try:
+            with only([device]):
+                job()
+        finally:
+            idle.put(device)
+
+    with ThreadPoolExecutor(len(devices)) as pool:
+        under_way = [pool.submit(do, job) for job in jobs]
+        try:
+            for done in as_completed(under_way):
+                done.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            stop()
+            raise
 
 
 def local_devices(devices: Devices) -> tuple[jax.Device, ...]:
@@ -226,6 +311,13 @@ class _Program(NamedTuple):
 def _named(wrapper: Callable, function: Callable) -> Callable:
     """Gives a wrapper the name of what it wraps, which profiles and logs then show."""
     return functools.update_wrapper(wrapper, getattr(function, "func", function), ["__name__"], [])
+
+
+def _num_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _in_cluster() -> bool:

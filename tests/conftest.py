@@ -23,7 +23,7 @@ NUM_DEVICES = 8
 if "device_count" not in os.environ.get("XLA_FLAGS", ""):
     jax.config.update("jax_num_cpu_devices", NUM_DEVICES)
 _DEFAULT = int(os.environ.get("GAPJAX_TEST_DEVICES", "1"))
-devices.all_devices = lambda given=None: tuple(jax.devices()[:_DEFAULT] if given is None else given)
+devices._default.set(tuple(jax.devices()[:_DEFAULT]))
 # NumPyro's own Bernoulli promotes dtypes, so only ranks are held strictly.
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update(

@@ -1,8 +1,10 @@
 """Many devices compute what one does; a sweep computes what its members would alone."""
 
+import functools
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import jax
@@ -141,6 +143,73 @@ def test_devices_that_are_given_are_used(small):
     state, _ = _train(small, EIGHT[7:], num_epochs=1, rng_key=jax.random.key(3))
     assert {d for leaf in jax.tree.leaves(state.params) for d in leaf.devices()} == {EIGHT[7]}
     assert len(jax.devices()) == NUM_DEVICES
+
+
+# --- pieces of work, each on its own device -----------------------------------------------------
+
+
+def test_jobs_are_under_way_at_once_each_on_a_device_that_is_all_it_finds():
+    both, found = threading.Barrier(2, timeout=60), []
+
+    def job():
+        both.wait()
+        (device,) = devices.all_devices()
+        assert jnp.zeros(1).devices() == {device}
+        found.append(device)
+        both.wait()
+
+    everything = devices.all_devices()
+    devices.side_by_side([job] * 6, EIGHT[5:7], pytest.fail)
+    assert sorted(found, key=EIGHT.index) == [*EIGHT[5:6] * 3, *EIGHT[6:7] * 3]
+    assert devices.all_devices() == everything
+
+
+def test_where_a_job_fails_the_others_are_ended_and_the_rest_left():
+    stopped, begun, ended = threading.Event(), [], []
+
+    def job(number):
+        begun.append(number)
+        if number == 1:
+            raise FloatingPointError("the first")
+        assert stopped.wait(60)
+        ended.append(number)
+        raise KeyboardInterrupt
+
+    jobs = [functools.partial(job, number) for number in range(9)]
+    with pytest.raises(FloatingPointError, match="the first"):
+        devices.side_by_side(jobs, EIGHT[:2], stopped.set)
+    assert 0 in ended and set(begun) <= {0, 1, 2}
+    assert set(ended) == set(begun) - {1}
+
+
+def test_one_device_does_its_jobs_in_turn_where_the_caller_is():
+    done = []
+    jobs = [lambda n=n: done.append((n, threading.current_thread())) for n in range(3)]
+    for used in (EIGHT[3:4], ()):
+        done.clear()
+        devices.side_by_side(jobs, used, pytest.fail)
+        assert done == [(n, threading.main_thread()) for n in range(3)]
+
+
+_DIVIDED = """
+import os
+import jax
+from gapjax import devices
+told = []
+for cores, flags in ((1, ""), (3, "--xla_force_host_platform_device_count=2"), (99, "")):
+    os.environ["XLA_FLAGS"] = flags
+    devices._num_cores = lambda: cores
+    told.append(devices.divide_cpu())
+print(told, len(jax.devices()) == devices._MOST_CORES, devices.divide_cpu())
+"""
+
+
+def test_a_cpu_is_divided_where_it_has_cores_and_jax_was_not_told_how_many():
+    out = subprocess.run(
+        [sys.executable, "-c", _DIVIDED], cwd=Path(__file__).parent.parent, check=True,
+        text=True, capture_output=True,
+    ).stdout  # fmt: skip
+    assert out.strip() == "[False, False, True] True False"
 
 
 # --- many runs --------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """No lost work: damaged entries, states between checkpoints, half-written files, no room."""
 
+import contextlib
 import functools
 import json
 import os
@@ -7,6 +8,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import threading
 import types
 from pathlib import Path
 
@@ -35,11 +37,14 @@ _FLAGS = (
     "--validation=37",
 )  # fmt: skip
 _STORES = ("train", *experiment.REFITS, "evaluation")
+TWO = tuple(jax.devices()[:2])
 _STEPS = 7  # of an epoch: 1,400 images in batches of 200
 
 
-def _start(path, every=0, keep=1, config=_CONFIG):
-    return experiment.start(config, workdir.Workdir(path), None, options.Saving(every, keep))
+def _start(path, every=0, keep=1, config=_CONFIG, cores=()):
+    return experiment.start(
+        config, workdir.Workdir(path), None, options.Saving(every, keep), cores=cores
+    )
 
 
 def _go(path, do=(train.train_phase, refit.refit_phase, evaluate.evaluate_phase), **options):
@@ -101,15 +106,27 @@ def _damage(entry):
     file.write_bytes(content)
 
 
-@pytest.fixture(scope="module", params=[1, 3], ids=["one device", "a sweep on three devices"])
-def chunked(request, tmp_path_factory):
-    """Several compiled calls to an epoch of 7 steps; and the undisturbed run."""
-    with pytest.MonkeyPatch.context() as patch:
+@contextlib.contextmanager
+def _in_chunks(num_devices):
+    """Several compiled calls to an epoch of 7 steps."""
+    with pytest.MonkeyPatch.context() as patch, devices.only(jax.devices()[:num_devices]):
         patch.setattr(training, "_CHUNK_STEPS", 5)
-        used = jax.devices()[: request.param]
-        patch.setattr(devices, "all_devices", lambda given=None: tuple(given or used))
-        path = tmp_path_factory.mktemp("chunked") / "run"
+        yield
+
+
+@pytest.fixture(scope="module", params=[1, 3], ids=["one device", "a sweep on three devices"])
+def chunked_run(request, tmp_path_factory):
+    path = tmp_path_factory.mktemp("chunked") / "run"
+    with _in_chunks(request.param):
         _go(path)
+    return path, request.param
+
+
+@pytest.fixture
+def chunked(chunked_run):
+    """The undisturbed run, where others are made as it was."""
+    path, num_devices = chunked_run
+    with _in_chunks(num_devices):
         yield path
 
 
@@ -135,13 +152,44 @@ def test_a_run_ends_after_the_chunk_at_hand_and_goes_on_from_there(
     assert not _sums(path, ["refit_partial"])
 
 
+def test_refits_and_evaluations_side_by_side_are_those_alone_bit_for_bit(undisturbed, tmp_path):
+    path = tmp_path / "run"
+    _go(path, [train.train_phase])
+    _go(path, cores=TWO)
+    _assert_same_run(path, undisturbed)
+
+
+def test_refits_side_by_side_are_all_saved_where_they_are_interrupted(
+    undisturbed, tmp_path, monkeypatch
+):
+    path, store = tmp_path / "run", tmp_path / "run" / "checkpoints" / "refit_partial"
+    both, own = threading.Barrier(2, timeout=100), threading.local()
+
+    def interrupted(run):
+        """After the first chunk of two refits that are under way at once."""
+        own.calls = getattr(own, "calls", 0) + 1
+        if own.calls == 2:
+            both.wait()
+        return own.calls > 1
+
+    _go(path, [train.train_phase])
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(experiment.Run, "interrupted", interrupted)
+        _go(path, [refit.refit_phase], cores=TWO)
+    assert len(checkpoints.numbers(store)) == 2
+    _go(path, cores=TWO)
+    _assert_same_run(path, undisturbed)
+    assert not checkpoints.numbers(store)
+
+
 def test_refits_interrupted_in_turn_are_all_gone_on_with(chunked, tmp_path, monkeypatch):
     """What is under way of one refit stays where another is begun, and interrupted too."""
     path, store = tmp_path / "run", tmp_path / "run" / "checkpoints" / "refit_partial"
     _go(path, [train.train_phase])
     for number, kind in enumerate(("control", "optimal"), 1):
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(experiment.Run, "interrupted", lambda run: True)
+            asked = iter((False, True))  # before it begins, and after its first chunk
+            patch.setattr(experiment.Run, "interrupted", lambda run, asked=asked: next(asked))
             _go(path, [functools.partial(refit.refit_phase, kinds=[kind])])
         assert len(checkpoints.numbers(store)) == number
     taken = []
