@@ -261,8 +261,8 @@ def _row(kind: str, phase: str) -> dict:
     }
 
 
-def _sweeps(kind: str) -> dict:
-    """Milliseconds of a step of each of four refits: each on its own, and in one program."""
+def _sweeps(kind: str, cores: hardware.Devices) -> dict:
+    """Milliseconds of a step of each of four refits: one by one, on cores, and in one program."""
     likelihood, levels = _LIKELIHOODS[kind]
     vae = gapjax.mlp_vae(_EVENT, likelihood, latent_dim=_LATENT, hidden_sizes=_HIDDEN)
     params = [vae.init(jax.random.key(seed)) for seed in range(_MEMBERS)]
@@ -274,10 +274,18 @@ def _sweeps(kind: str) -> dict:
         for member, key in zip(params, keys, strict=True):
             gapjax.self_consistent(vae, member, images, key, **options)
 
+    def on_cores() -> None:
+        jobs = [
+            functools.partial(gapjax.self_consistent, vae, member, images, key, **options)
+            for member, key in zip(params, keys, strict=True)
+        ]
+        hardware.side_by_side(jobs, cores, stop=lambda: None)
+
     def together(sweep: str) -> None:
         gapjax.self_consistent(vae, params, images, keys, sweep=sweep, **options)
 
-    programs = {"off": alone, **{s: functools.partial(together, s) for s in ("map", "vmap")}}
+    programs = {"off": alone, **({"cores": on_cores} if cores else {})}
+    programs |= {sweep: functools.partial(together, sweep) for sweep in ("map", "vmap")}
     for program in programs.values():
         program()
     seconds = _seconds(programs, _REPEATS.value)
@@ -302,6 +310,12 @@ def _scaling() -> list[dict]:
 def main(_) -> None:
     """Prints the table, and writes it where --json says."""
     logging.set_verbosity(logging.WARNING)
+    cores = hardware.divide_cpu()
+    with hardware.only(cores[:1]):
+        _benchmark(cores)
+
+
+def _benchmark(cores: hardware.Devices) -> None:
     machine = environment()
     print(f"{machine['backend']}, {machine['device_kind']}, JAX {machine['jax']}")
     print(
@@ -321,7 +335,7 @@ def main(_) -> None:
                 f"{row['compile_seconds_cold']:7.1f}s {row['compile_seconds_cached']:6.1f}s",
                 flush=True,
             )
-    sweeps = [_sweeps(kind) for kind in _KINDS.value if "refit" in _PHASES.value]
+    sweeps = [_sweeps(kind, cores) for kind in _KINDS.value if "refit" in _PHASES.value]
     for row in sweeps:
         print(f"ms for a step of one of {_MEMBERS} refits, by --sweep: {json.dumps(row)}")
     scaling = _scaling()

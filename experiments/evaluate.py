@@ -40,20 +40,28 @@ def evaluate_phase(run: Run) -> dict:
     like = {name: np.zeros(size, np.float32) for name, size in run.evaluated.items()}
     rows, seconds = [], dict.fromkeys(("train", *REFITS, "evaluate"), 0.0)
     commits = {phase: set() for phase in seconds}
-    _evaluate_missing(run, like)
-    for epoch in run.epochs:
-        bpds, record = checkpoints.restore(store, epoch, like)
-        evaluations = {name: summarize(np.asarray(bpds[name])) for name in like}
-        seconds["evaluate"] += record["seconds"]
-        commits["evaluate"].add(record.get("commit"))
-        refits = {}
-        for kind in ("train", *REFITS):
-            entry = checkpoints.record(run.workdir.checkpoints / kind, epoch)
-            seconds[kind] += entry.pop("seconds")
-            commits[kind].add(entry.pop("commit", None))
-            if kind != "train":
-                refits[kind] = entry
-        rows.append(_row(epoch, evaluations, refits))
+    done = good_entries(run, "evaluation", like)
+    with progress_bar(run, "evaluate", len(run.epochs)) as bar:
+        for index, epoch in enumerate(run.epochs):
+            if run.interrupted():
+                raise KeyboardInterrupt
+            if epoch not in done:
+                clock = time.monotonic()
+                bpds = _evaluate(run, epoch)
+                checkpoints.save(store, epoch, bpds, entry_facts(epoch, clock))
+            bpds, record = checkpoints.restore(store, epoch, like)
+            evaluations = {name: summarize(np.asarray(bpds[name])) for name in like}
+            seconds["evaluate"] += record["seconds"]
+            commits["evaluate"].add(record.get("commit"))
+            refits = {}
+            for kind in ("train", *REFITS):
+                entry = checkpoints.record(run.workdir.checkpoints / kind, epoch)
+                seconds[kind] += entry.pop("seconds")
+                commits[kind].add(entry.pop("commit", None))
+                if kind != "train":
+                    refits[kind] = entry
+            rows.append(_row(epoch, evaluations, refits))
+            bar(index + 1, rows[-1]["test"]["bpd"])
     results = {
         "schema": 1,
         "preset": run.config.preset,
@@ -80,23 +88,6 @@ def evaluate_phase(run: Run) -> dict:
     if run.workdir.writes:
         write_json(run.workdir.path / "results.json", results)
     return results
-
-
-def _evaluate_missing(run: Run, like: dict) -> None:
-    """Evaluates the checkpoints that have no good entry, as many at once as there are cores."""
-    good = [epoch for epoch in good_entries(run, "evaluation", like) if epoch in run.epochs]
-    with progress_bar(run, "evaluate", len(run.epochs), len(good)) as bar:
-
-        def evaluate_one(epoch: int) -> None:
-            clock = time.monotonic()
-            bpds = _evaluate(run, epoch)
-            facts = entry_facts(epoch, clock)
-            checkpoints.save(run.workdir.checkpoints / "evaluation", epoch, bpds, facts)
-            good.append(epoch)
-            bar(len(good), float(bpds["test"].mean()))
-
-        missing = [epoch for epoch in run.epochs if epoch not in good]
-        run.each([functools.partial(evaluate_one, epoch) for epoch in missing])
 
 
 def _evaluate(run: Run, epoch: int) -> dict[str, np.ndarray]:

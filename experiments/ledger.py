@@ -107,30 +107,24 @@ def ledger_phase(run: Run, settings: Settings) -> dict:
         "search": gapjax.PosteriorSearch()._asdict(),
         "annealing": gapjax.Annealing()._asdict(),
     }
-    epochs = _epochs(run, settings)
-    refits = {epoch: [kind for kind in REFITS
-                      if epoch in checkpoints.numbers(run.workdir.checkpoints / kind)]
-              for epoch in epochs}  # fmt: skip
-
-    def measure(epoch: int) -> None:
+    for epoch in _epochs(run, settings):
+        kinds = [kind for kind in REFITS
+                 if epoch in checkpoints.numbers(run.workdir.checkpoints / kind)]  # fmt: skip
+        refit = _REFIT if _REFIT in kinds else None
         # The batch size is no part of what is measured.
         measured_with = {**settings._asdict(), "epochs": None, "batch_size": None}
-        measured_with |= {"refits": refits[epoch], **methods}
+        measured_with |= {"refits": kinds, **methods}
         done = epoch in checkpoints.numbers(store)
-        if done and checkpoints.record(store, epoch)["settings"] == measured_with:
-            return
-        clock = time.monotonic()
-        model = encoders(run, epoch, refits[epoch])
-        tree = _measure(run, settings, epoch, *model)
-        between = _sandwich(run, settings, epoch, *model) if settings.num_simulated else None
-        record = {**entry_facts(epoch, clock), "settings": measured_with, "sandwich": between}
-        checkpoints.save(store, epoch, tree, record)
-
-    run.each([functools.partial(measure, epoch) for epoch in epochs])
-    for epoch, kinds in refits.items():
+        if not done or checkpoints.record(store, epoch)["settings"] != measured_with:
+            clock = time.monotonic()
+            model = encoders(run, epoch, kinds)
+            tree = _measure(run, settings, epoch, *model)
+            between = _sandwich(run, settings, epoch, *model) if settings.num_simulated else None
+            record = {**entry_facts(epoch, clock), "settings": measured_with, "sandwich": between}
+            checkpoints.save(store, epoch, tree, record)
         tree, record = checkpoints.restore(store, epoch, _like(run, settings, kinds))
         book = gaps.balance(
-            tree["train"], tree["test"], refit=_REFIT if _REFIT in kinds else None,
+            tree["train"], tree["test"], refit=refit,
             num_available=(len(run.dataset.train), len(run.dataset.test)),
         )  # fmt: skip
         seconds += record["seconds"]

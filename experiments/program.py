@@ -1,6 +1,5 @@
 """What every program here does around its phases: flags in, one line out where it cannot go on."""
 
-import contextlib
 import errno
 import logging as standard_logging
 import os
@@ -45,7 +44,7 @@ def run_program(phases: Callable[[Run], None], *, new_runs: bool) -> None:
         hold(workdir)
         _use_compilation_cache()
         # What is not done on each core is done on the first device, which computes with them all.
-        with devices.only(cores[:1]) if cores else contextlib.nullcontext():
+        with devices.only(cores[:1]):
             phases(start(config, workdir, values.data_dir, saving, values.sweep, cores))
 
     _run(work)
@@ -119,11 +118,10 @@ def _join(values: flags.FlagValues) -> tuple[jax.Device, ...]:
         )  # fmt: skip
     except RuntimeError as error:
         raise UsageError(str(error)) from error
-    divided = values.sweep in ("auto", "cores") and devices.divide_cpu()
+    cores = devices.divide_cpu() if values.sweep in ("auto", "cores") else ()
     if devices.process()[0] > 0:
         sys.stdout = Path(os.devnull).open("w")
-    everything = devices.all_devices()
-    return everything if divided and not devices.is_accelerated(everything) else ()
+    return cores
 
 
 def _unraisable(error: "sys.UnraisableHookArgs") -> None:

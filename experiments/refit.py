@@ -82,7 +82,7 @@ def _refit(run: Run, kind: str, epochs: list[int], missing: list[int]) -> None:
     common = {
         "batch_size": config.batch_size, "optimizer": gapjax.adam(config.learning_rate),
         "resume": resume, "on_chunk": keep,
-        "sweep": "auto" if run.sweep == "off" else run.sweep,
+        "sweep": run.sweep if run.sweep in training.SWEEPS else "auto",
     }  # fmt: skip
     with progress_bar(run, name, most, done) as bar:
         if kind == "optimal":

@@ -571,7 +571,7 @@ def _pairs(title: str, values: Mapping[str, Any] | None) -> str:
 
 def _seconds(seconds: Mapping[str, Any] | None) -> str:
     durations = {name: _duration(value) for name, value in (seconds or {}).items()}
-    return _pairs("Time, summed over what was done side by side", durations)
+    return _pairs("Time, summed over refits that went side by side", durations)
 
 
 def _terms() -> str:

@@ -42,7 +42,7 @@ class Run(NamedTuple):
       saving: what is saved between checkpoints; no part of what is computed.
       sweep: how refits are computed: one by one where "off" or "cores", or in one program as in
         `gapjax.refit_encoder`; see `sweeps` for "auto".
-      cores: devices on which `each` does one thing each at a time; none: one thing after another.
+      cores: devices for the refits that go side by side; none: one after another.
     """
 
     config: Config
@@ -79,7 +79,10 @@ class Run(NamedTuple):
         return self.sweep not in ("off", "cores")
 
     def each(self, jobs: Sequence[Callable[[], None]]) -> None:
-        """Does what can be done in any order, as many things at once as there are `cores`.
+        """Does what may be done in any order: at once, a thing on each of `cores`; else in turn.
+
+        Worth it where a program leaves cores idle, as refits in small batches do. An evaluation
+        and a ledger do not: of them several took together what they take in turn, or more.
 
         Raises:
           KeyboardInterrupt: the run is interrupted; what is under way has been saved.

@@ -73,7 +73,10 @@ def all_devices(devices: Devices | None = None) -> tuple[jax.Device, ...]:
 
 @contextlib.contextmanager
 def only(devices: Devices) -> Iterator[None]:
-    """Within it these are all devices that there are, in this thread."""
+    """Within it these are all devices that there are, in this thread; none says nothing."""
+    if not devices:
+        yield
+        return
     token = _default.set(tuple(devices))
     try:
         with jax.default_device(devices[0]):
@@ -82,22 +85,23 @@ def only(devices: Devices) -> Iterator[None]:
         _default.reset(token)
 
 
-def divide_cpu() -> bool:
+def divide_cpu() -> tuple[jax.Device, ...]:
     """Makes every core of the CPU a device of JAX; to be called before it has any.
 
     A program on one of them still computes with all cores that are idle.
 
     Returns:
-      Whether it did: not where there is one core, where JAX was told how many devices a CPU is,
-      or in one of several processes.
+      The cores; none where there is an accelerator, one core, in one of several processes, or
+      where JAX was told how many devices a CPU is.
     """
     told = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     told = told or jax.config.jax_num_cpu_devices > 0
     number = min(_num_cores(), _MOST_CORES)
     if told or number == 1 or jax.distributed.is_initialized():
-        return False
+        return ()
     jax.config.update("jax_num_cpu_devices", number)
-    return True
+    everything = all_devices()
+    return () if is_accelerated(everything) else everything
 
 
 def side_by_side(

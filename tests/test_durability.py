@@ -41,10 +41,8 @@ TWO = tuple(jax.devices()[:2])
 _STEPS = 7  # of an epoch: 1,400 images in batches of 200
 
 
-def _start(path, every=0, keep=1, config=_CONFIG, cores=()):
-    return experiment.start(
-        config, workdir.Workdir(path), None, options.Saving(every, keep), cores=cores
-    )
+def _start(path, every=0, keep=1, config=_CONFIG, **how):
+    return experiment.start(config, workdir.Workdir(path), None, options.Saving(every, keep), **how)
 
 
 def _go(path, do=(train.train_phase, refit.refit_phase, evaluate.evaluate_phase), **options):
@@ -152,10 +150,10 @@ def test_a_run_ends_after_the_chunk_at_hand_and_goes_on_from_there(
     assert not _sums(path, ["refit_partial"])
 
 
-def test_refits_and_evaluations_side_by_side_are_those_alone_bit_for_bit(undisturbed, tmp_path):
+def test_refits_side_by_side_are_those_alone_bit_for_bit(undisturbed, tmp_path):
     path = tmp_path / "run"
     _go(path, [train.train_phase])
-    _go(path, cores=TWO)
+    _go(path, sweep="cores", cores=TWO)
     _assert_same_run(path, undisturbed)
 
 
@@ -175,9 +173,9 @@ def test_refits_side_by_side_are_all_saved_where_they_are_interrupted(
     _go(path, [train.train_phase])
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(experiment.Run, "interrupted", interrupted)
-        _go(path, [refit.refit_phase], cores=TWO)
+        _go(path, [refit.refit_phase], sweep="cores", cores=TWO)
     assert len(checkpoints.numbers(store)) == 2
-    _go(path, cores=TWO)
+    _go(path, sweep="cores", cores=TWO)
     _assert_same_run(path, undisturbed)
     assert not checkpoints.numbers(store)
 
