@@ -130,14 +130,15 @@ def test_a_finished_workdir_only_redraws(finished, tmp_path):
 
 
 def test_the_single_phases_make_the_same_run(finished, tmp_path):
+    """And refits one after another are those that went side by side."""
     path, _ = finished
     other = tmp_path / "run"
-    code, _, err = _run(*_TINY, f"--workdir={other}", program="train")
+    code, _, err = _run(*_TINY, f"--workdir={other}", "--sweep=off", program="train")
     assert code == 0, err
     code, _, err = _run(f"--workdir={other}", program="evaluate")
     assert code != 0 and "experiments.refit" in err and len(err.strip().splitlines()) == 1
     for program in ("refit", "evaluate"):
-        code, _, err = _run(f"--workdir={other}", program=program)
+        code, _, err = _run(f"--workdir={other}", "--sweep=off", program=program)
         assert code == 0, err
     assert _numbers(other) == _numbers(path)
     _trees_equal(other, path)
