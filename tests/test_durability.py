@@ -207,6 +207,8 @@ def test_refits_interrupted_in_turn_are_all_gone_on_with(chunked, tmp_path, monk
     assert not checkpoints.numbers(store)
 
 
+# Orbax leaves a task of the failed read behind, which then finds its event loop closed.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_one_lost_member_of_a_sweep_is_made_again_bit_for_bit(chunked, tmp_path):
     path = tmp_path / "run"
     shutil.copytree(chunked, path)
@@ -216,7 +218,6 @@ def test_one_lost_member_of_a_sweep_is_made_again_bit_for_bit(chunked, tmp_path)
     _assert_same_run(path, chunked)
 
 
-# Orbax leaves a task of the failed read behind, which then finds its event loop closed.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize(
     "entries",
