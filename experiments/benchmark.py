@@ -270,21 +270,18 @@ def _sweeps(kind: str, cores: hardware.Devices) -> dict:
     images = _images(levels, _STEPS.value * _BATCH.value)
     options = {"num_epochs": 1, "batch_size": _BATCH.value}
 
-    def alone() -> None:
-        for member, key in zip(params, keys, strict=True):
-            gapjax.self_consistent(vae, member, images, key, **options)
-
-    def on_cores() -> None:
+    def alone(devices: hardware.Devices) -> None:
         jobs = [
             functools.partial(gapjax.self_consistent, vae, member, images, key, **options)
             for member, key in zip(params, keys, strict=True)
         ]
-        hardware.side_by_side(jobs, cores, stop=lambda: None)
+        hardware.side_by_side(jobs, devices, stop=lambda: None)
 
     def together(sweep: str) -> None:
         gapjax.self_consistent(vae, params, images, keys, sweep=sweep, **options)
 
-    programs = {"off": alone, **({"cores": on_cores} if cores else {})}
+    programs = {"off": functools.partial(alone, ())}
+    programs |= {"cores": functools.partial(alone, cores)} if cores else {}
     programs |= {sweep: functools.partial(together, sweep) for sweep in ("map", "vmap")}
     for program in programs.values():
         program()

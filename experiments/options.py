@@ -71,7 +71,8 @@ _PLACE_FLAGS = (
         "auto", "How the refits of all checkpoints are computed. In one program, spread over the "
         "devices: vmap, side by side; map, one after another. Each on its own: off, one after "
         "another; cores, side by side, each on a core of the CPU, to the same bits. auto: vmap on "
-        "GPUs and TPUs, cores on CPUs. Several processes: off.",
+        "GPUs and TPUs; on CPUs cores, or map where JAX was told of several. Several processes: "
+        "off.",
     ),
     (
         flags.DEFINE_string, "coordinator", None,

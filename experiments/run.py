@@ -76,7 +76,7 @@ class Run(NamedTuple):
         if self.sweep == "auto":
             everywhere, alone = devices.all_devices(), devices.process()[1] == 1
             return alone and (devices.is_accelerated(everywhere) or len(everywhere) > 1)
-        return self.sweep not in ("off", "cores")
+        return self.sweep in training.SWEEPS
 
     def each(self, jobs: Sequence[Callable[[], None]]) -> None:
         """Does what may be done in any order: at once, a thing on each of `cores`; else in turn.
