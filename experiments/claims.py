@@ -1,5 +1,8 @@
 """The paper's claims, computed from the numbers of one run. A claim may fail."""
 
+from collections.abc import Mapping
+from typing import Any
+
 
 def claims(checkpoints: list[dict], alpha: float) -> list[dict]:
     """Judges a run.
@@ -71,3 +74,16 @@ def claims(checkpoints: list[dict], alpha: float) -> list[dict]:
             f"Its least distance to optimal inference, BPD, at epoch {closest['epoch']}.",
         )  # fmt: skip
     return verdicts
+
+
+def against_most(difference: Mapping[str, Any]) -> bool:
+    """Whether most images contradict a mean: by the sign test, at two standard errors.
+
+    Args:
+      difference: a `gapjax.Difference` as results.json has it; of an older version, which did
+        not look at the images one by one, nothing can be said.
+    """
+    if difference.get("better") is None or difference.get("bpd") is None:
+        return False
+    most = difference["better"] - 0.5
+    return abs(most) > 2 * difference["better_stderr"] and most * difference["bpd"] < 0

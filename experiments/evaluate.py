@@ -11,7 +11,7 @@ import numpy as np
 
 import gapjax
 from experiments import options, program
-from experiments.claims import claims
+from experiments.claims import against_most, claims
 from experiments.draw import draw_phase
 from experiments.run import (
     AVERAGED,
@@ -169,7 +169,21 @@ def _notes(rows: list[dict]) -> list[str]:
             "Optimal inference had not converged when --optimal_epochs ended it at epochs "
             f"{', '.join(map(str, unconverged))}: there the gap is larger than shown."
         )
+    for name, other in (("gain", "the encoder as trained"), ("gain_over_control", "its control")):
+        against = [(row["epoch"], row[name]) for row in rows if against_most(row[name])]
+        if against:
+            notes.append(_contradicted(other, against))
     return notes
+
+
+def _contradicted(other: str, against: list[tuple[int, dict]]) -> str:
+    at = ", ".join(
+        f"epoch {epoch} (by {difference['bpd']:+.4f} BPD in the mean, {difference['median']:+.4f} "
+        f"in the median, better on {difference['better']:.1%} of the images; the error of the mean "
+        f"rests on {difference['num_effective']:.0f} images)"
+        for epoch, difference in against
+    )
+    return f"Self-consistent training against {other}: most images contradict the mean at {at}."
 
 
 def evaluate(run: Run) -> None:

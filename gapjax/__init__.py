@@ -2,7 +2,7 @@
 
 from gapjax.datasets import DATASETS, Dataset, DatasetError, load_dataset
 from gapjax.distributions import DiscretizedLogistic
-from gapjax.evaluation import Estimate, Evaluation, evaluate, paired_difference
+from gapjax.evaluation import Difference, Evaluation, evaluate, paired_difference
 from gapjax.gaps import Entry, Gaps, Ledger, inference_gaps, ledger
 from gapjax.likelihoods import (
     Annealing,
@@ -51,9 +51,9 @@ __all__ = [
     "Curve",
     "Dataset",
     "DatasetError",
+    "Difference",
     "DiscretizedLogistic",
     "Entry",
-    "Estimate",
     "Evaluation",
     "Gaps",
     "Ledger",

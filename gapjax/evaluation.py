@@ -15,11 +15,29 @@ from gapjax.vae import VAE, VAEParams, bits_per_dim, elbo
 Bound = Callable[[VAE, VAEParams, jax.Array, jax.Array, int], jax.Array]
 
 
-class Estimate(NamedTuple):
-    """A mean over images and its standard error, both in bits per dimension."""
+class Difference(NamedTuple):
+    """A paired difference over N images, and whether its mean speaks for most of them.
+
+    A handful of images on which two encoders differ vastly can decide a mean, and a standard
+    error with it: so it is on grey MNIST. The median and the share of images do not heed them.
+
+    Attributes:
+      bpd: mean over the images of first minus second, bits per dimension.
+      stderr: standard error of that mean.
+      median: over the images, bits per dimension.
+      better: share of the images where `second` has the lower BPD; equal ones count half.
+      better_stderr: its standard error, root of better (1 - better) / N.
+      num_effective: images that `stderr` rests on, (sum d^2)^2 / sum d^4 with d the deviations
+        from the mean: N/3 where differences are normal, 1 where all come from one image; N where
+        none deviates.
+    """
 
     bpd: float
     stderr: float
+    median: float
+    better: float
+    better_stderr: float
+    num_effective: float
 
 
 class Evaluation(NamedTuple):
@@ -86,8 +104,8 @@ def summarize(per_image: np.ndarray) -> Evaluation:
     return Evaluation(*mean_and_stderr(per_image), per_image)
 
 
-def paired_difference(first: Evaluation, second: Evaluation) -> Estimate:
-    """Mean of first minus second over the same images, with the standard error of that mean.
+def paired_difference(first: Evaluation, second: Evaluation) -> Difference:
+    """First minus second over the same images: its mean, with the standard error, and its spread.
 
     Two encoders' BPDs go up and down together from image to image; the standard error of their
     paired difference is far smaller than that of either.
@@ -97,7 +115,7 @@ def paired_difference(first: Evaluation, second: Evaluation) -> Estimate:
       second: an evaluation of the same N images in the same order, with the same key.
 
     Returns:
-      Estimate of E[first - second], positive where `second` is better.
+      A `Difference`, positive where `second` is better.
 
     Raises:
       ValueError: the two are of different sets.
@@ -108,7 +126,16 @@ def paired_difference(first: Evaluation, second: Evaluation) -> Estimate:
             "cannot be paired"
         )
     difference = first.per_image.astype(np.float64) - second.per_image.astype(np.float64)
-    return Estimate(*mean_and_stderr(difference))
+    better = float((difference > 0).mean() + (difference == 0).mean() / 2)
+    squares = (difference - difference.mean()) ** 2
+    fourth = (squares**2).sum()
+    return Difference(
+        *mean_and_stderr(difference),
+        median=float(np.median(difference)),
+        better=better,
+        better_stderr=float(np.sqrt(better * (1 - better) / len(difference))),
+        num_effective=float(squares.sum() ** 2 / fourth if fourth > 0 else len(difference)),
+    )
 
 
 def mean_and_stderr(values: np.ndarray) -> tuple[float, float]:

@@ -9,7 +9,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from gapjax.evaluation import (
-    Estimate,
+    Difference,
     Evaluation,
     evaluate,
     mean_and_stderr,
@@ -21,7 +21,7 @@ from gapjax.vae import VAE, VAEParams
 
 
 class Gaps(NamedTuple):
-    """The gaps of one checkpoint; every estimate is a paired one, over the same test images.
+    """The gaps of one checkpoint; every difference is paired, over the same test images.
 
     Attributes:
       inference_gap: test minus optimal (eq. 11 with the refit on the test set), BPD.
@@ -31,9 +31,9 @@ class Gaps(NamedTuple):
       gap_closed_stderr: its standard error, by the delta method.
     """
 
-    inference_gap: Estimate
-    gain: Estimate
-    gain_over_control: Estimate
+    inference_gap: Difference
+    gain: Difference
+    gain_over_control: Difference
     gap_closed: float
     gap_closed_stderr: float
 

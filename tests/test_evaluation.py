@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import pytest
+import scipy.stats
 from conftest import assert_same_bits
 
 import gapjax
@@ -137,6 +138,32 @@ def test_standard_errors_by_hand():
     assert paired.bpd == 0.5
     assert paired.stderr == pytest.approx(math.sqrt(1 / 3) / 2)
     assert gapjax.paired_difference(second, first).bpd == -0.5
+
+
+def test_one_image_that_decides_the_mean_is_told_from_most():
+    first = np.zeros(400, np.float32)
+    second = np.full(400, 0.25, np.float32)
+    second[:3] = first[:3]  # equal
+    first[7] = 400.0
+    paired = gapjax.paired_difference(summarize(first), summarize(second))
+    assert paired.bpd == pytest.approx((399.75 - 396 * 0.25) / 400)
+    assert paired.median == -0.25
+    assert paired.better == (1 + 1.5) / 400
+    assert paired.better_stderr == pytest.approx(
+        math.sqrt(paired.better * (1 - paired.better)) / 20
+    )
+    assert paired.num_effective == pytest.approx(1.0, abs=0.01)
+    other = gapjax.paired_difference(summarize(second), summarize(first))
+    assert (other.median, other.better) == (0.25, 1 - paired.better)
+
+
+def test_the_error_of_a_normal_difference_rests_on_a_third_of_the_images():
+    values = scipy.stats.norm.ppf((np.arange(10_000) + 0.5) / 10_000)
+    paired = gapjax.paired_difference(summarize(values), summarize(np.zeros(10_000)))
+    assert paired.num_effective == pytest.approx(10_000 / 3, rel=0.01)
+    assert paired.better == 0.5 and paired.better_stderr == 0.005
+    nothing = gapjax.paired_difference(summarize(values), summarize(values))
+    assert (nothing.median, nothing.better, nothing.num_effective) == (0, 0.5, 10_000)
 
 
 def test_of_one_image_there_is_no_standard_error():

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import claims, options, refit, train, workdir
+from experiments import claims, evaluate, options, refit, train, workdir
 from experiments import run as experiment
 from experiments.presets import PRESETS
 from gapjax import checkpoints, devices
@@ -437,6 +437,25 @@ def test_claims_judge_the_numbers():
     assert verdicts == [False, True, False, True, False, False, True]
     assert len(claims.claims(good[:1], 0.5)) == 4
     assert len(claims.claims(good, 0.0)) == 4
+
+
+def test_a_note_says_where_most_images_contradict_a_mean():
+    def row(epoch, bpd, better):
+        gain = {
+            "bpd": bpd, "stderr": 0.001, "median": -0.002, "better": better,
+            "better_stderr": 0.005, "num_effective": 7.3,
+        }  # fmt: skip
+        test, refits = {"bpd": 0.4}, {"optimal": {"converged": True}}
+        over_control = {**gain, "better": 0.6 if bpd > 0 else 0.4}
+        return {"epoch": epoch, "test": test, "refits": refits, "gain": gain,
+                "gain_over_control": over_control}  # fmt: skip
+
+    rows = [row(1, 0.01, 0.4), row(2, 0.01, 0.495), row(3, -0.01, 0.4), row(4, -0.01, 0.6)]
+    *_, last = notes = evaluate._notes(rows)
+    assert "against the encoder as trained" in last and "its control" not in " ".join(notes)
+    assert "epoch 1 (by +0.0100 BPD in the mean, -0.0020 in the median" in last
+    assert "better on 40.0% of the images" in last and "rests on 7 images)" in last
+    assert "epoch 4 (by -0.0100" in last and "epoch 2" not in last and "epoch 3" not in last
 
 
 def test_files_are_written_whole_or_not_at_all(tmp_path, monkeypatch):

@@ -160,6 +160,34 @@ def test_headline_hides_no_failure():
     assert "No checkpoint" in report.headline({"checkpoints": []})
 
 
+def _by_image(bpd, better):
+    return {
+        "bpd": bpd, "stderr": 0.0011, "median": -0.0033, "better": better, "better_stderr": 0.005,
+        "num_effective": 12.4,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("better, loses", [(0.45, True), (0.495, False), (0.55, False)])
+def test_headline_says_where_most_images_contradict_the_mean(better, loses):
+    results = _results()
+    results["checkpoints"][-1]["gain"] = _by_image(0.01, better)
+    words = report.headline(results).replace("\xa0", " ")
+    assert words.endswith("1 %, but on 55 % of the images it loses.") == loses
+    assert ("loses" in words) == loses
+
+
+def test_what_most_images_say_is_shown_where_it_is_known(tmp_path):
+    results = _results()
+    question = "speak for most images"
+    assert question not in _write(tmp_path, results)[0]
+    for checkpoint in results["checkpoints"]:
+        checkpoint["gain"] = _by_image(0.01, 0.45)
+    text, page = _write(tmp_path, results)
+    assert text.index("Every checkpoint") < text.index(question) < text.index("The refits")
+    rows = [row for row in page.rows if row[1:] == ["−0.0033", "45.0\xa0±\xa00.5\xa0%", "12"]]
+    assert [row[0] for row in rows] == [str(epoch) for epoch in _EPOCHS]
+
+
 def test_a_failed_claim_is_shown_as_failed(tmp_path):
     text, page = _write(tmp_path, _results())
     assert page.badges == ["✓ holds", "✗ does not hold"]
