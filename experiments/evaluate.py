@@ -177,13 +177,16 @@ def _notes(rows: list[dict]) -> list[str]:
 
 
 def _contradicted(other: str, against: list[tuple[int, dict]]) -> str:
-    at = ", ".join(
-        f"epoch {epoch} (by {difference['bpd']:+.4f} BPD in the mean, {difference['median']:+.4f} "
-        f"in the median, better on {difference['better']:.1%} of the images; the error of the mean "
-        f"rests on {difference['num_effective']:.0f} images)"
-        for epoch, difference in against
+    """Of checkpoints at which a mean and most images disagree; with the numbers of the last."""
+    epochs = ", ".join(str(epoch) for epoch, _ in against)
+    epoch, difference = against[-1]
+    mean, median = (f"{difference[name]:+.4f}".replace("-", "−") for name in ("bpd", "median"))
+    return (
+        f"Self-consistent training against {other}: most images contradict the mean at epochs "
+        f"{epochs}. At {epoch} it wins {mean} BPD in the mean and {median} in the median, and is "
+        f"the better on {difference['better']:.1%} of the images; the standard error of the mean "
+        f"rests on {difference['num_effective']:.0f} of them."
     )
-    return f"Self-consistent training against {other}: most images contradict the mean at {at}."
 
 
 def evaluate(run: Run) -> None:
