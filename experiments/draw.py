@@ -10,8 +10,8 @@ import numpy as np
 
 import gapjax
 from experiments.report import write_report
-from experiments.run import Run, refitted_params, trained_params
-from gapjax import plots
+from experiments.run import Run, evaluated_like, refitted_params, trained_params
+from gapjax import checkpoints, plots
 
 
 def draw_phase(run: Run, results: dict) -> Path:
@@ -28,6 +28,7 @@ def draw_phase(run: Run, results: dict) -> Path:
         "ledger": plots.ledger(ledger) if ledger else None,
         "samples": _samples(run),
         "reconstructions": _reconstructions(run),
+        "costliest": _costliest(run),
     }
     if not run.workdir.writes:  # but it has restored what the others restore with it
         return report
@@ -49,17 +50,9 @@ def _samples(run: Run):
 
 def _reconstructions(run: Run):
     """Rows of test images and of their reconstructions by each encoder."""
-    epoch = run.epochs[-1]
-    trained = trained_params(run, epoch)
-    encoders = {
-        "as trained": trained,
-        "self-consistent": refitted_params(run, "self_consistent", epoch, trained),
-        "optimal inference\n(fitted on the test set)": refitted_params(
-            run, "optimal", epoch, trained
-        ),
-    }
     x = jnp.asarray(run.dataset.test[:16])
     keys = jax.random.split(run.key("pictures"), len(x))
+    encoders = _encoders(run)
     rows = [_pictures(run, x)]
     for params in encoders.values():
         means = jax.vmap(functools.partial(gapjax.reconstruct, run.vae, params))(keys, x)
@@ -68,6 +61,65 @@ def _reconstructions(run: Run):
         np.concatenate(rows), run.dataset.levels, columns=len(x),
         row_labels=["test images", *encoders],
     )  # fmt: skip
+
+
+def _costliest(run: Run):
+    """Rows of the test images of the highest BPD, and of what their pixels cost by each encoder.
+
+    A pixel is as dark as it is costly, by the scale of the costliest of its image as trained.
+    """
+    store = run.workdir.checkpoints / "evaluation"
+    bpds, _ = checkpoints.restore(store, run.epochs[-1], evaluated_like(run))
+    worst = np.argsort(-np.asarray(bpds["test"]), kind="stable")[:12]
+    x = jnp.asarray(run.dataset.test[worst])
+    key, encoders = run.key("pictures"), _encoders(run)
+    nats = [np.asarray(_pixel_nats(run, params, key, x)) for params in encoders.values()]
+    flat = nats[0].reshape(len(x), -1)
+    labels = [
+        f"{bpd:.3g}\n{_num_pixels(pixels, 0.9)} px"
+        for bpd, pixels in zip(np.asarray(bpds["test"])[worst], flat, strict=True)
+    ]
+    darkest = flat.max(axis=1).reshape(-1, *[1] * (x.ndim - 1)) / (run.dataset.levels - 1)
+    rows = [_pictures(run, x), *(_pictures(run, each / darkest) for each in nats)]
+    return plots.image_grid(
+        np.concatenate(rows), run.dataset.levels, columns=len(x), column_labels=labels,
+        row_labels=[
+            "test images; above, their BPD and\nhow many pixels hold 90 % of the cost",
+            *(f"pixels’ cost, {name}" for name in encoders),
+        ],
+    )  # fmt: skip
+
+
+def _pixel_nats(run: Run, params: gapjax.VAEParams, rng_key: jax.Array, x: jax.Array) -> jax.Array:
+    """Minus log p of every pixel given z, nats [N, *event], averaged over samples of z."""
+
+    def one(sample_key: jax.Array, x: jax.Array) -> jax.Array:
+        z = run.vae.encode(params.encoder, x).sample(sample_key)
+        return -run.vae.decode(params.decoder, z).base_dist.log_prob(x.astype(jnp.float32))
+
+    keys = jax.random.split(rng_key, run.config.num_eval_samples)
+    several = jax.vmap(jax.vmap(one, in_axes=(0, None)), in_axes=(None, 0))
+    return several(keys, x).mean(axis=1)
+
+
+def _num_pixels(costs: np.ndarray, share: float) -> int:
+    """The least number of pixels that hold this share of an image's cost."""
+    most_first = np.sort(costs)[::-1].cumsum()
+    return int(np.searchsorted(most_first, share * most_first[-1])) + 1
+
+
+def _encoders(run: Run) -> dict[str, gapjax.VAEParams]:
+    """The parameters of the last checkpoint by what a reader calls its encoder."""
+    epoch = run.epochs[-1]
+    trained = trained_params(run, epoch)
+    refits = {
+        "self-consistent": "self_consistent",
+        "optimal inference\n(fitted on the test set)": "optimal",
+    }
+    return {
+        "as trained": trained,
+        **{name: refitted_params(run, kind, epoch, trained) for name, kind in refits.items()},
+    }
 
 
 def _pictures(run: Run, x: jax.Array) -> np.ndarray:

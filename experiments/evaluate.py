@@ -20,6 +20,7 @@ from experiments.run import (
     Run,
     entry_facts,
     environment,
+    evaluated_like,
     good_entries,
     progress_bar,
     refitted_params,
@@ -37,7 +38,7 @@ def evaluate_phase(run: Run) -> dict:
       WorkdirError: a checkpoint or a refit is missing.
     """
     store = run.workdir.checkpoints / "evaluation"
-    like = {name: np.zeros(size, np.float32) for name, size in run.evaluated.items()}
+    like = evaluated_like(run)
     rows, seconds = [], dict.fromkeys(("train", *REFITS, "evaluate"), 0.0)
     commits = {phase: set() for phase in seconds}
     done = good_entries(run, "evaluation", like)

@@ -58,6 +58,13 @@ _FIGURES: Mapping[str, tuple[str, str]] = {
         "encoder as trained, in nats per image; its parts say who loses it. Parts marked * were "
         "measured with posteriors or an encoder fitted on the test set.",
     ),
+    "costliest": (
+        "The test images that cost the most",
+        "Those of the highest BPD at the last checkpoint, with their BPD as trained, and the "
+        "number of pixels that hold 90 % of the cost. Below, what every pixel costs by each "
+        "encoder, as dark as it is costly, on the scale of the costliest as trained. The encoder "
+        "of optimal inference was fitted on the test set.",
+    ),
     "samples": ("Samples", "Images drawn from the model of the last checkpoint."),
     "reconstructions": (
         "Reconstructions",
@@ -260,8 +267,8 @@ def write_report(
       path: where to write.
       results: what the main program writes as results.json.
       figures: name to PNG file. The names "overview", "figure1a", "figure1b", "figure2",
-        "refit_curves", "ledger", "samples" and "reconstructions" have their places; others follow
-        at the end under their own names. Names that are missing or None are left out.
+        "refit_curves", "ledger", "costliest", "samples" and "reconstructions" have their places;
+        others follow at the end under their own names. Names that are missing or None are left out.
       ledger: what the ledger program writes as ledger.json, where there is one.
 
     Raises:
@@ -336,6 +343,7 @@ def _page(results: Results, figures: Mapping[str, Path], ledger: Results | None 
         _claims(results),
         _checkpoints(results),
         _by_image(results),
+        _figure(figures, "costliest"),
         _refits(results, figures),
         _ledger(ledger, figures),
         _pictures(figures),
@@ -597,7 +605,7 @@ def _nats(entry: Mapping[str, Any] | None) -> str:
 
 
 def _pictures(figures: Mapping[str, Path]) -> str:
-    placed = {"overview", "refit_curves", "ledger", *_SINGLE_FIGURES}
+    placed = {"overview", "refit_curves", "ledger", "costliest", *_SINGLE_FIGURES}
     names = [name for name in ("samples", "reconstructions") if name in figures]
     names += [name for name in figures if name not in placed and name not in names]
     shown = [_figure(figures, name) for name in names]

@@ -100,15 +100,6 @@ class Run(NamedTuple):
             [functools.partial(unless_interrupted, job) for job in jobs], self.cores, stop
         )
 
-    @property
-    def evaluated(self) -> dict[str, int]:
-        """What is evaluated at a checkpoint, and of how many images."""
-        num_test = len(self.dataset.test)
-        averaged = [f"{kind}_averaged" for kind in AVERAGED]
-        tested = dict.fromkeys(("test", *REFITS, *averaged), num_test)
-        sizes = {"train": len(self.dataset.train), **tested}
-        return sizes if self.validation is None else {**sizes, "validation": len(self.validation)}
-
 
 def start(
     config: Config,
@@ -240,6 +231,17 @@ def state_like(run: Run, optimizer: object = None) -> training.TrainState:
 def refitted_like(run: Run) -> dict:
     """The shapes of what is kept of a refit."""
     return dict.fromkeys(("encoder", "averaged"), state_like(run).params.encoder)
+
+
+def evaluated_like(run: Run) -> dict[str, np.ndarray]:
+    """The shapes of an evaluated checkpoint: BPD per image, by the encoder or the set."""
+    num_test = len(run.dataset.test)
+    averaged = [f"{kind}_averaged" for kind in AVERAGED]
+    tested = dict.fromkeys(("test", *REFITS, *averaged), num_test)
+    sizes = {"train": len(run.dataset.train), **tested}
+    if run.validation is not None:
+        sizes["validation"] = len(run.validation)
+    return {name: np.zeros(size, np.float32) for name, size in sizes.items()}
 
 
 def entry_facts(epoch: int, clock: float) -> dict:

@@ -257,6 +257,7 @@ def image_grid(
     levels: int,
     columns: int | None = None,
     row_labels: Sequence[str] | None = None,
+    column_labels: Sequence[str] | None = None,
 ) -> Figure:
     """Lays images out on a grid, row by row.
 
@@ -267,6 +268,7 @@ def image_grid(
       columns: images in a row. Left out: as many as fill `row_labels`, or a grid about twice as
         wide as high.
       row_labels: one label for each row.
+      column_labels: one label for each column, above it.
 
     Returns:
       The figure. Images of one channel are drawn as ink: the highest level is the darkest.
@@ -274,26 +276,32 @@ def image_grid(
     Raises:
       ValueError: the images are not of such a shape, or do not fill the labelled rows.
     """
-    mosaic, centres = _mosaic(images, levels, columns, row_labels)
+    mosaic, rows, columns = _mosaic(images, levels, columns, row_labels)
     with _style():
         figure = _new_figure((4.0, 4.0), layout=None)
-        texts = [
-            figure.text(0, 0, label, ha="right", va="center", fontsize=_LABEL_SIZE)
-            for label in row_labels or ()
-        ]
-        labels = max((text.get_window_extent().width for text in texts), default=0.0) / figure.dpi
-        left = np.ceil(50 * labels) / 50 + 0.2 if texts else 0.08
+
+        def write(labels: Sequence[str] | None, **place: str) -> tuple[list, tuple[float, float]]:
+            texts = [figure.text(0, 0, t, fontsize=_LABEL_SIZE, **place) for t in labels or ()]
+            sizes = [text.get_window_extent().size for text in texts] or [(0.0, 0.0)]
+            return texts, tuple(np.ceil(50 * np.max(sizes, axis=0) / figure.dpi) / 50)
+
+        beside, (left, _) = write(row_labels, ha="right", va="center")
+        above, (_, top) = write(column_labels, ha="center", va="bottom", linespacing=1.2)
         edge, inch = 0.08, 0.01  # two pixels of the PNG to each of the mosaic, so edges are sharp
+        left = left + 0.2 if beside else edge
+        top = top + 2 * edge if above else edge
         high, wide = mosaic.shape[0] * inch, mosaic.shape[1] * inch
-        width, height = left + wide + edge, high + 2 * edge
+        width, height = left + wide + edge, high + top + edge
         figure.set_size_inches(width, height)
         axes = figure.add_axes(
             (left / width, edge / height, wide / width, high / height), frame_on=False
         )
         axes.imshow(mosaic, cmap="gray_r", vmin=0.0, vmax=1.0, interpolation="nearest")
         axes.set_axis_off()
-        for text, centre in zip(texts, centres, strict=False):
-            text.set_position(((labels + edge) / width, 1 - (edge + centre * inch) / height))
+        for text, row in zip(beside, rows, strict=False):
+            text.set_position(((left - 0.12) / width, 1 - (top + row * inch) / height))
+        for text, column in zip(above, columns, strict=False):
+            text.set_position(((left + column * inch) / width, 1 - (top - edge / 2) / height))
     return figure
 
 
@@ -685,8 +693,8 @@ def _halo(colour: str) -> list[Any]:
 
 def _mosaic(
     images: Any, levels: int, columns: int | None, row_labels: Sequence[str] | None
-) -> tuple[np.ndarray, list[float]]:
-    """One enlarged picture of all images, with gutters, and the centre of each row in it."""
+) -> tuple[np.ndarray, list[float], list[float]]:
+    """One enlarged picture of all images, with gutters; the centres of its rows and columns."""
     images = np.asarray(images)
     if images.ndim == 4 and images.shape[-1] == 1:
         images = images[..., 0]
@@ -713,8 +721,11 @@ def _mosaic(
         mosaic[top : top + high + 2 * gutter, left : left + wide + 2 * gutter] = line
     for (top, left), cell in zip(corners, cells, strict=True):
         mosaic[top + gutter : top + gutter + high, left + gutter : left + gutter + wide] = cell
-    centres = [gutter + row * (high + gutter) + high / 2 for row in range(rows)]
-    return np.clip(mosaic, 0.0, 1.0), centres
+    centres = [
+        [gutter + i * (size + gutter) + size / 2 for i in range(number)]
+        for number, size in ((rows, high), (columns, wide))
+    ]
+    return np.clip(mosaic, 0.0, 1.0), *centres
 
 
 def _columns(count: int) -> int:

@@ -8,12 +8,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 
-from experiments import claims, evaluate, options, refit, train, workdir
+from experiments import claims, draw, evaluate, options, refit, train, workdir
 from experiments import run as experiment
 from experiments.presets import PRESETS
 from gapjax import checkpoints, devices
@@ -71,7 +72,7 @@ def _trees_equal(first, second):
 
 def test_it_writes_every_file(finished):
     path, out = finished
-    for name in ("figure1a", "figure1b", "figure2", "samples", "reconstructions"):
+    for name in ("figure1a", "figure1b", "figure2", "samples", "reconstructions", "costliest"):
         assert (path / f"{name}.png").stat().st_size > 1000
         assert (path / f"{name}.pdf").read_bytes().startswith(b"%PDF")
     assert str(path / "report.html") in out
@@ -455,6 +456,25 @@ def test_a_note_says_where_most_images_contradict_a_mean():
     assert "against the encoder as trained" in last and "its control" not in " ".join(notes)
     assert "at epochs 1, 4. At 4 it wins −0.0100 BPD in the mean and −0.0020 in the median" in last
     assert "better on 60.0% of the images" in last and "rests on 7 of them" in last
+
+
+def test_the_costs_of_pixels_are_those_of_their_image(small):
+    config = SimpleNamespace(num_eval_samples=2)
+    run, key, x = (
+        SimpleNamespace(vae=small.vae, config=config),
+        jax.random.key(0),
+        small.test_images,
+    )
+    nats = draw._pixel_nats(run, small.params, key, x[:3])
+    assert nats.shape == (3, 5, 5)
+    for image, costs in zip(x, nats, strict=False):
+        posterior = small.vae.encode(small.params.encoder, image)
+        latents = [posterior.sample(each) for each in jax.random.split(key, 2)]
+        whole = [small.vae.decode(small.params.decoder, z).log_prob(1.0 * image) for z in latents]
+        assert costs.sum() == pytest.approx(-np.mean(whole), rel=1e-5)
+    assert draw._num_pixels(np.array([1.0, 7.0, 2.0]), 0.7) == 1
+    assert draw._num_pixels(np.array([1.0, 7.0, 2.0]), 0.71) == 2
+    assert draw._num_pixels(np.ones(10), 0.95) == 10
 
 
 def test_files_are_written_whole_or_not_at_all(tmp_path, monkeypatch):

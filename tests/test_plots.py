@@ -208,6 +208,20 @@ def test_image_grid_places_and_scales_images():
     for text in figure.texts:
         assert text.get_window_extent().x0 >= 0
 
+    labelled = plots.image_grid(
+        images, levels, columns=3, row_labels=["data", "model"], column_labels=["1", "2\nb", "3"]
+    )
+    labelled.canvas.draw()
+    boxes = {text.get_text(): text.get_window_extent() for text in labelled.texts}
+    grid = labelled.axes[0].get_window_extent()
+    thirds = [(boxes[label].x0 + boxes[label].x1) / 2 for label in ("1", "2\nb", "3")]
+    places = (np.asarray(thirds) - grid.x0) / grid.width
+    np.testing.assert_allclose(places, [1 / 6, 3 / 6, 5 / 6], atol=0.02)
+    for label in ("1", "2\nb", "3"):
+        assert grid.y1 <= boxes[label].y0 and boxes[label].y1 <= labelled.bbox.y1
+    assert boxes["data"].y0 > boxes["model"].y1 and boxes["data"].x1 <= grid.x0
+    assert labelled.axes[0].images[0].get_array().shape == mosaic.shape
+
     colour = plots.image_grid(np.zeros((5, 4, 6, 3), np.uint8), 256)
     assert colour.axes[0].images[0].get_array().shape[-1] == 3
     one = plots.image_grid(np.zeros((1, 28, 28, 1), np.uint8), 256)

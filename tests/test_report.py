@@ -212,6 +212,7 @@ def test_only_true_holds(tmp_path, holds):
 
 def test_the_page_loads_nothing_and_embeds_the_figures(tmp_path):
     names = ["overview", "figure1a", "figure2", "refit_curves", "samples", "reconstructions"]
+    names += ["costliest"]
     figures = {}
     for name in [*names, "my_own"]:
         figures[name] = tmp_path / f"{name}.png"
