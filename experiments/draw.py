@@ -72,8 +72,8 @@ def _costliest(run: Run):
     bpds, _ = checkpoints.restore(store, run.epochs[-1], evaluated_like(run))
     worst = np.argsort(-np.asarray(bpds["test"]), kind="stable")[:12]
     x = jnp.asarray(run.dataset.test[worst])
-    key, encoders = run.key("pictures"), _encoders(run)
-    nats = [np.asarray(_pixel_nats(run, params, key, x)) for params in encoders.values()]
+    key, encoders, number = run.key("pictures"), _encoders(run), run.config.num_eval_samples
+    nats = [np.asarray(_pixel_nats(run.vae, p, key, x, number)) for p in encoders.values()]
     flat = nats[0].reshape(len(x), -1)
     labels = [
         f"{bpd:.3g}\n{_num_pixels(pixels, 0.9)} px"
@@ -90,16 +90,18 @@ def _costliest(run: Run):
     )  # fmt: skip
 
 
-def _pixel_nats(run: Run, params: gapjax.VAEParams, rng_key: jax.Array, x: jax.Array) -> jax.Array:
+@functools.partial(jax.jit, static_argnames=("vae", "num_samples"))
+def _pixel_nats(
+    vae: gapjax.VAE, params: gapjax.VAEParams, rng_key: jax.Array, x: jax.Array, num_samples: int
+) -> jax.Array:
     """Minus log p of every pixel given z, nats [N, *event], averaged over samples of z."""
 
     def one(sample_key: jax.Array, x: jax.Array) -> jax.Array:
-        z = run.vae.encode(params.encoder, x).sample(sample_key)
-        return -run.vae.decode(params.decoder, z).base_dist.log_prob(x.astype(jnp.float32))
+        z = vae.encode(params.encoder, x).sample(sample_key)
+        return -vae.decode(params.decoder, z).base_dist.log_prob(x.astype(jnp.float32))
 
-    keys = jax.random.split(rng_key, run.config.num_eval_samples)
     several = jax.vmap(jax.vmap(one, in_axes=(0, None)), in_axes=(None, 0))
-    return several(keys, x).mean(axis=1)
+    return several(jax.random.split(rng_key, num_samples), x).mean(axis=1)
 
 
 def _num_pixels(costs: np.ndarray, share: float) -> int:

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -459,13 +458,8 @@ def test_a_note_says_where_most_images_contradict_a_mean():
 
 
 def test_the_costs_of_pixels_are_those_of_their_image(small):
-    config = SimpleNamespace(num_eval_samples=2)
-    run, key, x = (
-        SimpleNamespace(vae=small.vae, config=config),
-        jax.random.key(0),
-        small.test_images,
-    )
-    nats = draw._pixel_nats(run, small.params, key, x[:3])
+    key, x = jax.random.key(0), small.test_images
+    nats = draw._pixel_nats(small.vae, small.params, key, x[:3], 2)
     assert nats.shape == (3, 5, 5)
     for image, costs in zip(x, nats, strict=False):
         posterior = small.vae.encode(small.params.encoder, image)
