@@ -10,7 +10,7 @@ import numpy as np
 
 import gapjax
 from experiments.report import write_report
-from experiments.run import Run, evaluated_like, refitted_params, trained_params
+from experiments.run import Run, encoders, evaluated_like, trained_params
 from gapjax import checkpoints, plots
 
 
@@ -19,6 +19,7 @@ def draw_phase(run: Run, results: dict) -> Path:
     report = run.workdir.path / "report.html"
     path = run.workdir.path / "ledger.json"
     ledger = json.loads(path.read_text()) if path.is_file() else None
+    by_encoder = _encoders(run)
     figures = {
         "overview": plots.overview(results),
         "figure1a": plots.figure1a(results),
@@ -27,8 +28,8 @@ def draw_phase(run: Run, results: dict) -> Path:
         "refit_curves": plots.refit_curves(results),
         "ledger": plots.ledger(ledger) if ledger else None,
         "samples": _samples(run),
-        "reconstructions": _reconstructions(run),
-        "costliest": _costliest(run),
+        "reconstructions": _reconstructions(run, by_encoder),
+        "costliest": _costliest(run, by_encoder),
     }
     if not run.workdir.writes:  # but it has restored what the others restore with it
         return report
@@ -48,36 +49,36 @@ def _samples(run: Run):
     return plots.image_grid(_pictures(run, sample(keys)), run.dataset.levels, columns=16)
 
 
-def _reconstructions(run: Run):
+def _reconstructions(run: Run, by_encoder: dict[str, gapjax.VAEParams]):
     """Rows of test images and of their reconstructions by each encoder."""
     x = jnp.asarray(run.dataset.test[:16])
     keys = jax.random.split(run.key("pictures"), len(x))
-    encoders = _encoders(run)
     rows = [_pictures(run, x)]
-    for params in encoders.values():
+    for params in by_encoder.values():
         means = jax.vmap(functools.partial(gapjax.reconstruct, run.vae, params))(keys, x)
         rows.append(_pictures(run, means))
     return plots.image_grid(
         np.concatenate(rows), run.dataset.levels, columns=len(x),
-        row_labels=["test images", *encoders],
+        row_labels=["test images", *by_encoder],
     )  # fmt: skip
 
 
-def _costliest(run: Run):
+def _costliest(run: Run, by_encoder: dict[str, gapjax.VAEParams]):
     """Rows of the test images of the highest BPD, and of what their pixels cost by each encoder.
 
     A pixel is as dark as it is costly, by the scale of the costliest of its image as trained.
     """
     store = run.workdir.checkpoints / "evaluation"
-    bpds, _ = checkpoints.restore(store, run.epochs[-1], evaluated_like(run))
-    worst = np.argsort(-np.asarray(bpds["test"]), kind="stable")[:12]
+    evaluated, _ = checkpoints.restore(store, run.epochs[-1], evaluated_like(run))
+    bpds = np.asarray(evaluated["test"])
+    worst = np.argsort(-bpds, kind="stable")[:12]
     x = jnp.asarray(run.dataset.test[worst])
-    key, encoders, number = run.key("pictures"), _encoders(run), run.config.num_eval_samples
-    nats = [np.asarray(_pixel_nats(run.vae, p, key, x, number)) for p in encoders.values()]
+    key, number = run.key("pictures"), run.config.num_eval_samples
+    nats = [np.asarray(_pixel_nats(run.vae, p, key, x, number)) for p in by_encoder.values()]
     flat = nats[0].reshape(len(x), -1)
     labels = [
         f"{bpd:.3g}\n{_num_pixels(pixels, 0.9)} px"
-        for bpd, pixels in zip(np.asarray(bpds["test"])[worst], flat, strict=True)
+        for bpd, pixels in zip(bpds[worst], flat, strict=True)
     ]
     darkest = flat.max(axis=1).reshape(-1, *[1] * (x.ndim - 1)) / (run.dataset.levels - 1)
     rows = [_pictures(run, x), *(_pictures(run, each / darkest) for each in nats)]
@@ -85,7 +86,7 @@ def _costliest(run: Run):
         np.concatenate(rows), run.dataset.levels, columns=len(x), column_labels=labels,
         row_labels=[
             "test images; above, their BPD and\nhow many pixels hold 90 % of the cost",
-            *(f"pixels’ cost, {name}" for name in encoders),
+            *(f"pixels’ cost, {name}" for name in by_encoder),
         ],
     )  # fmt: skip
 
@@ -112,16 +113,13 @@ def _num_pixels(costs: np.ndarray, share: float) -> int:
 
 def _encoders(run: Run) -> dict[str, gapjax.VAEParams]:
     """The parameters of the last checkpoint by what a reader calls its encoder."""
-    epoch = run.epochs[-1]
-    trained = trained_params(run, epoch)
-    refits = {
-        "self-consistent": "self_consistent",
-        "optimal inference\n(fitted on the test set)": "optimal",
+    names = {
+        "as_trained": "as trained",
+        "self_consistent": "self-consistent",
+        "optimal": "optimal inference\n(fitted on the test set)",
     }
-    return {
-        "as trained": trained,
-        **{name: refitted_params(run, kind, epoch, trained) for name, kind in refits.items()},
-    }
+    trained, by_name = encoders(run, run.epochs[-1], ("self_consistent", "optimal"))
+    return {names[name]: trained._replace(encoder=own) for name, own in by_name.items()}
 
 
 def _pictures(run: Run, x: jax.Array) -> np.ndarray:

@@ -99,7 +99,7 @@ _AVERAGED: Mapping[str, tuple[str, str]] = {
 # Paired differences, looked at image by image: key: (heading, note below it)
 _BY_IMAGE: Mapping[str, tuple[str, str]] = {
     **_PAIRED,
-    "gain_over_control_averaged": ("gain over control", "averaged weights"),
+    "gain_over_control_averaged": _AVERAGED["gain_over_control_averaged"],
 }
 
 # Of the ledger: key: (heading, note below it)
