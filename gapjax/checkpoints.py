@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,6 +25,7 @@ import orbax.checkpoint as ocp
 
 _TREE, _SHAPES, _RECORD = "tree_sha256", "shapes", "record_sha256"
 _NEW, _OLD = ".new", ".old"  # endings of an entry that waits for its place, and of one that left it
+_LOOKS, _PAUSE = 10, 0.1  # after a failed save, in s between two
 _LEFTOVER = re.compile(r"\d+(\.new)?\.orbax-checkpoint-tmp.*|\d+\.old")
 
 
@@ -77,7 +79,7 @@ def save(store: Path, number: int, tree: Any, record: dict) -> None:
         _wait(path)
     except Exception as error:  # Orbax and tensorstore each raise their own
         if jax.process_index() == 0:
-            tidy(store)
+            _tidy_until_it_stays(store)
         raise CheckpointError(
             f"checkpoint {number} in {store} cannot be written ({_reason(error)}); the others are "
             "as they were: make room or mend that, and start again"
@@ -192,6 +194,13 @@ def tidy(store: Path) -> None:
     for path in Path(store).absolute().iterdir():
         if _LEFTOVER.fullmatch(path.name):
             shutil.rmtree(path, ignore_errors=True)
+
+
+def _tidy_until_it_stays(store: Path) -> None:
+    """Removes what a failed save left; tensorstore's threads write on for a moment after it."""
+    for _ in range(_LOOKS):
+        tidy(store)
+        time.sleep(_PAUSE)
 
 
 def _put_in_place(path: Path) -> None:

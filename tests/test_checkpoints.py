@@ -1,10 +1,12 @@
 """Checkpoints: what comes back is what was saved, or an error that says which entry is bad."""
 
+import errno
 import gc
 import json
 import re
 import resource
 import shutil
+import threading
 from pathlib import Path
 from typing import NamedTuple
 
@@ -303,6 +305,28 @@ def test_without_room_an_error_says_so_and_the_store_is_as_it_was(two):
     checkpoints.save(two, 2, noise, {})
     assert_same_bits(checkpoints.restore(two, 2, noise)[0], jax.tree.map(jnp.asarray, noise))
     gc.collect()
+
+
+def test_what_a_failed_save_still_writes_after_its_error_is_removed(two, monkeypatch):
+    """Tensorstore's threads do, and make the folders again in which they write."""
+    late = two / "3.new.orbax-checkpoint-tmp" / "d" / "part"
+
+    def write():
+        late.parent.mkdir(parents=True)
+        late.write_text("x")
+
+    writer = threading.Timer(0.2, write)
+
+    class Failing:
+        def save(self, *arguments, **options):
+            writer.start()
+            raise OSError(errno.ENOSPC, "no room")
+
+    monkeypatch.setattr(checkpoints, "_checkpointer", Failing)
+    with pytest.raises(CheckpointError, match="No space left"):
+        checkpoints.save(two, 3, _tree(3), {})
+    writer.join()
+    assert sorted(path.name for path in two.iterdir()) == ["1", "2"]
 
 
 class Killed(BaseException):
