@@ -26,6 +26,7 @@ def draw_phase(run: Run, results: dict) -> Path:
         "figure1b": plots.figure1b(results),
         "figure2": plots.figure2(results),
         "refit_curves": plots.refit_curves(results),
+        "effects": plots.effects(results),
         "ledger": plots.ledger(ledger) if ledger else None,
         "samples": _samples(run),
         "reconstructions": _reconstructions(run, by_encoder),

@@ -5,14 +5,17 @@ python -m experiments.evaluate --workdir=runs/digits
 
 import functools
 import time
+from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
 import gapjax
-from experiments import options, program
+from experiments import effects, options, program
 from experiments.claims import against_most, claims
 from experiments.draw import draw_phase
+from experiments.numerals import at_epochs, percent, signed
 from experiments.run import (
     AVERAGED,
     OPTIMAL_NOTE,
@@ -37,23 +40,21 @@ def evaluate_phase(run: Run) -> dict:
     Raises:
       WorkdirError: a checkpoint or a refit is missing.
     """
-    store = run.workdir.checkpoints / "evaluation"
-    like = evaluated_like(run)
     rows, seconds = [], dict.fromkeys(("train", *REFITS, "evaluate"), 0.0)
     commits = {phase: set() for phase in seconds}
-    done = good_entries(run, "evaluation", like)
+    evaluated = evaluated_like(run)
+    made = {
+        "evaluation": (evaluated, functools.partial(_evaluate, run)),
+        "effects": (effects.effects_like(run), functools.partial(effects.measure, run)),
+    }
+    done = {name: good_entries(run, name, like) for name, (like, _) in made.items()}
     with progress_bar(run, "evaluate", len(run.epochs)) as bar:
         for index, epoch in enumerate(run.epochs):
-            if run.interrupted():
-                raise KeyboardInterrupt
-            if epoch not in done:
-                clock = time.monotonic()
-                bpds = _evaluate(run, epoch)
-                checkpoints.save(store, epoch, bpds, entry_facts(epoch, clock))
-            bpds, record = checkpoints.restore(store, epoch, like)
-            evaluations = {name: summarize(np.asarray(bpds[name])) for name in like}
-            seconds["evaluate"] += record["seconds"]
-            commits["evaluate"].add(record.get("commit"))
+            found = {}
+            for name, (like, make) in made.items():
+                found[name], record = _kept(run, name, epoch, like, make, done[name])
+                seconds["evaluate"] += record["seconds"]
+                commits["evaluate"].add(record.get("commit"))
             refits = {}
             for kind in ("train", *REFITS):
                 entry = checkpoints.record(run.workdir.checkpoints / kind, epoch)
@@ -61,7 +62,10 @@ def evaluate_phase(run: Run) -> dict:
                 commits[kind].add(entry.pop("commit", None))
                 if kind != "train":
                     refits[kind] = entry
+            bpds = found["evaluation"]
+            evaluations = {name: summarize(np.asarray(bpds[name])) for name in evaluated}
             rows.append(_row(epoch, evaluations, refits))
+            rows[-1]["effects"] = effects.summary(found["effects"], evaluations)
             bar(index + 1, rows[-1]["test"]["bpd"])
     results = {
         "schema": 1,
@@ -84,11 +88,28 @@ def evaluate_phase(run: Run) -> dict:
         "best": best(rows),
         "claims": claims(rows, run.config.alpha),
         "seconds": {**seconds, "total": sum(seconds.values())},
-        "notes": _notes(rows),
+        "notes": [*_notes(rows), *effects.notes(rows)],
     }
     if run.workdir.writes:
         write_json(run.workdir.path / "results.json", results)
     return results
+
+
+def _kept(
+    run: Run, name: str, epoch: int, like: Any, make: Callable[[int], Any], done: list[int]
+) -> tuple[Any, dict]:
+    """The entry of a checkpoint in one of the run's stores, made where there is none; its record.
+
+    Raises:
+      KeyboardInterrupt: the run is interrupted; what was made has been saved.
+    """
+    if run.interrupted():
+        raise KeyboardInterrupt
+    store = run.workdir.checkpoints / name
+    if epoch not in done:
+        clock = time.monotonic()
+        checkpoints.save(store, epoch, make(epoch), entry_facts(epoch, clock))
+    return checkpoints.restore(store, epoch, like)
 
 
 def _evaluate(run: Run, epoch: int) -> dict[str, np.ndarray]:
@@ -167,8 +188,8 @@ def _notes(rows: list[dict]) -> list[str]:
     unconverged = [row["epoch"] for row in rows if not row["refits"]["optimal"]["converged"]]
     if unconverged:
         notes.append(
-            "Optimal inference had not converged when --optimal_epochs ended it at epochs "
-            f"{', '.join(map(str, unconverged))}: there the gap is larger than shown."
+            "Optimal inference had not converged when --optimal_epochs ended it at "
+            f"{at_epochs(unconverged)}: there the gap is larger than shown."
         )
     for name, other in (("gain", "the encoder as trained"), ("gain_over_control", "its control")):
         against = [(row["epoch"], row[name]) for row in rows if against_most(row[name])]
@@ -179,14 +200,15 @@ def _notes(rows: list[dict]) -> list[str]:
 
 def _contradicted(other: str, against: list[tuple[int, dict]]) -> str:
     """Of checkpoints at which a mean and most images disagree; with the numbers of the last."""
-    epochs = ", ".join(str(epoch) for epoch, _ in against)
+    epochs = at_epochs([epoch for epoch, _ in against])
     epoch, difference = against[-1]
-    mean, median = (f"{difference[name]:+.4f}".replace("-", "−") for name in ("bpd", "median"))
+    share = percent(difference["better"], decimals=1)
+    mean, median = (signed(difference[name], 4, plus=True) for name in ("bpd", "median"))
     return (
-        f"Self-consistent training against {other}: most images contradict the mean at epochs "
-        f"{epochs}. At {epoch} it wins {mean} BPD in the mean and {median} in the median, and is "
-        f"the better on {difference['better']:.1%} of the images; the standard error of the mean "
-        f"rests on {difference['num_effective']:.0f} of them."
+        f"Self-consistent training against {other}: most images contradict the mean at {epochs}. "
+        f"At {epoch} it wins {mean} BPD in the mean and {median} in the median, and is the better "
+        f"on {share} of the images; the standard error of the mean rests on "
+        f"{difference['num_effective']:.0f} of them."
     )
 
 

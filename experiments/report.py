@@ -9,22 +9,22 @@ from __future__ import annotations
 
 import base64
 import html
-import math
 import os
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from string import Template
 from typing import Any
 
 from experiments.claims import against_most
+from experiments.effects import COMPARED
+from experiments.numerals import BESIDE, decimals_of, duration, finite, measured, percent, signed
 
 __all__ = ["headline", "write_report"]
 
 Results = Mapping[str, Any]
 
 _DASH = "–"
-_SPACE = "\N{NO-BREAK SPACE}"
 
 # name: (title, what a reader should see)
 _FIGURES: Mapping[str, tuple[str, str]] = {
@@ -65,6 +65,12 @@ _FIGURES: Mapping[str, tuple[str, str]] = {
         "encoder, as dark as it is costly, on the scale of the costliest as trained. The encoder "
         "of optimal inference was fitted on the test set.",
     ),
+    "effects": (
+        "Won on each kind of image",
+        "BPD as trained minus BPD after the refit, paired. The refits are made of training images "
+        "(the control) or of these and samples of the model (self-consistent); the samples shown "
+        "here are fresh ones, and test images are seen by neither.",
+    ),
     "samples": ("Samples", "Images drawn from the model of the last checkpoint."),
     "reconstructions": (
         "Reconstructions",
@@ -100,6 +106,13 @@ _AVERAGED: Mapping[str, tuple[str, str]] = {
 _BY_IMAGE: Mapping[str, tuple[str, str]] = {
     **_PAIRED,
     "gain_over_control_averaged": _AVERAGED["gain_over_control_averaged"],
+}
+
+# Of the effects: kind of image: in words
+_KINDS: Mapping[str, str] = {
+    "model": "model samples",
+    "train": "training",
+    "test": "test",
 }
 
 # Of the ledger: key: (heading, note below it)
@@ -213,9 +226,10 @@ details { margin: 1rem 0; }
 summary { cursor: pointer; color: var(--link); }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .86rem; font-variant-numeric: tabular-nums; }
-.wide { width: 100%; }
+.wide { width: 100%; font-size: .79rem; }
 th, td { padding: .38rem .5rem; border-bottom: 1px solid var(--line); text-align: right;
   vertical-align: baseline; white-space: nowrap; }
+.wide th, .wide td { padding: .38rem .3rem; }
 th { font-weight: 600; vertical-align: bottom; }
 thead th { white-space: normal; }
 thead small { display: block; color: var(--muted); font-weight: 400; line-height: 1.3; }
@@ -266,9 +280,10 @@ def write_report(
     Args:
       path: where to write.
       results: what the main program writes as results.json.
-      figures: name to PNG file. The names "overview", "figure1a", "figure1b", "figure2",
-        "refit_curves", "ledger", "costliest", "samples" and "reconstructions" have their places;
-        others follow at the end under their own names. Names that are missing or None are left out.
+      figures: name to PNG file. Those that the page has a place for are "overview", "figure1a",
+        "figure1b", "figure2", "refit_curves", "effects", "ledger", "costliest", "samples" and
+        "reconstructions"; others follow at the end under their own names. Names that are missing
+        or None are left out.
       ledger: what the ledger program writes as ledger.json, where there is one.
 
     Raises:
@@ -298,32 +313,32 @@ def headline(results: Results) -> str:
     if not results.get("checkpoints"):
         return "No checkpoint has been evaluated yet."
     last = max(results["checkpoints"], key=lambda c: c["epoch"])
-    gap, error = _number(last["inference_gap"]["bpd"]), _number(last["inference_gap"].get("stderr"))
+    gap, error = finite(last["inference_gap"]["bpd"]), finite(last["inference_gap"].get("stderr"))
     if gap is None:
         return f"At epoch {last['epoch']} the gap is not a finite number."
-    measured = _measured(gap, error, None if error is None else _decimals(error, digits=1))
+    size = measured(gap, error, None if error is None else decimals_of(error, digits=1))
     if gap <= 2 * (error or 0.0):
         return (
             f"At epoch {last['epoch']} no loss that is owed to the encoder can be told from "
-            f"zero: the gap is {measured} BPD."
+            f"zero: the gap is {size} BPD."
         )
     sentence = (
-        f"At epoch {last['epoch']} the encoder’s over-fitting costs {measured} BPD on unseen images"
+        f"At epoch {last['epoch']} the encoder’s over-fitting costs {size} BPD on unseen images"
     )
-    closed = _number(last.get("gap_closed"))
+    closed = finite(last.get("gap_closed"))
     if closed is None:
         return sentence + "."
-    share = _percent(abs(closed), _number(last.get("gap_closed_stderr")))
-    test, control = _number(last["test"]["bpd"]), _number((last.get("control") or {}).get("bpd"))
+    share = percent(abs(closed), finite(last.get("gap_closed_stderr")))
+    test, control = finite(last["test"]["bpd"]), finite((last.get("control") or {}).get("bpd"))
     known = test is not None and control is not None
     by_control = (test - control) / gap if known else 0.0
     if closed >= 0:
-        beside = f", its control {_percent(by_control)}" if known else ""
+        beside = f", its control {percent(by_control)}" if known else ""
         if against_most(last.get("gain") or {}):
-            beside += f", but on {_percent(1 - last['gain']['better'])} of the images it loses"
+            beside += f", but on {percent(1 - last['gain']['better'])} of the images it loses"
         return f"{sentence}; self-consistent training wins back {share}{beside}."
     word = "narrows" if by_control >= 0 else "widens"
-    beside = f", its control {word} it by {_percent(abs(by_control))}" if known else ""
+    beside = f", its control {word} it by {percent(abs(by_control))}" if known else ""
     return f"{sentence}; self-consistent training widens the gap by {share}{beside}."
 
 
@@ -345,6 +360,7 @@ def _page(results: Results, figures: Mapping[str, Path], ledger: Results | None 
         _by_image(results),
         _figure(figures, "costliest"),
         _refits(results, figures),
+        _effects(results, figures),
         _ledger(ledger, figures),
         _pictures(figures),
         _pairs("Data", results.get("data")),
@@ -425,10 +441,10 @@ def _checkpoints(results: Results) -> str:
     if not checkpoints:
         return ""
     columns = {
-        **_columns(checkpoints, _ABSOLUTE, digits=1),
+        **_columns(checkpoints, _ABSOLUTE, digits=1, by=min),
         **_columns(checkpoints, _PAIRED, digits=2),
     }
-    tests = [_number((c.get("test") or {}).get("bpd")) for c in checkpoints]
+    tests = [finite((c.get("test") or {}).get("bpd")) for c in checkpoints]
     lowest = min((bpd for bpd in tests if bpd is not None), default=None)
     unfinished = False
     rows = []
@@ -445,9 +461,9 @@ def _checkpoints(results: Results) -> str:
             )
             start = ' class="start"' if key in ("train", "inference_gap") else ""
             cells.append(f"<td{start}>{values[i]}{mark}</td>")
-        closed = _number(checkpoint.get("gap_closed"))
-        error = _number(checkpoint.get("gap_closed_stderr"))
-        share = _DASH if closed is None else _escape(_percent(closed, error))
+        closed = finite(checkpoint.get("gap_closed"))
+        error = finite(checkpoint.get("gap_closed_stderr"))
+        share = _DASH if closed is None else _escape(percent(closed, error))
         cells.append(f"<td>{_dim_error(share)}</td>")
         mark = ' class="lowest"' if lowest is not None and tests[i] == lowest else ""
         rows.append(f"<tr{mark}>{''.join(cells)}</tr>")
@@ -495,10 +511,8 @@ def _by_image(results: Results) -> str:
     for row in checkpoints:
         cells = [f"<td>{_escape(row['epoch'])}</td>"]
         for difference in (row[key] for key in keys):
-            share = _percent(difference["better"], difference["better_stderr"], decimals=1)
             cells += [
-                f'<td class="start">{_signed(difference["median"], 4)}</td>',
-                f"<td>{_dim_error(share)}</td>",
+                _most(difference, ' class="start"'),
                 f"<td>{_plain(round(difference['num_effective']))}</td>",
             ]
         rows.append(f"<tr>{''.join(cells)}</tr>")
@@ -557,6 +571,56 @@ def _refits(results: Results, figures: Mapping[str, Path]) -> str:
     return "\n".join(["<h2>The refits</h2>", *parts]) if parts else ""
 
 
+def _effects(results: Results, figures: Mapping[str, Path]) -> str:
+    """What the refits won and lost on each kind of image, at every checkpoint."""
+    rows = []
+    for checkpoint in results.get("checkpoints") or ():
+        for kind, own in (checkpoint.get("effects") or {}).items():
+            trained, pull = own["as_trained"], own.get("gradient")
+            rests = f"{pull['num_effective']:,.0f} of {pull['num_examples']:,}" if pull else _DASH
+            cells = [
+                f'<td>{_escape(checkpoint["epoch"])}</td><td class="text">{_KINDS[kind]}</td>',
+                f"<td>{_cell(trained, 3)}</td>",
+                *(_won(own[refit]) for refit in COMPARED),
+                f'<td class="start">{rests}</td>',
+            ]
+            rows.append(f"<tr>{''.join(cells)}</tr>")
+    if not rows:
+        return ""
+    groups = "".join(
+        f'<th class="group start" colspan="3">{_ABSOLUTE[refit][0]}</th>' for refit in COMPARED
+    )
+    each = '<th class="start">mean</th><th>median</th><th>better on</th>'
+    heads = (
+        '<th>epoch</th><th class="text">images</th><th>as trained<small>BPD</small></th>'
+        f"{each * len(COMPARED)}"
+        '<th class="start">gradient rests on<small>encoder as trained</small></th>'
+    )
+    groups = f'<tr><th colspan="3"></th>{groups}<th class="start"></th></tr>'
+    return (
+        "<h2>What the refits win, and on which images</h2>\n"
+        + _figure(figures, "effects")
+        + _table([groups, f"<tr>{heads}</tr>"], rows)
+        + '\n<p class="note">BPD as trained minus BPD after the refit, paired: its mean, median '
+        "and the share of images on which the refit is the better. The samples of the model are "
+        "fresh ones, and test images are seen by neither refit. The last column says how many of "
+        "the images the squared gradient of the encoder rests on: (Σg²)²/Σg⁴ of the norms g of "
+        "the images’ own gradients. Where these are few, they rule the steps of a refit.</p>"
+    )
+
+
+def _won(difference: Mapping[str, Any]) -> str:
+    """The cells of a paired difference: its mean, and what most images say."""
+    return f'<td class="start">{_cell(difference, 4)}</td>{_most(difference)}'
+
+
+def _most(difference: Mapping[str, Any], mark: str = "") -> str:
+    """The cells of what most images say of a paired difference: median, and share of the images."""
+    share = percent(difference["better"], difference["better_stderr"], decimals=1)
+    median = signed(difference["median"], 4)
+    return f"<td{mark}>{median}</td><td>{_dim_error(share)}</td>"
+
+
 def _ledger(ledger: Results | None, figures: Mapping[str, Path]) -> str:
     """The figure of the ledger, and its numbers for every checkpoint, set and encoder."""
     if not ledger or not ledger.get("checkpoints"):
@@ -597,15 +661,15 @@ def _ledger(ledger: Results | None, figures: Mapping[str, Path]) -> str:
 
 def _nats(entry: Mapping[str, Any] | None) -> str:
     """A cell of the ledger, marked where it was fitted on the test set."""
-    nats = _number((entry or {}).get("nats"))
+    nats = finite((entry or {}).get("nats"))
     if nats is None:
         return _DASH
     mark = '<span class="mark">*</span>' if entry.get("fitted_on_test") else ""
-    return _dim_error(_measured(nats, _number(entry.get("stderr")), 3)) + mark
+    return _dim_error(measured(nats, finite(entry.get("stderr")), 3)) + mark
 
 
 def _pictures(figures: Mapping[str, Path]) -> str:
-    placed = {"overview", "refit_curves", "ledger", "costliest", *_SINGLE_FIGURES}
+    placed = {"overview", "refit_curves", "effects", "ledger", "costliest", *_SINGLE_FIGURES}
     names = [name for name in ("samples", "reconstructions") if name in figures]
     names += [name for name in figures if name not in placed and name not in names]
     shown = [_figure(figures, name) for name in names]
@@ -623,7 +687,7 @@ def _pairs(title: str, values: Mapping[str, Any] | None) -> str:
 
 
 def _seconds(seconds: Mapping[str, Any] | None) -> str:
-    durations = {name: _duration(value) for name, value in (seconds or {}).items()}
+    durations = {name: duration(value) for name, value in (seconds or {}).items()}
     return _pairs("Time, summed over refits that went side by side", durations)
 
 
@@ -655,67 +719,44 @@ def _table(heads: Iterable[str], rows: Iterable[str], kind: str = "") -> str:
 
 
 def _columns(
-    checkpoints: Sequence[Results], keys: Iterable[str], digits: int
+    checkpoints: Sequence[Results],
+    keys: Iterable[str],
+    digits: int,
+    by: Callable[[list[float]], float] = statistics.median,
 ) -> dict[str, list[str]]:
-    """The cells of columns of {"bpd", "stderr"}, all with as many decimals as the median error."""
+    """The cells of columns of {"bpd", "stderr"}, all with the same number of decimals.
+
+    Args:
+      checkpoints: the rows.
+      keys: of the columns.
+      digits: how many of the standard error are shown, where it is such as `by` finds it.
+      by: of the columns' median errors, the one that decides.
+    """
     entries = {key: [c.get(key) or {} for c in checkpoints] for key in keys}
-    errors = [_number(entry.get("stderr")) for column in entries.values() for entry in column]
-    known = [error for error in errors if error]
-    decimals = _decimals(statistics.median(known), digits) if known else 4
+    errors = [
+        [error for entry in column if (error := finite(entry.get("stderr")))]
+        for column in entries.values()
+    ]
+    medians = [statistics.median(known) for known in errors if known]
+    decimals = decimals_of(by(medians), digits) if medians else 4
     return {key: [_cell(entry, decimals) for entry in column] for key, column in entries.items()}
 
 
 def _cell(entry: Mapping[str, Any], decimals: int) -> str:
-    bpd, error = _number(entry.get("bpd")), _number(entry.get("stderr"))
-    return _DASH if bpd is None else _dim_error(_measured(bpd, error, decimals))
+    bpd, error = finite(entry.get("bpd")), finite(entry.get("stderr"))
+    return _DASH if bpd is None else _dim_error(measured(bpd, error, decimals))
 
 
 def _dim_error(text: str) -> str:
-    number, sign, error = text.partition(f"{_SPACE}±{_SPACE}")
+    number, sign, error = text.partition(BESIDE)
     return f'{number}<span class="error">{sign}{error}</span>' if sign else text
-
-
-def _decimals(error: float, digits: int = 2) -> int:
-    """Decimals that show a standard error to so many digits."""
-    if not error > 0:
-        return 4
-    return min(6, max(0, digits - 1 - math.floor(math.log10(error))))
-
-
-def _measured(value: float, error: float | None, decimals: int | None = None) -> str:
-    """A number and its standard error, rounded to what the error allows."""
-    if decimals is None:
-        decimals = 4 if error is None else _decimals(error)
-    text = _signed(value, decimals)
-    return text if error is None else f"{text}{_SPACE}±{_SPACE}{error:.{decimals}f}"
-
-
-def _percent(share: float, error: float | None = None, decimals: int = 0) -> str:
-    text = _signed(100 * share, decimals)
-    if error is not None:
-        text += f"{_SPACE}±{_SPACE}{100 * error:.{decimals}f}"
-    return f"{text}{_SPACE}%"
-
-
-def _signed(value: float, decimals: int) -> str:
-    text = f"{value:.{decimals}f}"
-    if float(text) == 0:
-        text = text.lstrip("-")
-    return text.replace("-", "−")
-
-
-def _number(value: Any) -> float | None:
-    """The value if it is a finite number, else None."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return None
-    return float(value)
 
 
 def _plain(value: Any) -> str:
     """A single value for a table cell, escaped: numbers short, nothing as a dash."""
     if value is None:
         return _DASH
-    if isinstance(value, float) and math.isfinite(value):
+    if isinstance(value, float) and finite(value) is not None:
         return _escape(f"{value:.3g}".replace("-", "−"))
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}".replace("-", "−")
@@ -736,17 +777,6 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, An
             yield from _flat(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
-
-
-def _duration(seconds: Any) -> str:
-    number = _number(seconds)
-    if number is None:
-        return str(seconds)
-    if number < 60:
-        return f"{number:.1f} s"
-    minutes, rest = divmod(round(number), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
 def _escape(value: Any) -> str:

@@ -26,7 +26,10 @@ from gapjax import checkpoints, devices, training
 REFITS = ("self_consistent", "control", "optimal")
 OPTIMAL_NOTE = "The BPD after optimal inference is fitted on the test set: it measures, no more."
 AVERAGED = ("self_consistent", "control")  # refits at a constant rate: their mean is shown too
-_PURPOSES = ("train", "refit", "optimal", "evaluate", "monitor", "pictures", "ledger", "simulated")
+_PURPOSES = (
+    "train", "refit", "optimal", "evaluate", "monitor", "pictures", "ledger", "simulated",
+    "effects",
+)  # fmt: skip
 
 
 class Run(NamedTuple):

@@ -2,8 +2,9 @@
 
 python -m experiments.seeds --runs=runs/digits_seed0,runs/digits_seed1 --out=runs/digits
 
-Reads the results.json of every run; writes seeds.json, overview and the three figures. What one
-run's standard errors leave out, the randomness of training and of the refits, is seen here.
+Reads the results.json of every run; writes seeds.json, overview, the three figures and that of
+what the refits win. What one run's standard errors leave out, the randomness of training and of
+the refits, is seen here.
 """
 
 import json
@@ -14,6 +15,7 @@ import numpy as np
 from absl import flags
 
 from experiments import program
+from experiments.effects import COMPARED
 from experiments.options import UsageError
 from experiments.run import OPTIMAL_NOTE, environment
 from experiments.workdir import write_json
@@ -42,8 +44,9 @@ def summary(runs: Sequence[dict]) -> dict:
 
     Returns:
       What is written as seeds.json: of every number its "mean" over the runs, their standard
-      deviation "sd" (n - 1), "stderr" = sd / root n of the mean, and the "values"; BPD, and the
-      gap's shares that are closed. Of every claim the seeds for which it was judged, and holds.
+      deviation "sd" (n - 1), "stderr" = sd / root n of the mean, and the "values": BPD, the gap's
+      shares that are closed, and what the refits win on each kind of image. Of every claim the
+      seeds for which it was judged, and holds.
     """
     seeds = [run["config"]["seed"] for run in runs]
     rows = []
@@ -53,6 +56,8 @@ def summary(runs: Sequence[dict]) -> dict:
         row |= {
             name: _over_seeds([find(one) for one in together]) for name, find in _SHARES.items()
         }
+        if all("effects" in one for one in together):
+            row["effects"] = _effects([one["effects"] for one in together])
         rows.append(row)
     verdicts: dict[str, dict[int, bool]] = {}
     for seed, run in zip(seeds, runs, strict=True):
@@ -63,7 +68,7 @@ def summary(runs: Sequence[dict]) -> dict:
         "preset": runs[0]["preset"],
         "dataset": runs[0]["dataset"],
         "seeds": seeds,
-        "commits": sorted({str(run["environment"]["commit"]) for run in runs}),
+        "commits": sorted({commit for run in runs for commit in _commits(run["environment"])}),
         "environment": environment(),
         "checkpoints": rows,
         "claims": [
@@ -142,6 +147,22 @@ def _share(row: dict, name: str) -> float:
     return (row["test"]["bpd"] - row[name]["bpd"]) / row["inference_gap"]["bpd"]
 
 
+def _commits(environment: dict) -> list[str]:
+    """Of the code that made any phase of a run; of old runs, the one that wrote the results."""
+    by_phase = environment.get("commits") or {}
+    return [commit for made in by_phase.values() for commit in made] or [str(environment["commit"])]
+
+
+def _effects(together: list[dict]) -> dict:
+    """What either refit wins on each kind of image."""
+    return {
+        kind: {
+            refit: _over_seeds([one[kind][refit]["bpd"] for one in together]) for refit in COMPARED
+        }
+        for kind in together[0]
+    }
+
+
 def _over_seeds(values: list[float]) -> dict:
     mean, sd = float(np.mean(values)), float(np.std(values, ddof=1))
     return {"mean": mean, "sd": sd, "stderr": sd / len(values) ** 0.5, "values": values}
@@ -154,8 +175,10 @@ def seeds(values: flags.FlagValues) -> None:
     runs, out = read(values.runs), Path(values.out)
     results = summary(runs)
     out.mkdir(parents=True, exist_ok=True)
-    for draw in (plots.overview, plots.figure1a, plots.figure1b, plots.figure2):
-        plots.save(draw(runs), out / draw.__name__)
+    for draw in (plots.overview, plots.figure1a, plots.figure1b, plots.figure2, plots.effects):
+        figure = draw(runs)
+        if figure is not None:
+            plots.save(figure, out / draw.__name__)
     write_json(out / "seeds.json", results)
     print(table(results))
     print("mean ± standard deviation across seeds; * fitted on the test set")

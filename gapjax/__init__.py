@@ -2,7 +2,14 @@
 
 from gapjax.datasets import DATASETS, Dataset, DatasetError, load_dataset
 from gapjax.distributions import DiscretizedLogistic
-from gapjax.evaluation import Difference, Evaluation, evaluate, paired_difference
+from gapjax.evaluation import (
+    Difference,
+    Evaluation,
+    effective_number,
+    encoder_gradient_norms,
+    evaluate,
+    paired_difference,
+)
 from gapjax.gaps import Entry, Gaps, Ledger, inference_gaps, ledger
 from gapjax.likelihoods import (
     Annealing,
@@ -69,7 +76,9 @@ __all__ = [
     "adam",
     "bits_per_dim",
     "data_source",
+    "effective_number",
     "elbo",
+    "encoder_gradient_norms",
     "encoder_only",
     "evaluate",
     "importance_weighted_bound",

@@ -13,6 +13,7 @@ from gapjax import devices as hardware
 from gapjax.vae import VAE, VAEParams, bits_per_dim, elbo
 
 Bound = Callable[[VAE, VAEParams, jax.Array, jax.Array, int], jax.Array]
+_GRADIENTS = 10  # held at once, each as large as the encoder
 
 
 class Difference(NamedTuple):
@@ -86,17 +87,43 @@ def evaluate(
     Raises:
       ValueError: no images, or a non-positive number of samples or batch size.
     """
-    if len(images) == 0:
-        raise ValueError("images is empty; there is nothing to evaluate")
-    if num_samples < 1 or batch_size < 1:
-        raise ValueError(
-            f"num_samples is {num_samples} and batch_size {batch_size}; both must be positive"
-        )
-    devices = hardware.all_devices(devices)
-    images = jnp.asarray(images)
-    program = _program(vae, num_samples, min(batch_size, len(images)), bound, devices)
-    nats = program(None, *hardware.replicate((params, rng_key, images), devices))
-    return summarize(np.asarray(bits_per_dim(hardware.collect(nats), images.shape[1:])))
+    nats = _of_each(bound, vae, params, rng_key, images, num_samples, batch_size, devices)
+    return summarize(np.asarray(bits_per_dim(nats, np.shape(images)[1:])))
+
+
+def encoder_gradient_norms(
+    vae: VAE,
+    params: VAEParams,
+    rng_key: jax.Array,
+    images: ArrayLike,
+    *,
+    num_samples: int = 1,
+    devices: hardware.Devices | None = None,
+) -> np.ndarray:
+    """How hard each image pulls at the encoder: the norm of its own gradient.
+
+        g(x) = || grad_phi ELBO(x, theta, phi) ||
+
+    What a step of a refit sees is the mean of such gradients over a batch; where a few images
+    have far larger ones they rule it, and `effective_number` of the squares says how few.
+
+    Args:
+      vae: the model.
+      params: its parameters.
+      rng_key: a key; the noise of each image is that of `evaluate`.
+      images: [N, *event].
+      num_samples: S, posterior samples for each; a refit takes one.
+      devices: among which the images are divided; all by default.
+
+    Returns:
+      [N] float32, nats by unit of the encoder's parameters.
+
+    Raises:
+      ValueError: no images, or a non-positive number of samples.
+    """
+    norm = _encoder_gradient_norm
+    norms = _of_each(norm, vae, params, rng_key, images, num_samples, _GRADIENTS, devices)
+    return np.asarray(norms)
 
 
 def summarize(per_image: np.ndarray) -> Evaluation:
@@ -128,14 +155,32 @@ def paired_difference(first: Evaluation, second: Evaluation) -> Difference:
     difference = first.per_image.astype(np.float64) - second.per_image.astype(np.float64)
     better = float((difference > 0).mean() + (difference == 0).mean() / 2)
     squares = (difference - difference.mean()) ** 2
-    fourth = (squares**2).sum()
     return Difference(
         *mean_and_stderr(difference),
         median=float(np.median(difference)),
         better=better,
         better_stderr=float(np.sqrt(better * (1 - better) / len(difference))),
-        num_effective=float(squares.sum() ** 2 / fourth if fourth > 0 else len(difference)),
+        num_effective=effective_number(squares),
     )
+
+
+def effective_number(weights: np.ndarray) -> float:
+    """How many of N weights their sum rests on: N where they are equal, 1 where one has it all.
+
+        (sum w)^2 / sum w^2
+
+    Args:
+      weights: [N], none negative.
+
+    Returns:
+      Between 1 and N; N where all are zero.
+
+    References:
+      Kish, Survey Sampling, 1965.
+    """
+    weights = np.asarray(weights, np.float64)
+    squares = (weights**2).sum()
+    return float(weights.sum() ** 2 / squares if squares > 0 else len(weights))
 
 
 def mean_and_stderr(values: np.ndarray) -> tuple[float, float]:
@@ -163,6 +208,32 @@ def bounds(
     indices = (first + jnp.arange(num_batches * share)).reshape(num_batches, share)
     nats = jax.lax.map(jax.vmap(one), indices).reshape(-1)
     return shard.concatenate(nats)[:num_images]
+
+
+def _encoder_gradient_norm(
+    vae: VAE, params: VAEParams, rng_key: jax.Array, x: jax.Array, num_samples: int
+) -> jax.Array:
+    """See `encoder_gradient_norms`; of one image, in the form of a bound."""
+    bound = lambda encoder: elbo(vae, params._replace(encoder=encoder), rng_key, x, num_samples)
+    gradient = jax.tree.leaves(jax.grad(bound)(params.encoder))
+    return jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in gradient))
+
+
+def _of_each(
+    function: Bound, vae: VAE, params: VAEParams, rng_key: jax.Array, images: ArrayLike,
+    num_samples: int, batch_size: int, devices: hardware.Devices | None,
+) -> jax.Array:  # fmt: skip
+    """The value of every image [N], on its own noise, on all devices; see `evaluate`."""
+    if len(images) == 0:
+        raise ValueError("images is empty; there is nothing to evaluate")
+    if num_samples < 1 or batch_size < 1:
+        raise ValueError(
+            f"num_samples is {num_samples} and batch_size {batch_size}; both must be positive"
+        )
+    devices = hardware.all_devices(devices)
+    images = jnp.asarray(images)
+    program = _program(vae, num_samples, min(batch_size, len(images)), function, devices)
+    return hardware.collect(program(None, *hardware.replicate((params, rng_key, images), devices)))
 
 
 @functools.cache

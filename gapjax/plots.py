@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from matplotlib.text import Annotation
 
 __all__ = [
+    "effects",
     "figure1a",
     "figure1b",
     "figure2",
@@ -76,6 +77,9 @@ LABELS: Mapping[str, str] = {
     "figure1a": "1a  Train and test",
     "figure1b": "1b  Test, and after optimal inference",
     "figure2": "2  Test, by kind of inference",
+    "effect_on_model": "On fresh samples of the model",
+    "effect_on_train": "On training images",
+    "effect_on_test": "On test images",
 }
 
 # From the bottom of a bar to its top: what is lost, its colour, and in words.
@@ -220,6 +224,43 @@ def refit_curves(results: Results, epochs: Sequence[int] | None = None) -> Figur
         panels[0].set_ylabel("test " + LABELS["bpd"])
         _finish(figure, ends, _footnote([results]))
     return figure
+
+
+def effects(results: Results | Sequence[Results]) -> Figure | None:
+    """Draws what self-consistent training and its control win on each kind of image.
+
+    Args:
+      results: the results of one run, or a list of them, one per seed.
+
+    Returns:
+      The figure, a panel for samples of the model, training images and test images, or None if
+      the results do not hold these numbers. Below zero a refit has made things worse.
+    """
+    runs = _runs(results)
+    if not all("effects" in checkpoint for run in runs for checkpoint in run["checkpoints"]):
+        return None
+    labels = {"control": LABELS["control"], "self_consistent": _self_consistent_label(runs[0])}
+    with _style():
+        figure = _new_figure((12.4, 4.0))
+        panels = figure.subplots(1, 3, sharey=True)
+        ends = []
+        for axes, kind in zip(panels, ("model", "train", "test"), strict=True):
+            axes.axhline(0.0, color=_MUTED, linewidth=0.8)
+            own = [_of_kind(run, kind) for run in runs]
+            for key, label in labels.items():
+                ends.append(_curve(axes, own, key, label, band=len(runs) > 1))
+            _dress(axes, f"effect_on_{kind}", _series(own, "control")[0])
+            axes.set_ylabel("")
+        panels[0].set_ylabel("bits per dimension won by the refit")
+        _finish(figure, ends, _footnote(runs, _band_words(runs, paired=True)))
+    return figure
+
+
+def _of_kind(run: Results, kind: str) -> Results:
+    """A run as if the effects on one kind of image were all it held."""
+    return {
+        "checkpoints": [{"epoch": c["epoch"], **c["effects"][kind]} for c in run["checkpoints"]]
+    }
 
 
 def ledger(results: Results) -> Figure:

@@ -166,6 +166,34 @@ def test_the_error_of_a_normal_difference_rests_on_a_third_of_the_images():
     assert (nothing.median, nothing.better, nothing.num_effective) == (0, 0.5, 10_000)
 
 
+def test_the_pull_of_an_image_is_the_norm_of_its_own_gradient():
+    """With log p(x given z) = z the gradient of the ELBO is known: 1 - loc, eps - s + 1/s."""
+    loc, scale = -0.7, 1.6
+    prior = dist.Normal(jnp.zeros(1), jnp.ones(1)).to_event(1)
+    encode = lambda encoder, x: dist.Normal(encoder["loc"], encoder["scale"]).to_event(1)
+    vae = gapjax.VAE(None, encode, lambda decoder, z: _Reveals(z), prior)
+    encoder = {"loc": jnp.full(1, loc), "scale": jnp.full(1, scale)}
+    params = gapjax.VAEParams(encoder, jnp.ones(5))
+    key, images = jax.random.key(0), np.zeros((23, 1), np.uint8)  # two batches and a ragged one
+    nats = -math.log(2) * gapjax.evaluate(vae, params, key, images).per_image.astype(np.float64)
+    kl = 0.5 * (scale**2 + loc**2 - 1) - math.log(scale)
+    noise = (nats + kl - loc) / scale
+    norms = gapjax.encoder_gradient_norms(vae, params, key, images)
+    expected = np.hypot(1 - loc, noise - scale + 1 / scale)
+    np.testing.assert_allclose(norms, expected, rtol=1e-4)
+    assert noise.std() > 0.3
+    with pytest.raises(ValueError, match="images is empty"):
+        gapjax.encoder_gradient_norms(vae, params, key, images[:0])
+
+
+def test_the_effective_number_of_weights():
+    assert gapjax.effective_number(np.full(7, 0.2)) == pytest.approx(7)
+    assert gapjax.effective_number(np.array([0, 0, 5.0])) == 1
+    assert gapjax.effective_number(np.array([1.0, 2.0])) == pytest.approx(9 / 5)
+    assert gapjax.effective_number(np.zeros(4)) == 4
+    assert gapjax.effective_number(np.full(3, 1e25, np.float32)) == pytest.approx(3)
+
+
 def test_of_one_image_there_is_no_standard_error():
     one = summarize(np.array([2.0], np.float32))
     assert one.bpd == 2.0 and math.isnan(one.stderr)

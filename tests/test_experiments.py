@@ -59,7 +59,7 @@ def _numbers(path):
 
 
 def _trees_equal(first, second):
-    for store in ("train", "self_consistent", "control", "optimal", "evaluation"):
+    for store in ("train", "self_consistent", "control", "optimal", "evaluation", "effects"):
         assert checkpoints.numbers(first / "checkpoints" / store) == [2, 4]
         for epoch in (2, 4):
             ours, theirs = (
@@ -71,7 +71,9 @@ def _trees_equal(first, second):
 
 def test_it_writes_every_file(finished):
     path, out = finished
-    for name in ("figure1a", "figure1b", "figure2", "samples", "reconstructions", "costliest"):
+    for name in (
+        "figure1a", "figure1b", "figure2", "effects", "samples", "reconstructions", "costliest",
+    ):  # fmt: skip
         assert (path / f"{name}.png").stat().st_size > 1000
         assert (path / f"{name}.pdf").read_bytes().startswith(b"%PDF")
     assert str(path / "report.html") in out
@@ -108,6 +110,8 @@ def test_results_follow_the_schema(finished):
             row["control"]["bpd"] - row["self_consistent"]["bpd"], abs=1e-6
         )
         assert row["gap_closed"] == pytest.approx(row["gain"]["bpd"] / row["inference_gap"]["bpd"])
+        assert row["effects"]["test"]["self_consistent"] == row["gain"]
+        assert row["effects"]["train"]["gradient"]["num_examples"] == 360
     for claim in results["claims"]:
         assert isinstance(claim["holds"], bool)
     assert {"train", "optimal", "self_consistent", "evaluate", "total"} <= set(results["seconds"])
@@ -257,6 +261,7 @@ def test_the_keys_of_all_purposes_and_epochs_differ(finished, tmp_path):
     run = experiment.Run(workdir.Workdir(path).config(), None, None, None)
     purposes = (
         "train", "refit", "optimal", "evaluate", "monitor", "pictures", "ledger", "simulated",
+        "effects",
     )  # fmt: skip
     keys = {
         tuple(jax.random.key_data(run.key(purpose, epoch)).tolist())
@@ -454,7 +459,7 @@ def test_a_note_says_where_most_images_contradict_a_mean():
     *_, last = notes = evaluate._notes(rows)
     assert "against the encoder as trained" in last and "its control" not in " ".join(notes)
     assert "at epochs 1, 4. At 4 it wins −0.0100 BPD in the mean and −0.0020 in the median" in last
-    assert "better on 60.0% of the images" in last and "rests on 7 of them" in last
+    assert "better on 60.0\xa0% of the images" in last and "rests on 7 of them" in last
 
 
 def test_the_costs_of_pixels_are_those_of_their_image(small):

@@ -193,6 +193,34 @@ def test_refit_curves_draw_the_curves_of_the_lowest_and_the_last_checkpoint():
     assert len(plots.refit_curves(results, epochs=[100]).axes) == 1
 
 
+def test_effects_draw_what_is_won_on_each_kind_of_image():
+    results = _results()
+    assert plots.effects(results) is None
+    for i, checkpoint in enumerate(results["checkpoints"]):
+        won = lambda kind, refit, i=i: {"bpd": kind + 10 * refit + i / 100, "stderr": 0.25}
+        checkpoint["effects"] = {
+            name: {"control": won(kind, 1), "self_consistent": won(kind, 2)}
+            for kind, name in enumerate(("model", "train", "test"))
+        }
+    figure = plots.effects(results)
+    assert len(figure.axes) == 3
+    for kind, axes in enumerate(figure.axes):
+        for refit, key in enumerate(("control", "self_consistent"), start=1):
+            expected = [kind + 10 * refit + i / 100 for i in range(len(_EPOCHS))]
+            np.testing.assert_allclose(_line(axes, key), np.transpose([_EPOCHS, expected]))
+        low, high = axes.collections[0].get_segments()[0][:, 1]
+        assert high - low == pytest.approx(0.5)
+    other = copy.deepcopy(results)
+    for checkpoint in other["checkpoints"]:
+        checkpoint["effects"]["train"]["control"]["bpd"] += 0.5
+    both = plots.effects([results, other]).axes[1]
+    np.testing.assert_allclose(
+        _line(both, "control")[:, 1], _line(figure.axes[1], "control")[:, 1] + 0.25
+    )
+    titles = [axes.get_title(loc="left") for axes in figure.axes]
+    assert ["model" in titles[0], "training" in titles[1], "test" in titles[2]] == [True] * 3
+
+
 def test_image_grid_places_and_scales_images():
     levels = 17
     images = np.zeros((6, 8, 8), np.uint8)

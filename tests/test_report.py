@@ -138,6 +138,18 @@ def test_the_table_holds_the_numbers_of_every_checkpoint(tmp_path):
     assert daggers == ["300"]
 
 
+def test_the_surest_column_says_how_many_decimals_all_have(tmp_path):
+    results = _results()
+    for checkpoint in results["checkpoints"]:
+        checkpoint["test"]["stderr"] = checkpoint["control"]["stderr"] = 0.034
+        checkpoint["optimal"]["stderr"] = checkpoint["self_consistent"]["stderr"] = 0.051
+        checkpoint["gain"]["stderr"] = checkpoint["gain_over_control"]["stderr"] = 0.012
+    _, page = _write(tmp_path, results)
+    (row,) = (row for row in page.rows if len(row) == 10 and row[0] == "500")
+    assert row[1:3] == ["0.360\xa0±\xa00.002", "0.461\xa0±\xa00.034"]
+    assert row[6] == "0.050\xa0±\xa00.003"  # of differences the typical one decides
+
+
 def test_headline_says_what_the_last_checkpoint_found():
     results = _results()
     results["checkpoints"].reverse()  # the last is the one of the highest epoch
@@ -186,6 +198,28 @@ def test_what_most_images_say_is_shown_where_it_is_known(tmp_path):
     assert text.index("Every checkpoint") < text.index(question) < text.index("The refits")
     rows = [row for row in page.rows if row[1:] == ["−0.0033", "45.0\xa0±\xa00.5\xa0%", "12"]]
     assert [row[0] for row in rows] == [str(epoch) for epoch in _EPOCHS]
+
+
+def test_what_the_refits_did_to_each_kind_of_image_is_shown_where_it_is_known(tmp_path):
+    results = _results()
+    title = "What the refits win, and on which images"
+    assert title not in _write(tmp_path, results)[0]
+    for i, kind in enumerate(("model", "train", "test"), start=1):
+        own = results["checkpoints"][-1].setdefault("effects", {})
+        trained = {"bpd": i / 10, "stderr": 0.002}
+        own[kind] = {
+            "as_trained": trained, "control": _by_image(i / 100, 0.6),
+            "self_consistent": _by_image(-i / 100, 0.4),
+        }  # fmt: skip
+    own["model"]["gradient"] = {"num_examples": 1000, "num_effective": 3.4}
+    text, page = _write(tmp_path, results)
+    assert text.index("The refits") < text.index(title)
+    for i, kind in enumerate(("model samples", "training", "test"), start=1):
+        (row,) = (row for row in page.rows if row[:2] == ["500", kind])
+        assert [cell.replace("\xa0", " ") for cell in row[2:]] == [
+            f"{i / 10:.3f} ± 0.002", f"{i / 100:.4f} ± 0.0011", "−0.0033", "60.0 ± 0.5 %",
+            f"−{i / 100:.4f} ± 0.0011", "−0.0033", "40.0 ± 0.5 %", "3 of 1,000" if i == 1 else "–",
+        ]  # fmt: skip
 
 
 def test_a_failed_claim_is_shown_as_failed(tmp_path):

@@ -7,7 +7,7 @@ import types
 import numpy as np
 import pytest
 
-from experiments import evaluate, options, seeds
+from experiments import effects, evaluate, options, seeds
 from experiments.claims import claims
 from gapjax.evaluation import summarize
 
@@ -15,6 +15,7 @@ _WORSE = {
     "train": -0.1, "test": 0.06, "control": 0.05, "self_consistent": 0.03, "optimal": 0.0,
     "control_averaged": 0.04, "self_consistent_averaged": 0.02,
 }  # fmt: skip
+_SEEN_BY = {"as_trained": "test", "control": "control", "self_consistent": "self_consistent"}
 
 
 def _run(seed):
@@ -25,6 +26,11 @@ def _run(seed):
         wider = 1 + 1e-3 * (seed + epoch)
         bpds = {name: summarize(base + wider * worse) for name, worse in _WORSE.items()}
         rows.append(evaluate._row(epoch, bpds, {"optimal": {"converged": True}}))
+        own = {
+            "bpd": {name: bpds[key].per_image for name, key in _SEEN_BY.items()},
+            "gradient": np.ones(3),
+        }  # fmt: skip
+        rows[-1]["effects"] = effects.summary({"model": own, "train": own}, bpds)
     return {
         "preset": "digits", "dataset": "digits", "environment": {"commit": f"c{seed % 2}"},
         "config": {"seed": seed, "workdir": f"runs/{seed}", "data_dir": None, "alpha": 0.5},
@@ -42,9 +48,10 @@ def test_means_and_deviations_over_seeds():
     runs = [_run(seed) for seed in (3, 5, 9)]
     lost, absent = runs[0]["claims"][3]["claim"], runs[0]["claims"][1]["claim"]
     runs[1]["claims"][3]["holds"] = False
+    runs[1]["environment"]["commits"] = {"train": ["c0"], "evaluate": ["c1", "c2"]}
     del runs[2]["claims"][1]
     results = seeds.summary(runs)
-    assert results["seeds"] == [3, 5, 9] and results["commits"] == ["c1"]
+    assert results["seeds"] == [3, 5, 9] and results["commits"] == ["c0", "c1", "c2"]
     assert [row["epoch"] for row in results["checkpoints"]] == [50, 100]
     for index, row in enumerate(results["checkpoints"]):
         for name in ("test", "optimal", "gain_over_control", "gain_averaged"):
@@ -59,6 +66,9 @@ def test_means_and_deviations_over_seeds():
             ("gap_closed_control_averaged", 2 / 6),
         ):  # fmt: skip
             assert row[name]["mean"] == pytest.approx(share, abs=1e-6), name
+        assert row["effects"]["model"]["self_consistent"] == row["gain"]
+        won = [run["checkpoints"][index]["effects"]["train"]["control"]["bpd"] for run in runs]
+        assert row["effects"]["train"]["control"]["values"] == won
     verdicts = {claim["claim"]: claim for claim in results["claims"]}
     assert verdicts[lost]["judged_for_seeds"] == [3, 5, 9]
     assert verdicts[lost]["holds_for_seeds"] == [3, 9]
@@ -73,10 +83,21 @@ def test_runs_are_read_by_seed_and_the_figures_are_drawn(tmp_path, capsys):
     seeds.seeds(types.SimpleNamespace(runs=folders, out=str(out)))
     results = json.loads((out / "seeds.json").read_text())
     assert results["seeds"] == [2, 8]
-    for name in ("overview", "figure1a", "figure1b", "figure2"):
+    for name in ("overview", "figure1a", "figure1b", "figure2", "effects"):
         assert (out / f"{name}.png").stat().st_size > 1000
     printed = capsys.readouterr().out
     assert "fitted on the test set" in printed and "holds for 2 of 2 seeds" in printed
+
+
+def test_runs_of_before_there_were_effects_are_summarised(tmp_path):
+    runs = [_run(seed) for seed in (1, 2)]
+    del runs[0]["checkpoints"][1]["effects"]
+    rows = seeds.summary(runs)["checkpoints"]
+    assert ["effects" in row for row in rows] == [True, False]
+    folders = [_write(tmp_path / str(i), run) for i, run in enumerate(runs)]
+    seeds.seeds(types.SimpleNamespace(runs=folders, out=str(tmp_path / "out")))
+    assert not (tmp_path / "out" / "effects.png").exists()
+    assert (tmp_path / "out" / "overview.png").exists()
 
 
 def _other_rate(run):

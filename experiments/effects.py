@@ -1,0 +1,117 @@
+"""What the refits do to each kind of image: samples of the model, training images, test images.
+
+A refit is judged on test images. What it did to the images that it was made of says how it came
+by that: self-consistent training that wins on fresh samples of the model and loses on training
+images has given up the one for the other.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import gapjax
+from experiments.numerals import at_epochs, measured, percent
+from experiments.run import Run, encoders
+from gapjax.evaluation import Evaluation, summarize
+from gapjax.sources import draw_examples
+
+COMPARED = ("control", "self_consistent")
+_MOST_GRADIENTS = 1000
+_draw = jax.jit(draw_examples)
+
+
+def effects_like(run: Run) -> dict:
+    """The shapes of what `measure` returns."""
+    bpds = dict.fromkeys(("as_trained", *COMPARED), np.zeros(_num_images(run), np.float32))
+    norms = np.zeros(min(_MOST_GRADIENTS, _num_images(run)), np.float32)
+    return {kind: {"bpd": bpds, "gradient": norms} for kind in ("model", "train")}
+
+
+def measure(run: Run, epoch: int) -> dict:
+    """BPD per image of fresh samples of the model and of training images, by each encoder.
+
+    There are as many of either as there are test images (or training images, if those are fewer).
+    With them come the norms of the gradients with which the first of them pull at the encoder as
+    trained, where the refits begin.
+    """
+    trained, by_name = encoders(run, epoch, COMPARED)
+    key, samples = run.key("evaluate"), run.config.num_eval_samples
+    number = _num_images(run)
+    model = gapjax.model_source(run.vae, trained.decoder, number)
+    keys = jax.random.split(run.key("effects", epoch), number)
+    drawn = _draw(model, None, keys, jnp.arange(number)).astype(run.dataset.train.dtype)
+    return {
+        name: {
+            "bpd": {
+                encoder: gapjax.evaluate(
+                    run.vae, trained._replace(encoder=own), key, x, num_samples=samples
+                ).per_image
+                for encoder, own in by_name.items()
+            },
+            "gradient": gapjax.encoder_gradient_norms(run.vae, trained, key, x[:_MOST_GRADIENTS]),
+        }
+        for name, x in {"model": drawn, "train": jnp.asarray(run.dataset.train[:number])}.items()
+    }
+
+
+def summary(found: Mapping[str, Any], tested: Mapping[str, Evaluation]) -> dict:
+    """The entry of results.json: for each kind of image, what either refit wins, paired.
+
+    Args:
+      found: by `measure`.
+      tested: the evaluations of the test set: "test", as trained, and those of the refits.
+    """
+    entry = {}
+    for name, own in found.items():
+        by_encoder = {encoder: summarize(np.asarray(b)) for encoder, b in own["bpd"].items()}
+        norms = np.asarray(own["gradient"], np.float64)
+        entry[name] = {
+            **_won(by_encoder["as_trained"], by_encoder),
+            "gradient": {
+                "num_examples": len(norms),
+                "num_effective": gapjax.effective_number(norms**2),
+            },
+        }
+    return {**entry, "test": _won(tested["test"], tested)}
+
+
+def notes(rows: list[dict]) -> list[str]:
+    """Where self-consistent training loses to its control: what it did to the other images."""
+    lost = [row for row in rows if _loses(row["gain_over_control"])]
+    if not lost:
+        return []
+    last = lost[-1]["effects"]
+    words = []
+    for name, title in (("model", "fresh samples of the model"), ("train", "training images")):
+        own = last[name]["self_consistent"]
+        won = measured(own["bpd"], own["stderr"], 4, plus=True)
+        share = percent(own["better"], decimals=1)
+        words.append(f"{won} BPD on {title} (on {share} of them it wins)")
+    rests = "{num_effective:,.0f} of {num_examples:,}".format
+    return [
+        "Self-consistent training loses to its control at "
+        f"{at_epochs([row['epoch'] for row in lost])}. What it wins at {lost[-1]['epoch']}, "
+        f"against the encoder as trained: {' and '.join(words)}. There the squared "
+        f"gradient of the encoder rests on {rests(**last['model']['gradient'])} samples of the "
+        f"model, and on {rests(**last['train']['gradient'])} training images."
+    ]
+
+
+def _num_images(run: Run) -> int:
+    return min(len(run.dataset.test), len(run.dataset.train))
+
+
+def _won(trained: Evaluation, by_encoder: Mapping[str, Evaluation]) -> dict:
+    return {
+        "as_trained": {"bpd": trained.bpd, "stderr": trained.stderr},
+        **{
+            kind: gapjax.paired_difference(trained, by_encoder[kind])._asdict() for kind in COMPARED
+        },
+    }
+
+
+def _loses(difference: Mapping[str, float]) -> bool:
+    return difference["bpd"] < -2 * difference["stderr"]

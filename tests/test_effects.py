@@ -1,0 +1,110 @@
+"""What refits do to each kind of image: which images, which encoders, and what is said of them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import gapjax
+from experiments import effects
+from experiments import run as experiment
+from gapjax.evaluation import summarize
+
+
+@pytest.fixture
+def run(small, monkeypatch):
+    """The small model in a run of which no file is read; its refits are the encoder, nudged."""
+    rng = np.random.default_rng(0)
+    nudge = lambda leaf: leaf + 0.05 * jnp.asarray(rng.normal(size=leaf.shape), leaf.dtype)
+    refits = {
+        kind: jax.tree.map(nudge, small.params.encoder) for kind in ("control", "self_consistent")
+    }
+    by_name = {"as_trained": small.params.encoder, **refits}
+    monkeypatch.setattr(effects, "encoders", lambda *_: (small.params, by_name))
+    config = experiment.Config(
+        **dict.fromkeys(experiment.Config._fields) | {"seed": 3, "num_eval_samples": 2}
+    )
+    dataset = gapjax.Dataset(
+        **dict.fromkeys(gapjax.Dataset._fields)
+        | {"train": small.train_images, "test": small.test_images}
+    )
+    run = experiment.Run(config, dataset, small.vae, None)
+    return run, {name: small.params._replace(encoder=own) for name, own in by_name.items()}
+
+
+def test_every_kind_of_image_is_measured_by_every_encoder(small, run):
+    run, encoders = run
+    measured = effects.measure(run, 7)
+    like = effects.effects_like(run)
+    assert jax.tree.structure(like) == jax.tree.structure(measured)
+    for expected, leaf in zip(jax.tree.leaves(like), jax.tree.leaves(measured), strict=True):
+        assert (expected.shape, expected.dtype) == (leaf.shape, leaf.dtype)
+    for name, params in encoders.items():
+        alone = gapjax.evaluate(
+            small.vae, params, run.key("evaluate"), small.train_images[:40], num_samples=2
+        )
+        np.testing.assert_allclose(measured["train"]["bpd"][name], alone.per_image, rtol=1e-5)
+
+
+def test_the_samples_are_of_the_model_and_fresh_at_every_checkpoint(small, run):
+    run, _ = run
+    keys = jax.random.split(jax.random.key(11), 2000)
+    draw = lambda key: gapjax.sample_model(small.vae, small.params.decoder, key)
+    others = gapjax.evaluate(
+        small.vae, small.params, jax.random.key(12), jax.jit(jax.vmap(draw))(keys), num_samples=2
+    )
+    bpds = [effects.measure(run, epoch)["model"]["bpd"]["as_trained"] for epoch in range(5)]
+    ours = summarize(np.concatenate(bpds))
+    assert abs(ours.bpd - others.bpd) < 4 * np.hypot(ours.stderr, others.stderr)
+    of_data = summarize(effects.measure(run, 0)["train"]["bpd"]["as_trained"])
+    assert abs(of_data.bpd - others.bpd) > 4 * np.hypot(of_data.stderr, others.stderr)
+    assert len(np.unique(np.round(ours.per_image, 5))) > 150
+
+
+def _summary():
+    rng = np.random.default_rng(0)
+    bpds = rng.normal(size=(2, 3, 8)).astype(np.float32)
+    names = ("as_trained", "control", "self_consistent")
+    gradients = {"model": [1, 3, 0, 0], "train": [2, 2, 2, 2]}
+    measured = {
+        kind: {"bpd": dict(zip(names, own, strict=True)), "gradient": np.array(gradients[kind])}
+        for kind, own in zip(("model", "train"), bpds, strict=True)
+    }
+    tested = {name: summarize(rng.normal(size=8)) for name in ("test", *names[1:])}
+    return measured, tested, effects.summary(measured, tested)
+
+
+def test_what_is_won_is_as_trained_minus_the_refit():
+    measured, tested, entry = _summary()
+    assert list(entry) == ["model", "train", "test"]
+    for kind in ("model", "train"):
+        own = measured[kind]["bpd"]
+        assert entry[kind]["as_trained"]["bpd"] == pytest.approx(own["as_trained"].mean())
+        for refit in ("control", "self_consistent"):
+            won = (own["as_trained"] - own[refit]).astype(np.float64)
+            assert entry[kind][refit]["bpd"] == pytest.approx(won.mean(), abs=1e-6)
+            assert entry[kind][refit]["better"] == (won > 0).mean()
+    won = tested["test"].per_image - tested["control"].per_image
+    assert entry["test"]["control"]["bpd"] == pytest.approx(won.mean())
+    assert entry["model"]["gradient"] == pytest.approx(
+        {"num_examples": 4, "num_effective": 100 / 82}
+    )
+    assert entry["train"]["gradient"] == {"num_examples": 4, "num_effective": 4.0}
+    assert "gradient" not in entry["test"]
+
+
+def test_a_loss_to_the_control_is_explained_by_the_other_images():
+    entry = _summary()[-1]
+    entry["model"]["self_consistent"].update(bpd=0.6, stderr=0.02, better=0.52)
+    entry["train"]["self_consistent"].update(bpd=-0.17, stderr=0.01, better=0.006)
+    row = lambda epoch, bpd: {
+        "epoch": epoch, "effects": entry, "gain_over_control": {"bpd": bpd, "stderr": 0.01},
+    }  # fmt: skip
+    assert effects.notes([row(1, 0.1), row(2, -0.019)]) == []
+    assert "at epoch 2. What" in effects.notes([row(1, 0.1), row(2, -0.03)])[0]
+    (note,) = effects.notes([row(1, -0.1), row(2, 0.1), row(3, -0.021)])
+    note = note.replace("\xa0", " ")
+    assert "at epochs 1, 3." in note and "at 3, against the encoder as trained" in note
+    assert "+0.6000 ± 0.0200 BPD on fresh samples of the model (on 52.0 % of them" in note
+    assert "−0.1700 ± 0.0100 BPD on training images (on 0.6 % of them" in note
+    assert "rests on 1 of 4 samples of the model, and on 4 of 4 training images" in note
