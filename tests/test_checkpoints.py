@@ -6,7 +6,6 @@ import json
 import re
 import resource
 import shutil
-import threading
 from pathlib import Path
 from typing import NamedTuple
 
@@ -310,23 +309,23 @@ def test_without_room_an_error_says_so_and_the_store_is_as_it_was(two):
 def test_what_a_failed_save_still_writes_after_its_error_is_removed(two, monkeypatch):
     """Tensorstore's threads do, and make the folders again in which they write."""
     late = two / "3.new.orbax-checkpoint-tmp" / "d" / "part"
-
-    def write():
-        late.parent.mkdir(parents=True)
-        late.write_text("x")
-
-    writer = threading.Timer(0.2, write)
+    pauses = []
 
     class Failing:
         def save(self, *arguments, **options):
-            writer.start()
             raise OSError(errno.ENOSPC, "no room")
 
+    def write_late(seconds):
+        pauses.append(seconds)
+        if len(pauses) == 3:
+            late.parent.mkdir(parents=True)
+            late.write_text("x")
+
     monkeypatch.setattr(checkpoints, "_checkpointer", Failing)
+    monkeypatch.setattr(checkpoints.time, "sleep", write_late)
     with pytest.raises(CheckpointError, match="No space left"):
         checkpoints.save(two, 3, _tree(3), {})
-    writer.join()
-    assert sorted(path.name for path in two.iterdir()) == ["1", "2"]
+    assert sum(pauses) >= 0.5 and sorted(path.name for path in two.iterdir()) == ["1", "2"]
 
 
 class Killed(BaseException):
