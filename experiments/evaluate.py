@@ -43,15 +43,15 @@ def evaluate_phase(run: Run) -> dict:
     rows, seconds = [], dict.fromkeys(("train", *REFITS, "evaluate"), 0.0)
     commits = {phase: set() for phase in seconds}
     evaluated = evaluated_like(run)
-    made = {
+    stores = {
         "evaluation": (evaluated, functools.partial(_evaluate, run)),
         "effects": (effects.effects_like(run), functools.partial(effects.measure, run)),
     }
-    done = {name: good_entries(run, name, like) for name, (like, _) in made.items()}
+    done = {name: good_entries(run, name, like) for name, (like, _) in stores.items()}
     with progress_bar(run, "evaluate", len(run.epochs)) as bar:
         for index, epoch in enumerate(run.epochs):
             found = {}
-            for name, (like, make) in made.items():
+            for name, (like, make) in stores.items():
                 found[name], record = _kept(run, name, epoch, like, make, done[name])
                 seconds["evaluate"] += record["seconds"]
                 commits["evaluate"].add(record.get("commit"))

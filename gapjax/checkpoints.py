@@ -25,7 +25,7 @@ import orbax.checkpoint as ocp
 
 _TREE, _SHAPES, _RECORD = "tree_sha256", "shapes", "record_sha256"
 _NEW, _OLD = ".new", ".old"  # endings of an entry that waits for its place, and of one that left it
-_LOOKS, _PAUSE = 10, 0.1  # after a failed save, in s between two
+_LOOKS, _PAUSE = 10, 0.1  # at the store after a failed save; seconds before each
 _LEFTOVER = re.compile(r"\d+(\.new)?\.orbax-checkpoint-tmp.*|\d+\.old")
 
 
@@ -79,7 +79,7 @@ def save(store: Path, number: int, tree: Any, record: dict) -> None:
         _wait(path)
     except Exception as error:  # Orbax and tensorstore each raise their own
         if jax.process_index() == 0:
-            _tidy_until_it_stays(store)
+            _tidy_for_a_while(store)
         raise CheckpointError(
             f"checkpoint {number} in {store} cannot be written ({_reason(error)}); the others are "
             "as they were: make room or mend that, and start again"
@@ -196,11 +196,11 @@ def tidy(store: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _tidy_until_it_stays(store: Path) -> None:
+def _tidy_for_a_while(store: Path) -> None:
     """Removes what a failed save left; tensorstore's threads write on for a moment after it."""
     for _ in range(_LOOKS):
-        tidy(store)
         time.sleep(_PAUSE)
+        tidy(store)
 
 
 def _put_in_place(path: Path) -> None:
