@@ -9,8 +9,9 @@ from absl import flags
 
 from experiments.presets import PRESETS
 from gapjax.datasets import BINARIZATIONS, DATASETS
+from gapjax.distributions import MIN_UNIFORM_WEIGHT
 from gapjax.training import SWEEPS
-from gapjax.vae import LIKELIHOODS, POSTERIORS
+from gapjax.vae import LIKELIHOODS, POSTERIORS, UNIFORM_WEIGHT
 
 flags.disclaim_key_flags()  # --help shows them as the program's own
 
@@ -20,7 +21,11 @@ class UsageError(ValueError):
 
 
 class Config(NamedTuple):
-    """What a run computes: two runs of equal configurations give equal numbers."""
+    """What a run computes: two runs of equal configurations give equal numbers.
+
+    A field with a default was added later: the default is what runs did before it. A field that
+    is None takes the default that fits the data.
+    """
 
     preset: str
     dataset: str
@@ -42,6 +47,7 @@ class Config(NamedTuple):
     num_eval_samples: int
     validation: int = 0
     posterior: str = "diagonal"
+    uniform_weight: float | None = 0.0
 
 
 class Saving(NamedTuple):
@@ -125,6 +131,12 @@ _RUN_FLAGS = (
         _likelihoods, "likelihood", None,
         "p(x given z); default: bernoulli for binary data, discretized_logistic for grey.",
     ),
+    (
+        _float, "uniform_weight", None,
+        "Weight of a uniform over the pixel levels that the discretized logistic is mixed with, "
+        f"0 to 1; default: {UNIFORM_WEIGHT:g}, the floor of the authors' code. A workdir that was "
+        "made before this flag goes on with 0.",
+    ),
     (_int, "num_eval_samples", None, "Posterior samples for each image when BPD is evaluated."),
     (
         _int, "validation", 0,
@@ -184,6 +196,18 @@ def config_from_flags(values: flags.FlagValues) -> Config:
     return config
 
 
+def with_older_defaults(config: Config, missing: Iterable[str], values: flags.FlagValues) -> Config:
+    """Fits a configuration to a workdir that was made before some of the flags.
+
+    Args:
+      config: that of the flags and their preset.
+      missing: the fields that the workdir does not name.
+      values: the flags; one that was given is kept.
+    """
+    older = {name: Config._field_defaults[name] for name in missing if values[name].value is None}
+    return config._replace(**older)
+
+
 def _check(config: Config) -> None:
     if not config.dataset.endswith(".npz"):
         _known("dataset", config.dataset, DATASETS, "or the path of an .npz file")
@@ -199,6 +223,9 @@ def _check(config: Config) -> None:
     ):  # fmt: skip
         if getattr(config, name) < 1:
             raise UsageError(f"--{name} is {getattr(config, name)}; it must be at least 1")
+    weight, least = config.uniform_weight, MIN_UNIFORM_WEIGHT
+    if weight and not least <= weight <= 1:
+        raise UsageError(f"--uniform_weight is {weight}; it must be 0, or in [{least:g}, 1]")
     if config.validation < 0:
         raise UsageError(f"--validation is {config.validation}; it must be at least 0")
     if any(size < 1 for size in config.hidden_sizes):

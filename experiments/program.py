@@ -11,7 +11,13 @@ from pathlib import Path
 import jax
 from absl import app, flags, logging
 
-from experiments.options import Saving, UsageError, config_from_flags, saving_from_flags
+from experiments.options import (
+    Saving,
+    UsageError,
+    config_from_flags,
+    saving_from_flags,
+    with_older_defaults,
+)
 from experiments.run import Run, start
 from experiments.workdir import Workdir, WorkdirError
 from gapjax import DatasetError, devices
@@ -36,6 +42,7 @@ def run_program(phases: Callable[[Run], None], *, new_runs: bool) -> None:
             config, saving = config_from_flags(values), saving_from_flags(values)
             default = f"runs/{config.preset}_seed{config.seed}"
             workdir = Workdir(Path(values.workdir or default))
+            config = with_older_defaults(config, workdir.missing_fields(), values)
         elif values.workdir is None:
             raise UsageError("--workdir is not given; name the folder of a run")
         else:

@@ -22,6 +22,7 @@ import gapjax
 from experiments.options import Config, Saving, UsageError
 from experiments.workdir import Workdir, WorkdirError
 from gapjax import checkpoints, devices, training
+from gapjax.vae import UNIFORM_WEIGHT
 
 REFITS = ("self_consistent", "control", "optimal")
 OPTIMAL_NOTE = "The BPD after optimal inference is fitted on the test set: it measures, no more."
@@ -137,9 +138,17 @@ def start(
             f"--likelihood is {likelihood}, but --dataset={config.dataset} has {dataset.levels} "
             "levels; use bernoulli for binary data and discretized_logistic for grey"
         )
+    if binary and config.uniform_weight:
+        raise UsageError(
+            f"--uniform_weight is {config.uniform_weight}, but --dataset={config.dataset} is "
+            "binary; it is a part of the discretized logistic"
+        )
+    if config.uniform_weight is None:
+        config = config._replace(uniform_weight=0.0 if binary else UNIFORM_WEIGHT)
     vae = gapjax.mlp_vae(
         dataset.event_shape, likelihood, latent_dim=config.latent_dim,
         hidden_sizes=config.hidden_sizes, levels=dataset.levels, posterior=config.posterior,
+        uniform_weight=config.uniform_weight,
     )  # fmt: skip
     workdir.claim(config, dataset.provenance)
     _commit()  # of the code that is loaded, not of what the checkout holds hours later

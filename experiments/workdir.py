@@ -114,6 +114,14 @@ class Workdir:
         values = stored["config"]
         return Config(**{**values, "hidden_sizes": tuple(values["hidden_sizes"])})
 
+    def missing_fields(self) -> list[str]:
+        """The fields of `Config` that the folder, made by an older version, does not name."""
+        path = self.path / "config.json"
+        if self._stored() is None:
+            return []
+        stored = json.loads(path.read_text())["config"]
+        return [name for name in Config._field_defaults if name not in stored]
+
     def _stored(self) -> dict | None:
         path = self.path / "config.json"
         if not path.is_file():

@@ -15,6 +15,7 @@ from numpyro.distributions.util import promote_shapes
 # Beyond these (in units of one bin) float32 cannot hold the gradient (x - loc) / scale^2.
 _MAX_LOC = 1e12
 _MIN_SCALE, _MAX_SCALE = 1e-9, 1e12
+MIN_UNIFORM_WEIGHT = 1e-30  # a smaller one, over many levels, is 0 in float32
 _BEYOND = 1e30  # the outer edge of an end bin, in scales: farther than any other edge can be
 
 
@@ -39,13 +40,23 @@ class DiscretizedLogistic(Distribution):
     finite for every finite float32 `loc` and positive `scale`; in units of one bin, |m|
     is clipped to 1e12 and s to [1e-9, 1e12].
 
+    With `uniform_weight` u the distribution is the mixture
+
+        P'(k) = (1 - u) P(k) + u / K,
+
+    which is normalised as well and gives no level less than u/K: no pixel costs more than
+    log(K/u) nats. It is computed as the logarithm of this sum. That is exact for u > 0, because
+    the sum cannot underflow.
+
     Args:
       loc: mean of the logistic variable, any real, in units where the levels span [0, 1].
       scale: its scale, positive, same units. Standard deviation is scale * pi / sqrt(3).
       levels: number of levels K >= 2.
+      uniform_weight: u, the weight of a uniform distribution over the levels. Zero for none;
+        otherwise in [1e-30, 1].
 
     Raises:
-      ValueError: `levels` is less than 2.
+      ValueError: `levels` is less than 2, or `uniform_weight` is out of range.
 
     References:
       Kingma et al., Improved Variational Inference with Inverse Autoregressive Flow, 2016
@@ -54,7 +65,7 @@ class DiscretizedLogistic(Distribution):
 
     arg_constraints: ClassVar = {"loc": constraints.real, "scale": constraints.positive}
     pytree_data_fields = ("loc", "scale")
-    pytree_aux_fields = ("levels",)
+    pytree_aux_fields = ("levels", "uniform_weight")
 
     def __init__(
         self,
@@ -62,12 +73,19 @@ class DiscretizedLogistic(Distribution):
         scale: ArrayLike,
         levels: int = 256,
         *,
+        uniform_weight: float = 0.0,
         validate_args: bool | None = None,
     ):
         if levels < 2:
             raise ValueError(f"levels is {levels}; a discretized logistic needs at least 2")
+        if not (uniform_weight == 0 or MIN_UNIFORM_WEIGHT <= uniform_weight <= 1):
+            raise ValueError(
+                f"uniform_weight is {uniform_weight}; it must be 0, or between "
+                f"{MIN_UNIFORM_WEIGHT:g} and 1"
+            )
         self.loc, self.scale = promote_shapes(loc, scale)
         self.levels = levels
+        self.uniform_weight = uniform_weight
         batch_shape = jnp.broadcast_shapes(jnp.shape(loc), jnp.shape(scale))
         super().__init__(batch_shape=batch_shape, validate_args=validate_args)
 
@@ -93,15 +111,29 @@ class DiscretizedLogistic(Distribution):
           The log-probability of each, shape of the broadcast.
         """
         loc, scale = self._in_bins()
-        return _log_bin(self.levels, jnp.asarray(value).astype(loc.dtype), loc, scale)
+        value = jnp.asarray(value).astype(loc.dtype)
+        return _log_prob(self.levels, self.uniform_weight, value, loc, scale)
 
     def sample(self, key: jax.Array, sample_shape: tuple[int, ...] = ()) -> jax.Array:
-        """Draws levels as int32, shape `sample_shape + batch_shape`."""
+        """Draws levels as int32, shape `sample_shape + batch_shape`.
+
+        Of the same key, the levels that the uniform does not take are those of weight 0.
+        """
         loc, scale = self._in_bins()
         noise = jax.random.logistic(key, (*sample_shape, *self.batch_shape), loc.dtype)
         loc, scale = (jnp.broadcast_to(x, noise.shape) for x in (loc, scale))
         level = jnp.floor(loc + scale * noise + 0.5)
-        return jnp.clip(level, 0, self.levels - 1).astype(jnp.int32)
+        level = jnp.clip(level, 0, self.levels - 1).astype(jnp.int32)
+        # One random word decides both: whether it is among the first `count` of the 2^32, and
+        # if so which part of these it falls in.
+        count = round(self.uniform_weight * 2**32)
+        if count == 0:
+            return level
+        word = jax.random.bits(jax.random.fold_in(key, 1), noise.shape, jnp.uint32)
+        uniform = jnp.floor(word.astype(jnp.float32) * (self.levels / count)).astype(jnp.int32)
+        return jnp.where(
+            word <= jnp.uint32(count - 1), jnp.minimum(uniform, self.levels - 1), level
+        )
 
     @property
     def mean(self) -> jax.Array:
@@ -110,26 +142,31 @@ class DiscretizedLogistic(Distribution):
         edges = (jnp.arange(1, self.levels, dtype=loc.dtype) - 0.5).reshape(
             (1,) * (loc.ndim - 1) + (-1,)
         )
-        return jax.nn.sigmoid((loc - edges) / scale).sum(axis=-1)
+        mean = jax.nn.sigmoid((loc - edges) / scale).sum(axis=-1)
+        return mean + self.uniform_weight * ((self.levels - 1) / 2 - mean)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _log_bin(levels: int, value: jax.Array, loc: jax.Array, scale: jax.Array) -> jax.Array:
-    """Log-probability of the bin of `value`; everything in units of one bin."""
-    return _log_bin_and_slopes(levels, value, loc, scale)[0]
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _log_prob(
+    levels: int, uniform_weight: float, value: jax.Array, loc: jax.Array, scale: jax.Array
+) -> jax.Array:
+    """Log-probability of the level `value`; everything in units of one bin."""
+    return _log_prob_and_slopes(levels, uniform_weight, value, loc, scale)[0]
 
 
-@_log_bin.defjvp
-def _log_bin_jvp(levels: int, primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
-    log_prob, by_loc, by_scale = _log_bin_and_slopes(levels, *primals)
+@_log_prob.defjvp
+def _log_prob_jvp(
+    levels: int, uniform_weight: float, primals: tuple, tangents: tuple
+) -> tuple[jax.Array, jax.Array]:
+    log_prob, by_loc, by_scale = _log_prob_and_slopes(levels, uniform_weight, *primals)
     value_dot, loc_dot, scale_dot = tangents
     return log_prob, by_loc * (loc_dot - value_dot) + by_scale * scale_dot
 
 
-def _log_bin_and_slopes(
-    levels: int, value: jax.Array, loc: jax.Array, scale: jax.Array
+def _log_prob_and_slopes(
+    levels: int, uniform_weight: float, value: jax.Array, loc: jax.Array, scale: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """`_log_bin` and its derivatives by loc and by scale, from one set of exponentials.
+    """`_log_prob` and its derivatives by loc and by scale, from one set of exponentials.
 
     With A = exp(-|a|) and B = exp(-|b|), both in [0, 1], and w = 1 - exp(-1/s),
 
@@ -138,6 +175,11 @@ def _log_bin_and_slopes(
     where a = inf in the last bin and b = -inf in the first, and w = 1 in either. Further
 
         d log P/da = sigma(-a),   d log P/db = -sigma(b),   d log w/d(1/s) = (1 - w)/w.
+
+    With a uniform of weight u > 0 the factors of P are multiplied instead of their logarithms
+    added, which takes one logarithm for two:
+
+        log P' = log((1 - u) P + u/K),   d log P' = (1 - u) P / P' d log P.
     """
     first, last = value <= 0, value >= levels - 1
     inverse = 1.0 / scale
@@ -146,14 +188,21 @@ def _log_bin_and_slopes(
     width = jnp.where(first | last, 1.0, -jnp.expm1(-inverse))
     exp_above, exp_below = jnp.exp(-jnp.abs(above)), jnp.exp(-jnp.abs(below))
     excess = exp_above + exp_below + exp_above * exp_below
-    log_prob = (
-        jnp.log(width) + jnp.minimum(above, 0.0) - jnp.maximum(below, 0.0) - jnp.log1p(excess)
-    )
     share = 1.0 / (1.0 + excess)
     by_above = jnp.where(above >= 0, exp_above, 1.0) * (1.0 + exp_below) * share
     by_below = -jnp.where(below >= 0, 1.0, exp_below) * (1.0 + exp_above) * share
     by_inverse = above * by_above + below * by_below + (1.0 - width) / width * inverse
-    return log_prob, -(by_above + by_below) * inverse, -by_inverse * inverse
+    by_loc, by_scale = -(by_above + by_below) * inverse, -by_inverse * inverse
+    if uniform_weight == 0:
+        log_prob = (
+            jnp.log(width) + jnp.minimum(above, 0.0) - jnp.maximum(below, 0.0) - jnp.log1p(excess)
+        )
+        return log_prob, by_loc, by_scale
+    outer = jnp.where(above < 0, exp_above, 1.0) * jnp.where(below > 0, exp_below, 1.0)
+    logistic = (1.0 - uniform_weight) * width * outer * share
+    total = logistic + uniform_weight / levels
+    responsibility = logistic / total
+    return jnp.log(total), responsibility * by_loc, responsibility * by_scale
 
 
 class AutoregressiveFlow(InverseAutoregressiveTransform):

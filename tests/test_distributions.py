@@ -13,37 +13,42 @@ import scipy.stats
 from gapjax.distributions import DiscretizedLogistic, from_free, to_free
 
 LEVELS = [2, 17, 256]
+WEIGHTS = [0.0, 2.56e-5, 0.3]  # of the uniform: none, the default of grey images, plain to see
 TINY, HUGE = 1e-38, 3e38
 EXTREME_LOCS = np.array([-HUGE, -1e12, -1e6, -0.5, 0.0, 0.3, 1.0, 1e6, 1e12, HUGE], np.float32)
 EXTREME_SCALES = np.array([TINY, 1e-20, 1e-8, 1e-2, 1.0, 1e6, 1e20, HUGE], np.float32)
 
 
-def _all_log_probs(loc, scale, levels):
+def _all_log_probs(loc, scale, levels, weight=0.0):
     """log P(k) [N, levels]; compiled once for all N up to 128."""
     loc, scale = np.broadcast_arrays(*np.atleast_1d(loc, scale))
     padding = (0, 128 - len(loc))
     loc, scale = (np.pad(a, padding, constant_values=1.0)[:, None] for a in (loc, scale))
-    table = _table_of_log_probs(loc.astype(np.float32), scale.astype(np.float32), levels)
+    table = _table_of_log_probs(loc.astype(np.float32), scale.astype(np.float32), levels, weight)
     return np.asarray(table)[: 128 - padding[1]]
 
 
-@functools.partial(jax.jit, static_argnames="levels")
-def _table_of_log_probs(loc, scale, levels):
-    return DiscretizedLogistic(loc, scale, levels).log_prob(jnp.arange(levels)[None])
+@functools.partial(jax.jit, static_argnames=("levels", "weight"))
+def _table_of_log_probs(loc, scale, levels, weight):
+    pixels = DiscretizedLogistic(loc, scale, levels, uniform_weight=weight)
+    return pixels.log_prob(jnp.arange(levels)[None])
 
 
-@functools.partial(jax.jit, static_argnames=("levels", "sample_shape"))
-def _sample(rng_key, loc, scale, levels, sample_shape=()):
-    return DiscretizedLogistic(loc, scale, levels).sample(rng_key, sample_shape)
+@functools.partial(jax.jit, static_argnames=("levels", "sample_shape", "weight"))
+def _sample(rng_key, loc, scale, levels, sample_shape=(), weight=0.0):
+    pixels = DiscretizedLogistic(loc, scale, levels, uniform_weight=weight)
+    return pixels.sample(rng_key, sample_shape)
 
 
-@functools.partial(jax.jit, static_argnames="levels")
-def _values_and_gradients(loc, scale, k, levels):
-    log_prob = lambda loc, scale, k: DiscretizedLogistic(loc, scale, levels).log_prob(k)
+@functools.partial(jax.jit, static_argnames=("levels", "weight"))
+def _values_and_gradients(loc, scale, k, levels, weight=0.0):
+    def log_prob(loc, scale, k):
+        return DiscretizedLogistic(loc, scale, levels, uniform_weight=weight).log_prob(k)
+
     return jax.vmap(jax.value_and_grad(log_prob, argnums=(0, 1)))(loc, scale, k)
 
 
-def _scipy_log_probs(loc, scale, levels):
+def _scipy_log_probs(loc, scale, levels, weight=0.0):
     """log P(k) in float64 from the CDF, each difference taken in the tail where it is exact."""
     loc, scale = (np.asarray(a, np.float64)[..., None] for a in (loc, scale))
     ks = np.arange(levels)
@@ -55,41 +60,51 @@ def _scipy_log_probs(loc, scale, levels):
         little = np.where(right_half, logistic.logsf(upper), logistic.logcdf(lower))
         interior = big + np.log(-np.expm1(little - big))
     ends = np.where(ks == 0, logistic.logcdf(upper), logistic.logsf(lower))
-    return np.where((ks == 0) | (ks == levels - 1), ends, interior)
+    logistic = np.where((ks == 0) | (ks == levels - 1), ends, interior)
+    if weight == 0:
+        return logistic
+    return np.log((1 - weight) * np.exp(logistic) + weight / levels)
 
 
+@pytest.mark.parametrize("weight", WEIGHTS)
 @pytest.mark.parametrize("levels", LEVELS)
-def test_probabilities_sum_to_one(levels):
+def test_probabilities_sum_to_one(levels, weight):
     rng = np.random.default_rng(levels)
     loc = np.concatenate([rng.uniform(-0.3, 1.3, 100), [-1e6, 1e6, -1e6, 1e6, 0, 0.5, 1] * 4])
     scale = np.concatenate(
         [10 ** rng.uniform(-4, 2, 100), np.repeat([1e-8, 1e-3, 1.0, 1e6], 7)]
     )  # fmt: skip
-    total = np.exp(_all_log_probs(loc, scale, levels).astype(np.float64)).sum(-1)
+    total = np.exp(_all_log_probs(loc, scale, levels, weight).astype(np.float64)).sum(-1)
     np.testing.assert_allclose(total, 1.0, atol=2e-5)
 
 
+@pytest.mark.parametrize("weight", WEIGHTS)
 @pytest.mark.parametrize("levels", LEVELS)
-def test_agrees_with_scipy_in_float64(levels):
+def test_agrees_with_scipy_in_float64(levels, weight):
     rng = np.random.default_rng(levels)
     loc = np.concatenate([rng.uniform(-0.3, 1.3, 60), [-2.0, 3.0, 0.0, 1.0]])
     scale = np.concatenate([10 ** rng.uniform(-2.5, 1, 60), [0.02, 0.02, 0.1, 5.0]])
     loc, scale = loc.astype(np.float32), scale.astype(np.float32)
-    ours, exact = _all_log_probs(loc, scale, levels), _scipy_log_probs(loc, scale, levels)
-    assert exact.min() < -50  # far tails are among them
+    ours = _all_log_probs(loc, scale, levels, weight)
+    exact = _scipy_log_probs(loc, scale, levels, weight)
+    assert _scipy_log_probs(loc, scale, levels).min() < -50  # far tails are among them
+    assert weight == 0 or exact.min() >= np.log(weight / levels)
     # An error of one float32 rounding in (k - loc) / scale moves log P by as much.
     rounding = 1e-6 * (1 + (np.abs(loc) + 1) / scale)[:, None]
     assert np.all(np.abs(ours - exact) <= rounding + 2e-6 * np.abs(exact))
 
 
+@pytest.mark.parametrize("weight", [0.0, 0.02, 0.3, 1.0])
 @pytest.mark.parametrize("levels", LEVELS)
 @pytest.mark.parametrize("loc, scale", [(0.45, 0.08), (0.02, 0.1), (1.1, 0.3), (-4.0, 0.02)])
-def test_samples_follow_the_probabilities(levels, loc, scale):
+def test_samples_follow_the_probabilities(levels, loc, scale, weight):
     num_samples = 20_000
-    samples = np.asarray(_sample(jax.random.key(levels), loc, scale, levels, (num_samples,)))
+    samples = _sample(jax.random.key(levels), loc, scale, levels, (num_samples,), weight)
+    samples = np.asarray(samples)
     assert samples.dtype == np.int32
     assert samples.min() >= 0 and samples.max() <= levels - 1
-    expected = num_samples * np.exp(_all_log_probs(loc, scale, levels)[0].astype(np.float64))
+    log_probs = _all_log_probs(loc, scale, levels, weight)[0].astype(np.float64)
+    expected = num_samples * np.exp(log_probs)
     observed = np.bincount(samples, minlength=levels)
     # Bins that expect few are pooled, except the end bins, which are always looked at.
     rare = expected < 10
@@ -101,6 +116,27 @@ def test_samples_follow_the_probabilities(levels, loc, scale):
     statistic = ((observed - expected)[kept] ** 2 / expected[kept]).sum()
     degrees = max(kept.sum() - 1, 1)
     assert scipy.stats.chi2.sf(statistic, degrees) > 1e-4
+
+
+def test_the_uniform_of_grey_images_is_sampled_as_often_as_it_weighs():
+    """A distribution at level 0 alone: every other level is the uniform's, and each as often."""
+    weight, num_samples = 2.56e-5, 2**24
+    samples = _sample(jax.random.key(0), -4.0, 0.02, 16, (num_samples,), weight)
+    counts = np.bincount(samples, minlength=16)[1:]
+    expected = num_samples * weight / 16
+    statistic = ((counts - expected) ** 2 / expected).sum()
+    assert 1e-4 < scipy.stats.chi2.cdf(statistic, 15) < 1 - 1e-4
+
+
+def test_a_weight_of_zero_is_the_limit_of_small_ones():
+    """The two ways of computing log P agree where the uniform adds nothing that can be seen."""
+    loc, scale = np.array([-0.2, 0.4, 0.5, 1.1]), np.array([0.5, 0.03, 2.0, 0.1])
+    none, least = _all_log_probs(loc, scale, 256), _all_log_probs(loc, scale, 256, 1e-30)
+    np.testing.assert_allclose(least[none > -60], none[none > -60], rtol=1e-5, atol=1e-6)
+    key = jax.random.key(0)
+    np.testing.assert_array_equal(
+        _sample(key, loc, scale, 256, (100, 4), 1e-30), _sample(key, loc, scale, 256, (100, 4))
+    )
 
 
 def test_bins_are_centred_on_their_levels():
@@ -115,8 +151,9 @@ def test_bins_are_centred_on_their_levels():
     np.testing.assert_array_equal(draw, np.broadcast_to(np.arange(levels), (50, levels)))
 
 
+@pytest.mark.parametrize("weight", [0.0, 1e-30, 2.56e-5, 1.0])
 @pytest.mark.parametrize("levels", [*LEVELS, 65_536])
-def test_values_and_gradients_are_finite_at_extreme_parameters(levels):
+def test_values_and_gradients_are_finite_at_extreme_parameters(levels, weight):
     ks = np.unique([0, 1, levels // 2, levels - 2, levels - 1])
     # The worst gradients are just inside the clips, which are in units of one bin.
     edge_locs = np.float32(1e12 / (levels - 1)) * np.array([-1, -0.999, 0.999, 1], np.float32)
@@ -129,40 +166,45 @@ def test_values_and_gradients_are_finite_at_extreme_parameters(levels):
             ks.astype(np.float32),
         )
     )
-    values, gradients = _values_and_gradients(loc, scale, k, levels)
+    values, gradients = _values_and_gradients(loc, scale, k, levels, weight)
     chex.assert_tree_all_finite((values, gradients))
     assert np.all(values <= 0)
-    samples = _sample(jax.random.key(0), loc, scale, levels)
+    samples = _sample(jax.random.key(0), loc, scale, levels, (), weight)
     assert samples.min() >= 0 and samples.max() <= levels - 1
 
 
-def test_gradient_agrees_with_finite_differences():
+@pytest.mark.parametrize("weight", WEIGHTS)
+def test_gradient_agrees_with_finite_differences(weight):
     """In every bin, far on either side of the centre and in it, for narrow and wide scales."""
     levels, step = 17, 1e-6
     rng = np.random.default_rng(0)
     loc, scale = rng.uniform(-0.3, 1.3, (40, 1)), 10 ** rng.uniform(-2, 1, (40, 1))
     loc, scale, k = (a.ravel() for a in np.broadcast_arrays(loc, scale, np.arange(levels)))
-    of = lambda loc, scale: _scipy_log_probs(loc, scale, levels)[np.arange(len(k)), k]
+    of = lambda loc, scale: _scipy_log_probs(loc, scale, levels, weight)[np.arange(len(k)), k]
     by_loc = (of(loc + step, scale) - of(loc - step, scale)) / (2 * step)
     by_scale = (of(loc, scale + step) - of(loc, scale - step)) / (2 * step)
-    _, gradients = _values_and_gradients(loc, scale, k.astype(np.float32), levels)
+    _, gradients = _values_and_gradients(loc, scale, k.astype(np.float32), levels, weight)
     np.testing.assert_allclose(gradients[0], by_loc, rtol=1e-3, atol=1e-3)
     np.testing.assert_allclose(gradients[1], by_scale, rtol=1e-3, atol=1e-3)
 
 
-def test_second_derivatives_agree_with_finite_differences():
+@pytest.mark.parametrize("weight", WEIGHTS)
+def test_second_derivatives_agree_with_finite_differences(weight):
     """The derivatives are given in closed form, and are themselves differentiated."""
     levels, step = 17, 1e-4
     rng = np.random.default_rng(1)
     loc, scale = rng.uniform(-0.3, 1.3, (20, 1)), 10 ** rng.uniform(-1, 0, (20, 1))
     loc, scale, k = (a.ravel() for a in np.broadcast_arrays(loc, scale, np.arange(levels)))
-    of = lambda i, j: _scipy_log_probs(loc + i * step, scale + j * step, levels)[
+    of = lambda i, j: _scipy_log_probs(loc + i * step, scale + j * step, levels, weight)[
         np.arange(len(k)), k
     ]
     by_loc = (of(1, 0) - 2 * of(0, 0) + of(-1, 0)) / step**2
     by_scale = (of(0, 1) - 2 * of(0, 0) + of(0, -1)) / step**2
     by_both = (of(1, 1) - of(1, -1) - of(-1, 1) + of(-1, -1)) / (4 * step**2)
-    log_prob = lambda loc, scale, k: DiscretizedLogistic(loc, scale, levels).log_prob(k)
+
+    def log_prob(loc, scale, k):
+        return DiscretizedLogistic(loc, scale, levels, uniform_weight=weight).log_prob(k)
+
     hessian = jax.jit(jax.vmap(jax.hessian(log_prob, argnums=(0, 1))))(loc, scale, k * 1.0)
     np.testing.assert_allclose(hessian[0][0], by_loc, rtol=2e-3, atol=2e-3)
     np.testing.assert_allclose(hessian[1][1], by_scale, rtol=2e-3, atol=2e-3)
@@ -175,12 +217,14 @@ def test_gradient_by_the_value_is_minus_that_by_the_mean():
     np.testing.assert_allclose(by_value, -by_loc / 16, rtol=1e-6)
 
 
+@pytest.mark.parametrize("weight", WEIGHTS)
 @pytest.mark.parametrize("levels", LEVELS)
-def test_mean_is_the_sum_over_levels(levels):
+def test_mean_is_the_sum_over_levels(levels, weight):
     loc = np.array([-1e6, -0.2, 0.0, 0.3, 0.5, 0.9, 1.4, 1e6, 0.3, 0.3])
     scale = np.array([1.0, 0.1, 0.01, 0.2, 3.0, 1e-8, 0.1, 1e-8, 1e6, 1e-3])
-    probabilities = np.exp(_all_log_probs(loc, scale, levels).astype(np.float64))
-    mean = jax.jit(lambda *parameters: DiscretizedLogistic(*parameters, levels).mean)(loc, scale)
+    probabilities = np.exp(_all_log_probs(loc, scale, levels, weight).astype(np.float64))
+    mean_of = lambda *given: DiscretizedLogistic(*given, levels, uniform_weight=weight).mean
+    mean = jax.jit(mean_of)(loc, scale)
     expected = probabilities @ np.arange(levels)
     np.testing.assert_allclose(mean, expected, rtol=1e-5, atol=1e-4)
 
@@ -189,6 +233,12 @@ def test_mean_is_the_sum_over_levels(levels):
 def test_fewer_than_two_levels_are_refused(levels):
     with pytest.raises(ValueError, match=f"levels is {levels}"):
         DiscretizedLogistic(0.0, 1.0, levels)
+
+
+@pytest.mark.parametrize("weight", [-0.1, 1.1, 1e-31, float("nan")])
+def test_a_weight_that_is_none_is_refused(weight):
+    with pytest.raises(ValueError, match=f"uniform_weight is {weight}"):
+        DiscretizedLogistic(0.0, 1.0, 17, uniform_weight=weight)
 
 
 class TransformedTest(chex.TestCase):
@@ -219,12 +269,12 @@ class TransformedTest(chex.TestCase):
         np.testing.assert_allclose(batched, _all_log_probs(locs, scales, 17)[:, 4], rtol=1e-5)
 
     def test_it_passes_through_vmap_as_a_pytree(self):
-        make = jax.vmap(lambda loc: DiscretizedLogistic(loc, 0.1, 17))
+        make = jax.vmap(lambda loc: DiscretizedLogistic(loc, 0.1, 17, uniform_weight=0.3))
         distributions = make(jnp.array([0.1, 0.9]))
         means = jax.vmap(lambda one: one.mean)(distributions)
-        np.testing.assert_allclose(
-            means, DiscretizedLogistic(jnp.array([0.1, 0.9]), 0.1, 17).mean, rtol=1e-6
-        )
+        locs = jnp.array([0.1, 0.9])
+        expected = DiscretizedLogistic(locs, 0.1, 17, uniform_weight=0.3).mean
+        np.testing.assert_allclose(means, expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
