@@ -13,6 +13,8 @@ from gapjax.distributions import MIN_UNIFORM_WEIGHT
 from gapjax.training import SWEEPS
 from gapjax.vae import LIKELIHOODS, POSTERIORS, UNIFORM_WEIGHT
 
+MIXTURES = ("random", "stratified")
+
 flags.disclaim_key_flags()  # --help shows them as the program's own
 
 
@@ -48,6 +50,8 @@ class Config(NamedTuple):
     validation: int = 0
     posterior: str = "diagonal"
     uniform_weight: float | None = 0.0
+    refit_batch_size: int | None = None
+    mixture: str = "random"
 
 
 class Saving(NamedTuple):
@@ -124,6 +128,15 @@ _RUN_FLAGS = (
     (_int, "optimal_epochs", None, "Most epochs of optimal inference, which ends by convergence."),
     (_float, "alpha", None, "Share of model samples in self-consistent training, 0 to 1."),
     (_int, "batch_size", None, "Examples in an optimizer step."),
+    (
+        _int, "refit_batch_size", None,
+        "Examples in a step of self-consistent training and of its control; default: --batch_size.",
+    ),
+    (
+        functools.partial(flags.DEFINE_enum, enum_values=MIXTURES), "mixture", None,
+        "How self-consistent training mixes: random, each example is a sample of the model with "
+        "probability --alpha; stratified, this share of every batch.",
+    ),
     (_float, "learning_rate", None, "Learning rate of Adam, in training and refits."),
     (_int, "latent_dim", None, "Dimension of the latent space."),
     (flags.DEFINE_list, "hidden_sizes", None, "Widths of the hidden layers, e.g. 500,500."),
@@ -190,6 +203,7 @@ def config_from_flags(values: flags.FlagValues) -> Config:
     merged = {
         name: value if value is not None else defaults.get(name) for name, value in given.items()
     }
+    merged["mixture"] = merged["mixture"] or "random"
     merged["hidden_sizes"] = tuple(integers("hidden_sizes", merged["hidden_sizes"]))
     config = Config(**merged)
     _check(config)
@@ -226,6 +240,8 @@ def _check(config: Config) -> None:
     weight, least = config.uniform_weight, MIN_UNIFORM_WEIGHT
     if weight and not least <= weight <= 1:
         raise UsageError(f"--uniform_weight is {weight}; it must be 0, or in [{least:g}, 1]")
+    if config.refit_batch_size is not None and config.refit_batch_size < 1:
+        raise UsageError(f"--refit_batch_size is {config.refit_batch_size}; it must be at least 1")
     if config.validation < 0:
         raise UsageError(f"--validation is {config.validation}; it must be at least 0")
     if any(size < 1 for size in config.hidden_sizes):

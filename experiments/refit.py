@@ -65,7 +65,10 @@ def _refit(run: Run, kind: str, epochs: list[int], missing: list[int]) -> None:
     resume, seconds = _unfinished(run, kind, epochs)
     clock -= seconds
     images = run.dataset.test if kind == "optimal" else run.dataset.train
-    steps = training.steps_per_epoch(len(images), config.batch_size)
+    batch_size = config.batch_size
+    if kind != "optimal":
+        batch_size = config.refit_batch_size or batch_size
+    steps = training.steps_per_epoch(len(images), batch_size)
     every = run.saving.every * steps
 
     def keep(progress: list[training.Progress] | training.Progress) -> None:
@@ -80,7 +83,7 @@ def _refit(run: Run, kind: str, epochs: list[int], missing: list[int]) -> None:
     name = f"{kind} {epochs[0]}" + (f" to {epochs[-1]}" if len(epochs) > 1 else "")
     done = resume[0].curve.epoch[-1] if resume and resume[0].curve.epoch else 0
     common = {
-        "batch_size": config.batch_size, "optimizer": gapjax.adam(config.learning_rate),
+        "batch_size": batch_size, "optimizer": gapjax.adam(config.learning_rate),
         "resume": resume, "on_chunk": keep,
         "sweep": run.sweep if run.sweep in training.SWEEPS else "auto",
     }  # fmt: skip
@@ -96,7 +99,8 @@ def _refit(run: Run, kind: str, epochs: list[int], missing: list[int]) -> None:
             refits = gapjax.self_consistent(
                 run.vae, all_params, run.dataset.train,
                 [run.key("refit", epoch) for epoch in epochs],
-                alpha=config.alpha if kind == "self_consistent" else 0, num_epochs=most,
+                alpha=config.alpha if kind == "self_consistent" else 0,
+                stratified=config.mixture == "stratified", num_epochs=most,
                 monitor=_monitor(run), monitor_every=_MONITOR_EVERY, on_epoch=bar, **common,
             )  # fmt: skip
     for epoch, refit in zip(epochs, refits, strict=True):

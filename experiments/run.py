@@ -126,11 +126,13 @@ def start(
         levels=config.levels,
     )  # fmt: skip
     dataset, validation = _hold_out(dataset, config.validation)
-    for name, images in (("training", dataset.train), ("test", dataset.test)):
-        if config.batch_size > len(images):
-            raise UsageError(
-                f"--batch_size is {config.batch_size}, more than the {len(images)} {name} images"
-            )
+    sizes = {"training": len(dataset.train), "test": len(dataset.test)}
+    for flag, name in (
+        ("batch_size", "training"), ("batch_size", "test"), ("refit_batch_size", "training")
+    ):  # fmt: skip
+        size = getattr(config, flag)
+        if size is not None and size > sizes[name]:
+            raise UsageError(f"--{flag} is {size}, more than the {sizes[name]} {name} images")
     binary = dataset.levels == 2
     likelihood = config.likelihood or ("bernoulli" if binary else "discretized_logistic")
     if binary != (likelihood == "bernoulli"):

@@ -338,6 +338,7 @@ def self_consistent(
     rng_key: jax.Array | Sequence[jax.Array],
     *,
     alpha: ArrayLike | Sequence[ArrayLike] = 0.5,
+    stratified: bool = False,
     num_epochs: int = 100,
     **refit_options: Any,
 ) -> Refit | list[Refit]:
@@ -353,6 +354,9 @@ def self_consistent(
       train_images: [N, *event].
       rng_key: of the refit; a list of keys is a sweep.
       alpha: share of model samples, in [0, 1]; a list in a sweep.
+      stratified: give every batch that share, instead of deciding for each example at random;
+        see `mixture_source`. The authors' code takes 100 training images and 100 samples in each
+        step: that is `stratified=True, batch_size=200` for twice as many epochs.
       num_epochs: epochs of N examples.
       **refit_options: as of `refit_encoder`.
 
@@ -364,7 +368,9 @@ def self_consistent(
     if len({alpha for alpha in alphas if isinstance(alpha, int | float)}) > 1:
         alphas = [jnp.asarray(alpha, jnp.float32) for alpha in alphas]  # one program for them all
     sources = [
-        mixture_source(model_source(vae, each.decoder, data.num_examples), data, alpha)
+        mixture_source(
+            model_source(vae, each.decoder, data.num_examples), data, alpha, stratified=stratified
+        )
         for each, alpha in zip(all_params, alphas, strict=True)
     ]
     source = sources if isinstance(rng_key, list) else sources[0]

@@ -13,6 +13,7 @@ import types
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -537,3 +538,70 @@ def test_a_folder_of_before_there_was_a_flag_is_still_its_run(tmp_path):
     _start(tmp_path, config=config).workdir.close()
     with pytest.raises(workdir.WorkdirError, match="--validation is 0 there and 37 here"):
         _start(tmp_path)
+
+
+def test_the_batches_of_a_refit_are_as_the_flags_say(undisturbed, tmp_path, monkeypatch):
+    """Those of self-consistent training and of its control; not those of optimal inference."""
+    mixed = []
+
+    def self_consistent(*given, stratified, **options):
+        mixed.append(stratified)
+        return gapjax.self_consistent(*given, stratified=stratified, **options)
+
+    monkeypatch.setattr(
+        refit,
+        "gapjax",
+        types.SimpleNamespace(**{**vars(gapjax), "self_consistent": self_consistent}),
+    )
+    shutil.copytree(undisturbed / "checkpoints" / "train", tmp_path / "train")
+    config = _CONFIG._replace(refit_batch_size=400, mixture="stratified")
+    run = _start(tmp_path / "run", config=config)
+    shutil.move(tmp_path / "train", run.workdir.checkpoints / "train")
+    refit.refit_phase(run, [2])
+    run.workdir.close()
+    steps = {
+        kind: checkpoints.record(run.workdir.checkpoints / kind, 2)["steps"]
+        for kind in experiment.REFITS
+    }
+    assert (steps["self_consistent"], steps["control"]) == (4, 4)  # 1,400 images by 400
+    as_before = checkpoints.record(undisturbed / "checkpoints" / "optimal", 2)["steps"]
+    assert steps["optimal"] == as_before
+    assert mixed == [True, True]
+
+
+def test_a_grey_folder_of_before_the_uniform_goes_on_without_it(tmp_path):
+    """The same command, whose default is now another; but not where a flag says otherwise."""
+    from absl import flags as absl_flags
+
+    def config_of(*given):
+        values = absl_flags.FlagValues()
+        options.define_run(values)
+        values(
+            ["program", "--preset=grey_digits", "--num_epochs=4", "--checkpoint_every=2", *given]
+        )
+        config = options.config_from_flags(values)
+        return options.with_older_defaults(config, folder.missing_fields(), values)
+
+    folder = workdir.Workdir(tmp_path)
+    run = _start(tmp_path, config=config_of())
+    run.workdir.close()
+    assert run.config.uniform_weight == 256e-7
+    assert _floor(run) == pytest.approx(np.log(256e-7 / 17), abs=1e-3)
+    path = tmp_path / "config.json"
+    stored = json.loads(path.read_text())
+    for name in ("uniform_weight", "mixture", "refit_batch_size"):
+        del stored["config"][name]
+    path.write_text(json.dumps(stored))
+    run = _start(tmp_path, config=config_of())
+    run.workdir.close()
+    assert run.config.uniform_weight == 0 and _floor(run) < -100
+    with pytest.raises(workdir.WorkdirError, match=r"--uniform_weight is 0\.0 there and 0\.5 here"):
+        _start(tmp_path, config=config_of("--uniform_weight=0.5"))
+
+
+def _floor(run):
+    """The least log-probability of a pixel by the run's likelihood, where the decoder is sure."""
+    params = run.vae.init(run.key("train"))
+    sure = jax.tree.map(lambda leaf: jnp.full_like(leaf, -1e3), params.decoder)
+    pixels = run.vae.decode(sure, jnp.zeros(run.config.latent_dim)).base_dist
+    return float(pixels.log_prob(16.0).min())

@@ -290,6 +290,9 @@ def test_the_keys_of_all_purposes_and_epochs_differ(finished, tmp_path):
         (["--checkpoint_every=30"], ["--checkpoint_every", "30", "500"]),
         (["--threshold=2"], ["--threshold", "2"]),
         (["--validation=-1"], ["--validation", "-1", "at least 0"]),
+        (["--uniform_weight=2"], ["--uniform_weight", "2", "[1e-30, 1]"]),
+        (["--uniform_weight=nan"], ["--uniform_weight", "nan", "[1e-30, 1]"]),
+        (["--refit_batch_size=0"], ["--refit_batch_size", "0", "at least 1"]),
         (["--save_every=-1"], ["--save_every", "-1", "at least 0"]),
         (["--keep=0"], ["--keep", "0", "at least 1"]),
     ],
@@ -342,6 +345,8 @@ def test_bad_data_and_workdirs_are_refused_with_nothing_written(finished, tmp_pa
         "floats": [f"--dataset={_npz(tmp_path, 'f.npz', train=images / 255, test=images / 255)}"],
         "missing file": [f"--dataset={tmp_path / 'none.npz'}"],
         "levels": [f"--dataset={grey}", "--levels=16", "--batch_size=5"],
+        "refit batch larger than data": ["--refit_batch_size=2000"],
+        "uniform on binary data": ["--uniform_weight=0.01"],
         "no mnist here": ["--dataset=mnist", f"--data_dir={tmp_path}"],
     }
     for name, flags in cases.items():

@@ -118,7 +118,11 @@ def test_a_mixture_draws_in_the_type_of_the_data(model, alpha):
 @pytest.mark.parametrize("num_draws", [N + 20, 30])
 @pytest.mark.parametrize("alpha", [0.0, 0.02, 0.5, 0.98, 1.0])
 def test_many_draws_at_once_are_the_draws_of_each(model, data, alpha, num_draws):
-    for source in (data, model, gapjax.mixture_source(model, data, jnp.float32(alpha))):
+    mixtures = (
+        gapjax.mixture_source(model, data, jnp.float32(alpha), stratified=stratified)
+        for stratified in (False, True)
+    )
+    for source in (data, model, *mixtures):
         together = _epoch(source, jax.random.key(8), num_draws)
         alone = _one_by_one(source, jax.random.key(8), num_draws)
         assert together.dtype == alone.dtype
@@ -154,12 +158,33 @@ def test_the_share_is_alpha_for_each_example_apart(model, data):
     np.testing.assert_allclose(per_epoch.std(), spread / np.sqrt(N), rtol=0.3)
 
 
-def test_any_alpha_takes_the_draws_of_the_ends(model, data):
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 0.5, 0.98, 1.0])
+def test_a_stratified_mixture_has_its_share_in_every_batch(model, data, alpha):
+    source = gapjax.mixture_source(model, data, jnp.float32(alpha), stratified=True)
+    from_model = np.asarray(_epoch(source, jax.random.key(5)))[:, 0] >= 100
+    for size in (20, 50):
+        counts = from_model.reshape(-1, size).sum(1)
+        assert np.all(abs(counts - alpha * size) < 1)
+        assert alpha != 0.5 or np.all(counts == size // 2)
+
+
+def test_a_stratified_mixture_takes_no_training_image_twice(model):
+    data = gapjax.data_source(np.arange(N, dtype=np.uint16)[:, None] % 100)
+    source = gapjax.mixture_source(model, data, 0.5, stratified=True)
+    epochs = [np.asarray(_epoch(source, jax.random.key(seed)))[:, 0] for seed in range(2)]
+    images = [epoch[epoch < 100] for epoch in epochs]
+    for taken in images:
+        assert len(taken) == N // 2 and np.bincount(taken).max() <= N // 100
+    assert np.any(np.sort(images[0]) != np.sort(images[1]))  # another half of them
+
+
+@pytest.mark.parametrize("stratified", [False, True])
+def test_any_alpha_takes_the_draws_of_the_ends(model, data, stratified):
     rng_key = jax.random.key(6)
-    draws = [
-        np.asarray(_epoch(gapjax.mixture_source(model, data, jnp.float32(alpha)), rng_key))
-        for alpha in (0.0, 0.5, 1.0)
-    ]
+    source_of = lambda alpha: gapjax.mixture_source(
+        model, data, jnp.float32(alpha), stratified=stratified
+    )
+    draws = [np.asarray(_epoch(source_of(alpha), rng_key)) for alpha in (0.0, 0.5, 1.0)]
     from_model = draws[1] >= 100
     assert 0 < from_model.mean() < 1
     np.testing.assert_array_equal(draws[1], np.where(from_model, draws[2], draws[0]))

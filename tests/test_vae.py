@@ -175,17 +175,23 @@ def test_mlp_vae_has_the_shapes_of_the_paper(likelihood, levels):
 
 @pytest.mark.parametrize("levels", [17, 256])
 def test_the_scale_of_a_pixel_is_bounded_from_below(levels):
-    """So the price of being sure and wrong is bounded, whatever the network emits."""
-    vae = gapjax.mlp_vae((2,), "discretized_logistic", latent_dim=1, hidden_sizes=(), levels=levels)
+    """So the cost of a pixel is bounded, whatever the network emits: less so by the scale alone."""
+    make = functools.partial(
+        gapjax.mlp_vae, (2,), "discretized_logistic", latent_dim=1, hidden_sizes=(), levels=levels
+    )
+    vae = make(uniform_weight=0)
     params = jax.tree.map(jnp.zeros_like, random_params(vae)).decoder
     (name,) = params["MLP_0"]
     with_bias = lambda bias: {"MLP_0": {name: {**params["MLP_0"][name], "bias": bias}}}
-    decode = jax.jit(lambda bias: vae.decode(with_bias(bias), jnp.zeros(1)))
-    pixels = decode(jnp.array([0.0, 0.0, -50.0, -1.0])).base_dist
+    bias = jnp.array([0.0, 0.0, -50.0, -1.0])
+    pixels = vae.decode(with_bias(bias), jnp.zeros(1)).base_dist
     bins = levels - 1
     np.testing.assert_allclose(pixels.scale * bins, [255 * math.exp(-7), bins / math.e], rtol=1e-5)
     worst = pixels.log_prob(jnp.array([bins, 0.0]))[0]  # the other end of the range
     assert worst == pytest.approx(-(bins - 0.5) / (255 * math.exp(-7)), rel=1e-3)
+    by_default = make().decode(with_bias(bias), jnp.zeros(1)).log_prob(jnp.array([bins, 0.0]))
+    expected = math.log(256e-7 / levels) + pixels.log_prob(0.0)[1]
+    np.testing.assert_allclose(by_default, expected, rtol=1e-4)
 
 
 def test_the_decoder_mirrors_the_encoder():
@@ -246,6 +252,7 @@ def test_equal_arguments_give_the_same_object():
         ({"likelihood": "gaussian"}, "gaussian.*bernoulli, discretized_logistic"),
         ({"latent_dim": 0}, "latent_dim 0"),
         ({"hidden_sizes": (10, 0)}, r"hidden_sizes \(10, 0\)"),
+        ({"likelihood": "discretized_logistic", "uniform_weight": 1.5}, "uniform_weight is 1.5"),
         ({"event_shape": (8, -1)}, r"event_shape \(8, -1\)"),
     ],
 )
