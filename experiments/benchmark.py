@@ -19,6 +19,7 @@ that of training at one, two and four times the data: seconds, and peak memory s
 import functools
 import itertools
 import json
+import math
 import resource
 import statistics
 import sys
@@ -38,7 +39,7 @@ from experiments.run import environment
 from experiments.workdir import write_json
 from gapjax import devices as hardware
 from gapjax import evaluation, training
-from gapjax.vae import min_log_scale
+from gapjax.vae import UNIFORM_WEIGHT, min_log_scale
 
 _LIKELIHOODS = {"binary": ("bernoulli", 2), "grey": ("discretized_logistic", 256)}
 _ALL_PHASES = ["train", "refit", "evaluate"]
@@ -184,7 +185,9 @@ def _torch_loop(likelihood: str, levels: int) -> Callable[[], None] | None:
         left = torch.where(k >= levels - 1, zero, functional.logsigmoid(above))
         right = torch.where(k <= 0, zero, functional.logsigmoid(-below))
         width = torch.log(-torch.expm1(-1 / scale))
-        return (left + right + torch.where((k > 0) & (k < levels - 1), width, zero)).sum(1)
+        log_prob = left + right + torch.where((k > 0) & (k < levels - 1), width, zero)
+        uniform = torch.tensor(math.log(UNIFORM_WEIGHT / levels))
+        return torch.logaddexp(log_prob + math.log1p(-UNIFORM_WEIGHT), uniform).sum(1)
 
     def run() -> None:
         order = torch.randperm(len(images))
