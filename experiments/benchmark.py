@@ -37,9 +37,10 @@ from jax.experimental.compilation_cache import compilation_cache
 import gapjax
 from experiments.run import environment
 from experiments.workdir import write_json
-from gapjax import devices as hardware
-from gapjax import evaluation, training
-from gapjax.vae import UNIFORM_WEIGHT, min_log_scale
+from gapjax import parallel
+from gapjax.fit import training
+from gapjax.measure import per_image
+from gapjax.model.mlp import UNIFORM_WEIGHT, min_log_scale
 
 _LIKELIHOODS = {"binary": ("bernoulli", 2), "grey": ("discretized_logistic", 256)}
 _ALL_PHASES = ["train", "refit", "evaluate"]
@@ -120,14 +121,14 @@ def _program(phase: str, likelihood: str, levels: int, steps: int):
     """A compiled phase: a function that runs it once, and one that compiles it anew."""
     vae = gapjax.mlp_vae(_EVENT, likelihood, latent_dim=_LATENT, hidden_sizes=_HIDDEN)
     params = vae.init(jax.random.key(0))
-    images, devices = _images(levels, steps * _BATCH.value), hardware.all_devices()
+    images, devices = _images(levels, steps * _BATCH.value), parallel.all_devices()
     if phase == "evaluate":
         program = functools.partial(
-            evaluation.bounds, vae=vae, num_samples=_SAMPLES.value, batch_size=_BATCH.value,
+            per_image.bounds, vae=vae, num_samples=_SAMPLES.value, batch_size=_BATCH.value,
             bound=gapjax.elbo,
         )  # fmt: skip
-        compiled = hardware.data_parallel(program, devices)
-        arguments = (None, *hardware.replicate((params, jax.random.key(1), images), devices))
+        compiled = parallel.data_parallel(program, devices)
+        arguments = (None, *parallel.replicate((params, jax.random.key(1), images), devices))
 
         def run_evaluation() -> None:
             jax.block_until_ready(compiled(*arguments))
@@ -143,9 +144,9 @@ def _program(phase: str, likelihood: str, levels: int, steps: int):
         training.run_steps, vae=vae, optimizer=optimizer, batch_size=_BATCH.value,
         objective=gapjax.elbo, num_steps=steps,
     )  # fmt: skip
-    compiled = hardware.data_parallel(program, devices)
+    compiled = parallel.data_parallel(program, devices)
     state = training.init_state(params, jax.random.key(1), optimizer)
-    state, source = hardware.replicate((state, source), devices)
+    state, source = parallel.replicate((state, source), devices)
 
     def run() -> None:
         nonlocal state
@@ -264,7 +265,7 @@ def _row(kind: str, phase: str) -> dict:
     }
 
 
-def _sweeps(kind: str, cores: hardware.Devices) -> dict:
+def _sweeps(kind: str, cores: parallel.Devices) -> dict:
     """Milliseconds of a step of each of four refits: one by one, on cores, and in one program."""
     likelihood, levels = _LIKELIHOODS[kind]
     vae = gapjax.mlp_vae(_EVENT, likelihood, latent_dim=_LATENT, hidden_sizes=_HIDDEN)
@@ -273,12 +274,12 @@ def _sweeps(kind: str, cores: hardware.Devices) -> dict:
     images = _images(levels, _STEPS.value * _BATCH.value)
     options = {"num_epochs": 1, "batch_size": _BATCH.value}
 
-    def alone(devices: hardware.Devices) -> None:
+    def alone(devices: parallel.Devices) -> None:
         jobs = [
             functools.partial(gapjax.self_consistent, vae, member, images, key, **options)
             for member, key in zip(params, keys, strict=True)
         ]
-        hardware.side_by_side(jobs, devices, stop=lambda: None)
+        parallel.side_by_side(jobs, devices, stop=lambda: None)
 
     def together(sweep: str) -> None:
         gapjax.self_consistent(vae, params, images, keys, sweep=sweep, **options)
@@ -310,12 +311,12 @@ def _scaling() -> list[dict]:
 def main(_) -> None:
     """Prints the table, and writes it where --json says."""
     logging.set_verbosity(logging.WARNING)
-    cores = hardware.divide_cpu()
-    with hardware.only(cores[:1]):
+    cores = parallel.divide_cpu()
+    with parallel.only(cores[:1]):
         _benchmark(cores)
 
 
-def _benchmark(cores: hardware.Devices) -> None:
+def _benchmark(cores: parallel.Devices) -> None:
     machine = environment()
     print(f"{machine['backend']}, {machine['device_kind']}, JAX {machine['jax']}")
     print(

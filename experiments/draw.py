@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 import gapjax
-from experiments.report import write_report
 from experiments.run import Run, encoders, evaluated_like, trained_params
-from gapjax import checkpoints, plots
+from experiments.show import figures
+from experiments.show.report import write_report
+from gapjax import checkpoints
 
 
 def draw_phase(run: Run, results: dict) -> Path:
@@ -20,14 +21,14 @@ def draw_phase(run: Run, results: dict) -> Path:
     path = run.workdir.path / "ledger.json"
     ledger = json.loads(path.read_text()) if path.is_file() else None
     by_encoder = _encoders(run)
-    figures = {
-        "overview": plots.overview(results),
-        "figure1a": plots.figure1a(results),
-        "figure1b": plots.figure1b(results),
-        "figure2": plots.figure2(results),
-        "refit_curves": plots.refit_curves(results),
-        "effects": plots.effects(results),
-        "ledger": plots.ledger(ledger) if ledger else None,
+    drawn = {
+        "overview": figures.overview(results),
+        "figure1a": figures.figure1a(results),
+        "figure1b": figures.figure1b(results),
+        "figure2": figures.figure2(results),
+        "refit_curves": figures.refit_curves(results),
+        "effects": figures.effects(results),
+        "ledger": figures.ledger(ledger) if ledger else None,
         "samples": _samples(run),
         "reconstructions": _reconstructions(run, by_encoder),
         "costliest": _costliest(run, by_encoder),
@@ -35,8 +36,8 @@ def draw_phase(run: Run, results: dict) -> Path:
     if not run.workdir.writes:  # but it has restored what the others restore with it
         return report
     paths = {
-        name: plots.save(figure, run.workdir.path / name)[0]
-        for name, figure in figures.items()
+        name: figures.save(figure, run.workdir.path / name)[0]
+        for name, figure in drawn.items()
         if figure is not None
     }
     write_report(report, results, paths, ledger)
@@ -47,7 +48,7 @@ def _samples(run: Run):
     params = trained_params(run, run.epochs[-1])
     keys = jax.random.split(run.key("pictures"), 64)
     sample = jax.vmap(functools.partial(gapjax.sample_model, run.vae, params.decoder))
-    return plots.image_grid(_pictures(run, sample(keys)), run.dataset.levels, columns=16)
+    return figures.image_grid(_pictures(run, sample(keys)), run.dataset.levels, columns=16)
 
 
 def _reconstructions(run: Run, by_encoder: dict[str, gapjax.VAEParams]):
@@ -58,7 +59,7 @@ def _reconstructions(run: Run, by_encoder: dict[str, gapjax.VAEParams]):
     for params in by_encoder.values():
         means = jax.vmap(functools.partial(gapjax.reconstruct, run.vae, params))(keys, x)
         rows.append(_pictures(run, means))
-    return plots.image_grid(
+    return figures.image_grid(
         np.concatenate(rows), run.dataset.levels, columns=len(x),
         row_labels=["test images", *by_encoder],
     )  # fmt: skip
@@ -83,7 +84,7 @@ def _costliest(run: Run, by_encoder: dict[str, gapjax.VAEParams]):
     ]
     darkest = flat.max(axis=1).reshape(-1, *[1] * (x.ndim - 1)) / (run.dataset.levels - 1)
     rows = [_pictures(run, x), *(_pictures(run, each / darkest) for each in nats)]
-    return plots.image_grid(
+    return figures.image_grid(
         np.concatenate(rows), run.dataset.levels, columns=len(x), column_labels=labels,
         row_labels=[
             "test images; above, their BPD and\nhow many pixels hold 90 % of the cost",

@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 
 import gapjax
-from experiments.numerals import at_epochs, measured, percent
 from experiments.run import Run, encoders
-from gapjax.evaluation import Evaluation, summarize
-from gapjax.sources import draw_examples
+from experiments.show.formatting import at_epochs, measured, percent
+from gapjax.fit.sources import draw_examples
+from gapjax.results.estimates import Evaluation, summarize
 
 COMPARED = ("control", "self_consistent")
 _MOST_GRADIENTS = 1000

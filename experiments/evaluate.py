@@ -13,9 +13,7 @@ import numpy as np
 
 import gapjax
 from experiments import effects, options, program
-from experiments.claims import against_most, claims
 from experiments.draw import draw_phase
-from experiments.numerals import at_epochs, percent, signed
 from experiments.run import (
     AVERAGED,
     OPTIMAL_NOTE,
@@ -29,9 +27,11 @@ from experiments.run import (
     refitted_params,
     trained_params,
 )
+from experiments.show.formatting import at_epochs, percent, signed
 from experiments.workdir import write_json
 from gapjax import checkpoints
-from gapjax.evaluation import Evaluation, summarize
+from gapjax.results.claims import against_most, claims
+from gapjax.results.estimates import Evaluation, summarize
 
 
 def evaluate_phase(run: Run) -> dict:

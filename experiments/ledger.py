@@ -21,8 +21,10 @@ import gapjax
 from experiments import options, program
 from experiments.draw import draw_phase
 from experiments.run import REFITS, Run, encoders, entry_facts, environment, plain_bar
+from experiments.show import figures
 from experiments.workdir import write_json
-from gapjax import checkpoints, gaps, plots
+from gapjax import checkpoints
+from gapjax.results import gaps
 
 _REFIT = "optimal"
 _NOTES = (
@@ -147,7 +149,7 @@ def ledger_phase(run: Run, settings: Settings) -> dict:
     }
     if run.workdir.writes:
         write_json(run.workdir.path / "ledger.json", results)
-        plots.save(plots.ledger(results), run.workdir.path / "ledger")
+        figures.save(figures.ledger(results), run.workdir.path / "ledger")
     return results
 
 

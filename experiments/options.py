@@ -8,10 +8,10 @@ from typing import NamedTuple
 from absl import flags
 
 from experiments.presets import PRESETS
-from gapjax.datasets import BINARIZATIONS, DATASETS
-from gapjax.distributions import MIN_UNIFORM_WEIGHT
-from gapjax.training import SWEEPS
-from gapjax.vae import LIKELIHOODS, POSTERIORS, UNIFORM_WEIGHT
+from gapjax.data.datasets import BINARIZATIONS, DATASETS
+from gapjax.fit.training import SWEEPS
+from gapjax.model.distributions import MIN_UNIFORM_WEIGHT
+from gapjax.model.mlp import LIKELIHOODS, POSTERIORS, UNIFORM_WEIGHT
 
 MIXTURES = ("random", "stratified")
 

@@ -20,7 +20,7 @@ from experiments.options import (
 )
 from experiments.run import Run, start
 from experiments.workdir import Workdir, WorkdirError
-from gapjax import DatasetError, devices
+from gapjax import DatasetError, parallel
 from gapjax.checkpoints import CheckpointError, DamagedError
 
 _EXPECTED = (UsageError, WorkdirError, DatasetError, CheckpointError, FloatingPointError)
@@ -51,7 +51,7 @@ def run_program(phases: Callable[[Run], None], *, new_runs: bool) -> None:
         hold(workdir)
         _use_compilation_cache()
         # What is not done on each core is done on the first device, which computes with them all.
-        with devices.only(cores[:1]):
+        with parallel.only(cores[:1]):
             phases(start(config, workdir, values.data_dir, saving, values.sweep, cores))
 
     _run(work)
@@ -119,14 +119,14 @@ def _join(values: flags.FlagValues) -> tuple[jax.Device, ...]:
       The cores on which things can be done side by side; none where that is not wanted.
     """
     try:
-        devices.join_processes(
+        parallel.join_processes(
             values.coordinator, values.num_processes, values.process_id,
             detect=values.detect_processes,
         )  # fmt: skip
     except RuntimeError as error:
         raise UsageError(str(error)) from error
-    cores = devices.divide_cpu() if values.sweep in ("auto", "cores") else ()
-    if devices.process()[0] > 0:
+    cores = parallel.divide_cpu() if values.sweep in ("auto", "cores") else ()
+    if parallel.process()[0] > 0:
         sys.stdout = Path(os.devnull).open("w")
     return cores
 

@@ -26,7 +26,8 @@ from experiments.run import (
     state_like,
     trained_params,
 )
-from gapjax import checkpoints, training
+from gapjax import checkpoints
+from gapjax.fit import training
 
 _UNFINISHED = "refit_partial"  # the store of refits that are under way; `_number` names an entry
 _MONITOR_EVERY = 10  # epochs between two points of a refit's curve

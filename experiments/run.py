@@ -21,8 +21,9 @@ import tqdm
 import gapjax
 from experiments.options import Config, Saving, UsageError
 from experiments.workdir import Workdir, WorkdirError
-from gapjax import checkpoints, devices, training
-from gapjax.vae import UNIFORM_WEIGHT
+from gapjax import checkpoints, parallel
+from gapjax.fit import training
+from gapjax.model.mlp import UNIFORM_WEIGHT
 
 REFITS = ("self_consistent", "control", "optimal")
 OPTIMAL_NOTE = "The BPD after optimal inference is fitted on the test set: it measures, no more."
@@ -73,13 +74,13 @@ class Run(NamedTuple):
 
     def interrupted(self) -> bool:
         """Whether a signal has asked any process of the run to end it."""
-        return devices.any_process(self.workdir.interrupted)
+        return parallel.any_process(self.workdir.interrupted)
 
     def sweeps(self) -> bool:
         """Whether the refits of all checkpoints are one program."""
         if self.sweep == "auto":
-            everywhere, alone = devices.all_devices(), devices.process()[1] == 1
-            return alone and (devices.is_accelerated(everywhere) or len(everywhere) > 1)
+            everywhere, alone = parallel.all_devices(), parallel.process()[1] == 1
+            return alone and (parallel.is_accelerated(everywhere) or len(everywhere) > 1)
         return self.sweep in training.SWEEPS
 
     def each(self, jobs: Sequence[Callable[[], None]]) -> None:
@@ -100,7 +101,7 @@ class Run(NamedTuple):
                 raise KeyboardInterrupt
             job()
 
-        devices.side_by_side(
+        parallel.side_by_side(
             [functools.partial(unless_interrupted, job) for job in jobs], self.cores, stop
         )
 

@@ -18,8 +18,8 @@ from experiments import program
 from experiments.effects import COMPARED
 from experiments.options import UsageError
 from experiments.run import OPTIMAL_NOTE, environment
+from experiments.show import figures
 from experiments.workdir import write_json
-from gapjax import plots
 
 _BPD = (
     "train", "test", "control", "self_consistent", "optimal", "control_averaged",
@@ -175,10 +175,16 @@ def seeds(values: flags.FlagValues) -> None:
     runs, out = read(values.runs), Path(values.out)
     results = summary(runs)
     out.mkdir(parents=True, exist_ok=True)
-    for draw in (plots.overview, plots.figure1a, plots.figure1b, plots.figure2, plots.effects):
+    for draw in (
+        figures.overview,
+        figures.figure1a,
+        figures.figure1b,
+        figures.figure2,
+        figures.effects,
+    ):
         figure = draw(runs)
         if figure is not None:
-            plots.save(figure, out / draw.__name__)
+            figures.save(figure, out / draw.__name__)
     write_json(out / "seeds.json", results)
     print(table(results))
     print("mean ± standard deviation across seeds; * fitted on the test set")

@@ -8,7 +8,8 @@ import time
 import gapjax
 from experiments import options, program
 from experiments.run import Run, entry_facts, good_entries, progress_bar, state_like
-from gapjax import checkpoints, training
+from gapjax import checkpoints
+from gapjax.fit import training
 
 _BETWEEN = "train_partial"  # the store of states between checkpoints, by optimizer step
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.options import Config
-from gapjax import checkpoints, devices
+from gapjax import checkpoints, parallel
 
 
 class WorkdirError(RuntimeError):
@@ -34,7 +34,7 @@ class Workdir:
         self.path = Path(path)
         self.checkpoints = self.path / "checkpoints"
         self.interrupted = False
-        self.writes = devices.process()[0] == 0
+        self.writes = parallel.process()[0] == 0
         self._lock = None
         self._logging = threading.Lock()
         self._events = None
@@ -51,7 +51,7 @@ class Workdir:
         except WorkdirError as error:
             problem = error
         # All or none of several processes go on; this also has them wait for the first's files.
-        if devices.any_process(problem is not None):
+        if parallel.any_process(problem is not None):
             self.close()
             raise problem or WorkdirError("another process of the run cannot go on, and says why")
 

@@ -1,32 +1,15 @@
 """gapjax: measure and close the generalization gap of amortized inference."""
 
-from gapjax.datasets import DATASETS, Dataset, DatasetError, load_dataset
-from gapjax.distributions import DiscretizedLogistic
-from gapjax.evaluation import (
-    Difference,
-    Evaluation,
-    effective_number,
-    encoder_gradient_norms,
-    evaluate,
-    paired_difference,
-)
-from gapjax.gaps import Entry, Gaps, Ledger, inference_gaps, ledger
-from gapjax.likelihoods import (
-    Annealing,
-    LogLikelihood,
-    Sandwich,
-    log_likelihood,
-    sandwich,
-)
-from gapjax.optimizers import adam, encoder_only
-from gapjax.posteriors import (
+from gapjax.data.datasets import DATASETS, Dataset, DatasetError, load_dataset
+from gapjax.fit.optimizers import adam, encoder_only
+from gapjax.fit.posteriors import (
     OptimalPosteriors,
     PosteriorSearch,
     optimal_posteriors,
     posterior_bounds,
 )
-from gapjax.sources import Source, data_source, mixture_source, model_source
-from gapjax.training import (
+from gapjax.fit.sources import Source, data_source, mixture_source, model_source
+from gapjax.fit.training import (
     Convergence,
     Curve,
     Progress,
@@ -37,16 +20,22 @@ from gapjax.training import (
     self_consistent,
     train,
 )
-from gapjax.vae import (
-    VAE,
-    VAEParams,
-    bits_per_dim,
-    elbo,
-    importance_weighted_bound,
-    mlp_vae,
-    reconstruct,
-    sample_model,
+from gapjax.measure.likelihoods import (
+    Annealing,
+    LogLikelihood,
+    Sandwich,
+    log_likelihood,
+    sandwich,
 )
+from gapjax.measure.per_image import encoder_gradient_norms
+from gapjax.measure.statistics import effective_number
+from gapjax.model.bounds import bits_per_dim, elbo, importance_weighted_bound
+from gapjax.model.distributions import DiscretizedLogistic
+from gapjax.model.mlp import mlp_vae
+from gapjax.model.vae import VAE, VAEParams, reconstruct, sample_model
+from gapjax.results.estimates import Difference, Evaluation, evaluate, paired_difference
+from gapjax.results.gaps import Gaps, inference_gaps
+from gapjax.results.ledger import Entry, Ledger, ledger
 
 __version__ = "0.1.0"
 

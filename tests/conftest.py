@@ -12,7 +12,8 @@ import numpyro.distributions as dist
 import pytest
 
 import gapjax
-from gapjax import devices, training
+from gapjax import parallel
+from gapjax.fit import training
 
 # Most of the suite's time is LLVM's. What is tested is left as it is: XLA's own passes all run.
 _SOON_COMPILED = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
@@ -23,7 +24,7 @@ NUM_DEVICES = 8
 if "device_count" not in os.environ.get("XLA_FLAGS", ""):
     jax.config.update("jax_num_cpu_devices", NUM_DEVICES)
 _DEFAULT = int(os.environ.get("GAPJAX_TEST_DEVICES", "1"))
-devices._default.set(tuple(jax.devices()[:_DEFAULT]))
+parallel._default.set(tuple(jax.devices()[:_DEFAULT]))
 # NumPyro's own Bernoulli promotes dtypes, so only ranks are held strictly.
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update(

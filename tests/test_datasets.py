@@ -1,4 +1,4 @@
-"""Tests of gapjax.datasets.
+"""Tests of gapjax.data.datasets.
 
 Those of the whole MNIST read the folder that GAPJAX_MNIST_DIR names, or ../shared/data/mnist where
 it exists, and are skipped, saying so, where neither does. No test needs TensorFlow or a network:
@@ -21,8 +21,8 @@ import zipfile
 import numpy as np
 import pytest
 
-from gapjax import datasets
-from gapjax.datasets import DATASETS, Dataset, DatasetError, load_dataset
+from gapjax.data import datasets
+from gapjax.data.datasets import DATASETS, Dataset, DatasetError, load_dataset
 
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
 _TRAIN, _TEST = "train-images-idx3-ubyte", "t10k-images-idx3-ubyte"

@@ -10,7 +10,7 @@ import numpyro.distributions as dist
 import pytest
 import scipy.stats
 
-from gapjax.distributions import DiscretizedLogistic, from_free, to_free
+from gapjax.model.distributions import DiscretizedLogistic, from_free, to_free
 
 LEVELS = [2, 17, 256]
 WEIGHTS = [0.0, 2.56e-5, 0.3]  # of the uniform: none, the default of grey images, plain to see

@@ -21,7 +21,8 @@ import gapjax
 from experiments import evaluate, options, program, refit, train, workdir
 from experiments import run as experiment
 from experiments.presets import PRESETS
-from gapjax import checkpoints, devices, training
+from gapjax import checkpoints, parallel
+from gapjax.fit import training
 
 _ROOT = Path(__file__).parent.parent
 _CONFIG = options.Config(
@@ -108,7 +109,7 @@ def _damage(entry):
 @contextlib.contextmanager
 def _in_chunks(num_devices):
     """Several compiled calls to an epoch of 7 steps."""
-    with pytest.MonkeyPatch.context() as patch, devices.only(jax.devices()[:num_devices]):
+    with pytest.MonkeyPatch.context() as patch, parallel.only(jax.devices()[:num_devices]):
         patch.setattr(training, "_CHUNK_STEPS", 5)
         yield
 

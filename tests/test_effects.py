@@ -8,7 +8,7 @@ import pytest
 import gapjax
 from experiments import effects
 from experiments import run as experiment
-from gapjax.evaluation import summarize
+from gapjax.results.estimates import summarize
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The programs: options, workdirs, phases, and the command line as a person meets it."""
+"""The programs: options, workdirs, phases, the command line; `results/claims`."""
 
 import json
 import os
@@ -13,10 +13,11 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import claims, draw, evaluate, options, refit, train, workdir
+from experiments import draw, evaluate, options, refit, train, workdir
 from experiments import run as experiment
 from experiments.presets import PRESETS
-from gapjax import checkpoints, devices
+from gapjax import checkpoints, parallel
+from gapjax.results import claims
 
 _ROOT = Path(__file__).parent.parent
 _TINY = (
@@ -397,7 +398,7 @@ def test_a_workdir_must_be_a_folder_that_is_free(finished, tmp_path):
 def test_of_several_processes_all_or_none_take_the_workdir(finished, tmp_path, monkeypatch):
     path, _ = finished
     config, theirs = workdir.Workdir(path).config(), []
-    monkeypatch.setattr(devices, "any_process", lambda flag: theirs.append(flag) or True)
+    monkeypatch.setattr(parallel, "any_process", lambda flag: theirs.append(flag) or True)
     file = tmp_path / "file"
     file.write_text("mine")
     with pytest.raises(workdir.WorkdirError, match="is a file"):

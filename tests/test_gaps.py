@@ -1,4 +1,4 @@
-"""Gaps: numbers worked out by hand or in closed form, and errors that cover what they should."""
+"""Gaps and `results/ledger`: worked out by hand or in closed form, with errors that cover."""
 
 import dataclasses
 import math
@@ -12,9 +12,9 @@ from conftest import PlainNormal
 
 import gapjax
 from gapjax import inference_gaps
-from gapjax.evaluation import summarize
-from gapjax.gaps import Measured, balance, measure, subset
-from gapjax.posteriors import PosteriorSearch
+from gapjax.fit.posteriors import PosteriorSearch
+from gapjax.results.estimates import summarize
+from gapjax.results.ledger import Measured, balance, measure, subset
 
 
 def _evaluation(values):

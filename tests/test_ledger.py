@@ -10,7 +10,8 @@ from absl import flags
 import gapjax
 from experiments import ledger, options, workdir
 from experiments import run as experiment
-from gapjax import checkpoints, gaps
+from gapjax import checkpoints
+from gapjax.results import gaps
 
 
 def _parse(given):

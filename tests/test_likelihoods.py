@@ -4,8 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from gapjax import likelihoods
-from gapjax.likelihoods import Annealing, log_likelihood, sandwich
+from gapjax.measure import likelihoods
+from gapjax.measure.likelihoods import Annealing, log_likelihood, sandwich
 
 _SHORT = Annealing(num_temperatures=6, num_chains=2, num_leapfrog=3)
 _REPEATS = 40

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gapjax import networks
+from gapjax.model import networks
 
 
 def _params(module, inputs):

@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from gapjax import devices
+from gapjax import parallel
 
 NOTEBOOK = Path(__file__).parent.parent / "experiments" / "gapjax_colab.ipynb"
 
@@ -47,7 +47,7 @@ def test_it_runs_from_top_to_bottom_at_a_reduced_setting(tmp_path, monkeypatch):
     for cell in _cells():
         if cell["cell_type"] != "code":
             continue
-        with devices.only(jax.devices()[:2]):
+        with parallel.only(jax.devices()[:2]):
             exec(compile("".join(cell["source"]), str(NOTEBOOK), "exec"), names)
         if "parameters" in cell["metadata"].get("tags", ()):
             assert set(reduced) <= set(names)

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import gapjax
-from gapjax.optimizers import scale_learning_rate
+from gapjax.fit.optimizers import scale_learning_rate
 
 PARAMS = gapjax.VAEParams(
     encoder={"w": jnp.array([1.0, -2.0])}, decoder={"w": jnp.array([3.0, -0.0, 5.0])}

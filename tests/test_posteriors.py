@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import gapjax
-from gapjax import posteriors
-from gapjax.posteriors import PosteriorSearch, optimal_posteriors
+from gapjax.fit import posteriors
+from gapjax.fit.posteriors import PosteriorSearch, optimal_posteriors
 
 _SEARCH = PosteriorSearch()
 _WILD = PosteriorSearch(num_samples=1, learning_rate=3.0, steps_per_round=2, max_rounds=2)

@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from experiments import report
+from experiments.show import report
 
 _EPOCHS = list(range(50, 501, 50))
 # A picture of one white pixel.

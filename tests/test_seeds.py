@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from experiments import effects, evaluate, options, seeds
-from experiments.claims import claims
-from gapjax.evaluation import summarize
+from gapjax.results.claims import claims
+from gapjax.results.estimates import summarize
 
 _WORSE = {
     "train": -0.1, "test": 0.06, "control": 0.05, "self_consistent": 0.03, "optimal": 0.0,

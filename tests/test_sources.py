@@ -10,7 +10,7 @@ import pytest
 from conftest import assert_same_bits
 
 import gapjax
-from gapjax.sources import draw_examples
+from gapjax.fit.sources import draw_examples
 
 N = 400
 

@@ -1,4 +1,4 @@
-"""The bounds: equal to log p(x) where that is known, and what `mlp_vae` promises."""
+"""`model/bounds` are log p(x) where that is known; `model/mlp` has the shapes it promises."""
 
 import functools
 import math
@@ -13,8 +13,8 @@ from conftest import random_params
 
 import gapjax
 from gapjax import VAE, VAEParams, elbo, importance_weighted_bound
-from gapjax.distributions import from_free, to_free
-from gapjax.vae import sample_and_log_prob
+from gapjax.model.bounds import sample_and_log_prob
+from gapjax.model.distributions import from_free, to_free
 
 
 def _draws(bound, vae, params, images, num_samples, seed=0, repeats=300):
@@ -312,6 +312,6 @@ def test_posterior_families_are_named_and_differ():
             gapjax.mlp_vae((2, 2), latent_dim=3, hidden_sizes=(4,), posterior=name).init,
             jax.random.key(0),
         ).encoder))
-        for name in gapjax.vae.POSTERIORS
+        for name in gapjax.model.mlp.POSTERIORS
     }  # fmt: skip
     assert sizes["diagonal"] < sizes["full_covariance"] < sizes["flow"]

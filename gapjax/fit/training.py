@@ -20,11 +20,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from gapjax import devices as hardware
-from gapjax.evaluation import evaluate
-from gapjax.optimizers import adam, encoder_only, scale_learning_rate
-from gapjax.sources import Source, data_source, draw_examples, mixture_source, model_source
-from gapjax.vae import VAE, Params, VAEParams, bits_per_dim, elbo
+from gapjax import parallel
+from gapjax.fit.optimizers import adam, encoder_only, scale_learning_rate
+from gapjax.fit.sources import Source, data_source, draw_examples, mixture_source, model_source
+from gapjax.measure.per_image import per_image_bounds
+from gapjax.measure.statistics import mean_and_stderr
+from gapjax.model.bounds import bits_per_dim, elbo
+from gapjax.model.vae import VAE, Params, VAEParams
 
 Objective = Callable[[VAE, VAEParams, jax.Array, jax.Array], jax.Array]
 Monitor = Callable[[VAEParams], float]
@@ -146,7 +148,7 @@ def train(
     resume: Progress | None = None,
     on_epoch: Callable[[int, float], None] | None = None,
     on_chunk: Callable[[Any], None] | None = None,
-    devices: hardware.Devices | None = None,
+    devices: parallel.Devices | None = None,
     sweep: str = "auto",
 ) -> tuple[TrainState, Curve]:
     """Trains encoder and decoder together on `source`.
@@ -215,7 +217,7 @@ def refit_encoder(
     resume: Progress | Sequence[Progress] | None = None,
     on_epoch: Callable[[int, float], None] | None = None,
     on_chunk: Callable[[Any], None] | None = None,
-    devices: hardware.Devices | None = None,
+    devices: parallel.Devices | None = None,
     sweep: str = "auto",
 ) -> Refit | list[Refit]:
     """Trains the encoder alone on `source`, from where it is; the decoder is frozen.
@@ -314,12 +316,14 @@ def optimal_inference(
     images = jnp.asarray(test_images)
 
     def monitor_of(monitor_key: jax.Array) -> Monitor:
-        return lambda candidate: (
-            evaluate(
+        def bpd(candidate: VAEParams) -> float:
+            nats = per_image_bounds(
                 vae, candidate, monitor_key, images, num_samples=num_samples,
                 devices=refit_options.get("devices"),
-            ).bpd
-        )  # fmt: skip
+            )  # fmt: skip
+            return mean_and_stderr(np.asarray(bits_per_dim(nats, images.shape[1:])))[0]
+
+        return bpd
 
     pairs = [jax.random.split(key) for key in _members(rng_key)[0]]
     refit_keys, monitors = [pair[0] for pair in pairs], [monitor_of(pair[1]) for pair in pairs]
@@ -383,7 +387,7 @@ def steps_per_epoch(num_examples: int, batch_size: int) -> int:
 
 
 def run_steps(
-    shard: hardware.Shard,
+    shard: parallel.Shard,
     state: TrainState,
     source: Source,
     *,
@@ -427,7 +431,7 @@ def run_steps(
 
 
 def train_step(
-    shard: hardware.Shard,
+    shard: parallel.Shard,
     state: TrainState,
     x: jax.Array,
     rng_keys: jax.Array,
@@ -476,7 +480,7 @@ class _Runs:
             )
         if sweep not in SWEEPS:
             raise ValueError(f"sweep is {sweep!r}; it must be one of {', '.join(SWEEPS)}")
-        self.devices = hardware.all_devices(devices)
+        self.devices = parallel.all_devices(devices)
         self.num_members = len(sources)
         self.num_examples = num_examples
         self.num_steps = steps_per_epoch(num_examples, batch_size)
@@ -487,14 +491,14 @@ class _Runs:
         self.static = (vae, optimizer, batch_size, objective)
         if self.num_members == 1:
             self.treedef, self.sweep = None, None
-            self.source = hardware.replicate(sources[0], self.devices)
+            self.source = parallel.replicate(sources[0], self.devices)
             return
-        self.devices = hardware.local_devices(self.devices)  # of several processes each does it all
-        accelerated = hardware.is_accelerated(self.devices)
+        self.devices = parallel.local_devices(self.devices)  # of several processes each does it all
+        accelerated = parallel.is_accelerated(self.devices)
         self.sweep = {"auto": "vmap" if accelerated else "map"}.get(sweep, sweep)
         varying, shared, self.treedef = _stack_sources(sources)
-        self.varying = hardware.split_members(varying, self.devices)
-        self.shared = hardware.replicate(shared, self.devices)
+        self.varying = parallel.split_members(varying, self.devices)
+        self.shared = parallel.replicate(shared, self.devices)
 
     def advance(
         self, runs: list[Progress], num_epochs: int, *, monitors: Sequence[Monitor | None] = (),
@@ -595,21 +599,21 @@ class _Runs:
         program = _program(*self.static, length, self.devices, self.sweep, self.treedef)
         if self.num_members == 1:
             state, sums, finite = program(state, self.source)
-            return state, *hardware.collect((sums, finite))
-        running = hardware.split_members(jnp.asarray(running), self.devices)
+            return state, *parallel.collect((sums, finite))
+        running = parallel.split_members(jnp.asarray(running), self.devices)
         state, *out = program(state, (self.varying, running), self.shared)
-        return state, *hardware.join_members(out, self.num_members, self.devices)
+        return state, *parallel.join_members(out, self.num_members, self.devices)
 
     def _pack(self, states: list[TrainState]) -> Any:
         if self.num_members == 1:
-            return hardware.replicate(states[0], self.devices)
+            return parallel.replicate(states[0], self.devices)
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
-        return hardware.split_members(stacked, self.devices)
+        return parallel.split_members(stacked, self.devices)
 
     def _unpack(self, state: Any) -> list[TrainState]:
         if self.num_members == 1:
-            return [hardware.collect(state)]
-        stacked = hardware.join_members(state, self.num_members, self.devices)
+            return [parallel.collect(state)]
+        stacked = parallel.join_members(state, self.num_members, self.devices)
         member = lambda index: jax.tree.map(lambda leaf: leaf[index], stacked)
         return [member(index) for index in range(self.num_members)]
 
@@ -622,14 +626,14 @@ def _program(vae, optimizer, batch_size, objective, num_steps, devices, sweep, t
         num_steps=num_steps,
     )  # fmt: skip
     if sweep is None:
-        return hardware.data_parallel(one, devices)
+        return parallel.data_parallel(one, devices)
 
     def member(state, varying, running, shared):
         source = _merge_source(varying, shared, treedef)
         if sweep == "vmap":  # where members go side by side, leaving one out saves nothing
-            return one(hardware.WHOLE, state, source)
+            return one(parallel.WHOLE, state, source)
         skip = lambda state: (state, jnp.zeros(num_steps), jnp.asarray(True))
-        return jax.lax.cond(running, lambda state: one(hardware.WHOLE, state, source), skip, state)
+        return jax.lax.cond(running, lambda state: one(parallel.WHOLE, state, source), skip, state)
 
     def sweep_steps(states, split, shared):
         varying, running = split
@@ -637,7 +641,7 @@ def _program(vae, optimizer, batch_size, objective, num_steps, devices, sweep, t
             return jax.vmap(member, in_axes=(0, 0, 0, None))(states, varying, running, shared)
         return jax.lax.map(lambda xs: member(*xs, shared), (states, varying, running))
 
-    return hardware.member_parallel(sweep_steps, devices)
+    return parallel.member_parallel(sweep_steps, devices)
 
 
 def _members(rng_key: Any, *others: Any) -> list[list]:

@@ -14,7 +14,8 @@ import pytest
 from conftest import NUM_DEVICES, assert_same_bits, num_programs
 
 import gapjax
-from gapjax import checkpoints, devices, training
+from gapjax import checkpoints, parallel
+from gapjax.fit import training
 
 EIGHT = jax.devices()[:8]
 SGD_LIKE = gapjax.adam(2e-3)
@@ -124,15 +125,15 @@ def test_a_step_is_one_all_reduce_and_never_visits_the_host(small):
             objective=gapjax.elbo, num_steps=2,
         )  # fmt: skip
 
-    program = devices.data_parallel(steps, EIGHT)
-    arguments = devices.replicate((state, source), EIGHT)
+    program = parallel.data_parallel(steps, EIGHT)
+    arguments = parallel.replicate((state, source), EIGHT)
     text = program.lower(*arguments).compile().as_text()
     assert len(re.findall(r" all-reduce(-start)?\(", text)) == 1
     for word in ("infeed", "outfeed", "host", "callback", " send(", " recv("):
         instructions = [line.split("metadata=")[0] for line in text.splitlines() if " = " in line]
         assert not [line for line in instructions if word in line], word
     # And the words are such as would be found.
-    talkative = devices.data_parallel(
+    talkative = parallel.data_parallel(
         lambda shard, state, source: jax.debug.callback(print, state) or state, EIGHT
     )
     assert "callback" in talkative.lower(jnp.ones(()), ()).compile().as_text()
@@ -153,15 +154,15 @@ def test_jobs_are_under_way_at_once_each_on_a_device_that_is_all_it_finds():
 
     def job():
         both.wait()
-        (device,) = devices.all_devices()
+        (device,) = parallel.all_devices()
         assert jnp.zeros(1).devices() == {device}
         found.append(device)
         both.wait()
 
-    everything = devices.all_devices()
-    devices.side_by_side([job] * 6, EIGHT[5:7], pytest.fail)
+    everything = parallel.all_devices()
+    parallel.side_by_side([job] * 6, EIGHT[5:7], pytest.fail)
     assert sorted(found, key=EIGHT.index) == [*EIGHT[5:6] * 3, *EIGHT[6:7] * 3]
-    assert devices.all_devices() == everything
+    assert parallel.all_devices() == everything
 
 
 def test_where_a_job_fails_the_others_are_ended_and_the_rest_left():
@@ -177,7 +178,7 @@ def test_where_a_job_fails_the_others_are_ended_and_the_rest_left():
 
     jobs = [functools.partial(job, number) for number in range(9)]
     with pytest.raises(FloatingPointError, match="the first"):
-        devices.side_by_side(jobs, EIGHT[:2], stopped.set)
+        parallel.side_by_side(jobs, EIGHT[:2], stopped.set)
     assert 0 in ended and set(begun) <= {0, 1, 2}
     assert set(ended) == set(begun) - {1}
 
@@ -187,20 +188,20 @@ def test_one_device_does_its_jobs_in_turn_where_the_caller_is():
     jobs = [lambda n=n: done.append((n, threading.current_thread())) for n in range(3)]
     for used in (EIGHT[3:4], ()):
         done.clear()
-        devices.side_by_side(jobs, used, pytest.fail)
+        parallel.side_by_side(jobs, used, pytest.fail)
         assert done == [(n, threading.main_thread()) for n in range(3)]
 
 
 _DIVIDED = """
 import os
 import jax
-from gapjax import devices
+from gapjax import parallel
 told = []
 for cores, flags in ((1, ""), (3, "--xla_force_host_platform_device_count=2"), (99, "")):
     os.environ["XLA_FLAGS"] = flags
-    devices._num_cores = lambda: cores
-    told.append(len(devices.divide_cpu()))
-print(told, len(jax.devices()), devices.divide_cpu())
+    parallel._num_cores = lambda: cores
+    told.append(len(parallel.divide_cpu()))
+print(told, len(jax.devices()), parallel.divide_cpu())
 """
 
 
@@ -209,7 +210,7 @@ def test_a_cpu_is_divided_where_it_has_cores_and_jax_was_not_told_how_many():
         [sys.executable, "-c", _DIVIDED], cwd=Path(__file__).parent.parent, check=True,
         text=True, capture_output=True,
     ).stdout  # fmt: skip
-    assert out.strip() == f"[0, 0, {devices._MOST_CORES}] {devices._MOST_CORES} ()"
+    assert out.strip() == f"[0, 0, {parallel._MOST_CORES}] {parallel._MOST_CORES} ()"
 
 
 # --- many runs --------------------------------------------------------------------------------
@@ -309,16 +310,16 @@ import os, sys
 number, port = int(sys.argv[1]), sys.argv[2]
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
 import jax
-from gapjax import devices
-devices.join_processes(f"localhost:{port}", 2, number)
+from gapjax import parallel
+parallel.join_processes(f"localhost:{port}", 2, number)
 import numpy as np
 import gapjax
 from gapjax import checkpoints
-assert devices.process() == (number, 2) and len(devices.all_devices()) == 8
+assert parallel.process() == (number, 2) and len(parallel.all_devices()) == 8
 images = np.load(sys.argv[3])
 vae = gapjax.mlp_vae((5, 5), "bernoulli", latent_dim=3, hidden_sizes=(32,))
 options = dict(num_epochs=3, batch_size=100, optimizer=gapjax.adam(2e-3))
-like = gapjax.training.init_state(
+like = gapjax.fit.training.init_state(
     vae.init(jax.random.key(0)), jax.random.key(0), options["optimizer"])
 state, _ = checkpoints.restore(sys.argv[4], 1, like)  # of one process
 state, curve = gapjax.train(vae, gapjax.data_source(images), state=state, **options)

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from gapjax.vae import VAE, Params, sample_model
+from gapjax.model.vae import VAE, Params, sample_model
 
 Plan = Any
 _STATIC = {"static": True}

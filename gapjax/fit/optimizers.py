@@ -4,7 +4,7 @@ import functools
 
 import optax
 
-from gapjax.vae import VAEParams
+from gapjax.model.vae import VAEParams
 
 
 @functools.cache

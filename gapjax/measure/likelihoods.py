@@ -15,14 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from gapjax.evaluation import mean_and_stderr
-from gapjax.vae import (
-    VAE,
-    VAEParams,
-    local_inference,
-    log_joint,
-    sample_and_log_prob,
-)
+from gapjax.measure.statistics import mean_and_stderr
+from gapjax.model.bounds import log_joint, sample_and_log_prob
+from gapjax.model.vae import VAE, VAEParams, local_inference
 
 Params = Any
 

@@ -1,4 +1,4 @@
-"""From evaluated sets to gaps: eq. 11, what a refit won of it, and where every nat goes."""
+"""The ledger: where every nat goes, from train log p(x) down to the test ELBO."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -8,74 +8,11 @@ import jax
 import numpy as np
 from jax.typing import ArrayLike
 
-from gapjax.evaluation import (
-    Difference,
-    Evaluation,
-    evaluate,
-    mean_and_stderr,
-    paired_difference,
-)
-from gapjax.likelihoods import Annealing, log_likelihood
-from gapjax.posteriors import PosteriorSearch, optimal_posteriors, posterior_bounds
-from gapjax.vae import VAE, VAEParams
-
-
-class Gaps(NamedTuple):
-    """The gaps of one checkpoint; every difference is paired, over the same test images.
-
-    Attributes:
-      inference_gap: test minus optimal (eq. 11 with the refit on the test set), BPD.
-      gain: test minus self-consistent, BPD; positive where self-consistent training helped.
-      gain_over_control: control minus self-consistent, BPD: what the model's samples did.
-      gap_closed: gain / inference_gap, a share.
-      gap_closed_stderr: its standard error, by the delta method.
-    """
-
-    inference_gap: Difference
-    gain: Difference
-    gain_over_control: Difference
-    gap_closed: float
-    gap_closed_stderr: float
-
-
-def inference_gaps(
-    test: Evaluation, optimal: Evaluation, self_consistent: Evaluation, control: Evaluation
-) -> Gaps:
-    """Compares four encoders of one decoder on the same test images with common noise.
-
-    Args:
-      test: the encoder as trained.
-      optimal: after optimal inference (fitted on these images).
-      self_consistent: after self-consistent training.
-      control: after the same refit with alpha = 0.
-
-    Returns:
-      `Gaps`.
-    """
-    inference_gap = paired_difference(test, optimal)
-    gain = paired_difference(test, self_consistent)
-    ratio, ratio_stderr = _ratio_of_means(
-        test.per_image - self_consistent.per_image, test.per_image - optimal.per_image
-    )
-    return Gaps(
-        inference_gap=inference_gap,
-        gain=gain,
-        gain_over_control=paired_difference(control, self_consistent),
-        gap_closed=ratio,
-        gap_closed_stderr=ratio_stderr,
-    )
-
-
-def _ratio_of_means(numerator: np.ndarray, denominator: np.ndarray) -> tuple[float, float]:
-    """mean(n) / mean(d) and its standard error to first order, std(n - r d) / (|mean d| root N)."""
-    numerator, denominator = np.asarray(numerator, float), np.asarray(denominator, float)
-    mean = denominator.mean()
-    if mean == 0:
-        return float("nan"), float("nan")
-    ratio = numerator.mean() / mean
-    residual = numerator - ratio * denominator
-    spread = residual.std(ddof=1) if len(residual) > 1 else np.nan
-    return float(ratio), float(spread / (abs(mean) * np.sqrt(len(residual))))
+from gapjax.fit.posteriors import PosteriorSearch, optimal_posteriors, posterior_bounds
+from gapjax.measure.likelihoods import Annealing, log_likelihood
+from gapjax.measure.per_image import per_image_bounds
+from gapjax.measure.statistics import mean_and_stderr
+from gapjax.model.vae import VAE, VAEParams
 
 
 class Entry(NamedTuple):
@@ -284,12 +221,13 @@ def measure(
     """
     bound_key, search_key, log_prob_key = jax.random.split(rng_key, 3)
     tell = (lambda what: lambda done: on_progress(what, done)) if on_progress else lambda _: None
-    nats = math.log(2.0) * math.prod(np.shape(images)[1:])
     elbos = {
-        name: -nats * evaluate(
-            vae, params._replace(encoder=encoder), bound_key, images,
-            num_samples=num_samples, batch_size=batch_size,
-        ).per_image
+        name: np.asarray(
+            per_image_bounds(
+                vae, params._replace(encoder=encoder), bound_key, images,
+                num_samples=num_samples, batch_size=batch_size,
+            )
+        )
         for name, encoder in encoders.items()
     }  # fmt: skip
     found = optimal = None

@@ -1,4 +1,4 @@
-"""Evaluation: exact over any set, on noise that depends on the key and the image alone."""
+"""`measure/per_image`, `measure/statistics`: exact over any set, on noise of each image's own."""
 
 import math
 
@@ -11,7 +11,7 @@ import scipy.stats
 from conftest import assert_same_bits
 
 import gapjax
-from gapjax.evaluation import summarize
+from gapjax.results.estimates import summarize
 
 
 def _noisy_bound(vae, params, rng_key, x, num_samples):

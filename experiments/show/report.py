@@ -16,9 +16,17 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from experiments.claims import against_most
 from experiments.effects import COMPARED
-from experiments.numerals import BESIDE, decimals_of, duration, finite, measured, percent, signed
+from experiments.show.formatting import (
+    BESIDE,
+    decimals_of,
+    duration,
+    finite,
+    measured,
+    percent,
+    signed,
+)
+from gapjax.results.claims import against_most
 
 __all__ = ["headline", "write_report"]
 

@@ -1,69 +1,39 @@
-"""The VAE as pure functions of one example, and the bounds of its log-likelihood.
-
-Letters: x [*event] one example, z [Z] one latent, S posterior samples. Nothing here knows of
-batches: `jax.vmap` is applied where batches are made, in `training.py` and `evaluation.py`.
-"""
+"""The paper's model: feed-forward networks, and the families of its posterior."""
 
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
-from numpyro.distributions.kl import kl_divergence
 
-from gapjax import networks
-from gapjax.distributions import AutoregressiveFlow, DiscretizedLogistic
+from gapjax.model import networks
+from gapjax.model.distributions import AutoregressiveFlow, DiscretizedLogistic
+from gapjax.model.vae import VAE, Params, VAEParams
 
-Params = Any
 LIKELIHOODS = ("bernoulli", "discretized_logistic")
+
+
 _FLOW_LAYERS, _FLOW_HIDDEN = 2, 64
+
+
 # The least log scale of a pixel with 256 levels in [0, 1], 0.23 of a bin, as in the authors' code
 # (PixelCNN++ has half of it). Without it the pixels at the border, 0 in all but a handful of
 # training images, get narrower and narrower (1e-7 of a bin was seen), and one test image that is
 # not 0 there cost 1e8 nats: after 100 epochs of grey MNIST the mean test BPD was 23, its median
 # 1.56.
 _MIN_LOG_SCALE = -7.0
+
+
 # The weight of the uniform over the levels in a grey pixel's likelihood. The authors' code has
 # log(p + 1e-7); with 256 levels this is the normalised distribution with that floor.
 UNIFORM_WEIGHT = 256e-7
+
+
 # How encoder parameters are made and used, and the prior.
 _Family = tuple[Callable, Callable, dist.Distribution]
-_NOT_ONE_EVENT = "log_prob of one example must be a scalar: see .to_event of the distribution"
-
-
-class VAEParams(NamedTuple):
-    """The two sets of parameters that the paper keeps apart.
-
-    Attributes:
-      encoder: phi, a pytree; what a refit trains.
-      decoder: theta, a pytree; what a refit leaves as it is.
-    """
-
-    encoder: Params
-    decoder: Params
-
-
-class VAE(NamedTuple):
-    """A latent variable model and its inference model: three pure functions and a prior.
-
-    Any pure functions will do; `mlp_vae` makes the paper's. Distributions are anything with
-    `log_prob`, `sample(rng_key)` and an event shape.
-
-    Attributes:
-      init: `init(rng_key) -> VAEParams`.
-      encode: `encode(encoder_params, x) -> q(z given x)`, x [*event] as stored.
-      decode: `decode(decoder_params, z) -> p(x given z)`, a distribution over x as stored.
-      prior: p(z), event shape [Z].
-    """
-
-    init: Callable[[jax.Array], VAEParams]
-    encode: Callable[[Params, jax.Array], dist.Distribution]
-    decode: Callable[[Params, jax.Array], dist.Distribution]
-    prior: dist.Distribution
 
 
 def mlp_vae(
@@ -218,6 +188,8 @@ def _flow(hidden_sizes: tuple[int, ...], latent_dim: int) -> _Family:
 
 
 _FAMILIES = {"diagonal": _diagonal, "full_covariance": _full_covariance, "flow": _flow}
+
+
 POSTERIORS = tuple(_FAMILIES)
 
 
@@ -236,149 +208,3 @@ def _apply_layer(weights: Params, context: jax.Array, z: jax.Array) -> tuple:
 
 def _reversal(size: int) -> dist.transforms.Transform:
     return dist.transforms.PermuteTransform(jnp.arange(size)[::-1])
-
-
-def elbo(
-    vae: VAE, params: VAEParams, rng_key: jax.Array, x: jax.Array, num_samples: int = 1
-) -> jax.Array:
-    """Evidence lower bound of one example (eq. 4), in nats; higher is better.
-
-        ELBO(x, theta, phi) = E_q[log p(x given z)] - KL(q(z given x) || p(z))
-
-    KL is analytic where NumPyro has it for this pair, and estimated on the same samples of z
-    where it has not.
-
-    Args:
-      vae: the model.
-      params: its parameters.
-      rng_key: for the posterior samples.
-      x: one example [*event], as stored.
-      num_samples: S, samples of z over which the expectation is averaged.
-
-    Returns:
-      A scalar, an unbiased estimate of the ELBO.
-
-    Raises:
-      AssertionError: p(x given z) is not a distribution of one whole example.
-    """
-    posterior = vae.encode(params.encoder, x)
-    try:
-        kl = kl_divergence(posterior, vae.prior)
-    except NotImplementedError:
-        kl = None
-
-    def bound(sample_key: jax.Array) -> jax.Array:
-        if kl is None:
-            z, log_q = sample_and_log_prob(posterior, sample_key)
-        else:
-            z = posterior.sample(sample_key)
-        log_likelihood = vae.decode(params.decoder, z).log_prob(_observed(x))
-        chex.assert_shape(log_likelihood, (), custom_message=_NOT_ONE_EVENT)
-        if kl is not None:
-            return log_likelihood
-        return log_likelihood + vae.prior.log_prob(z) - log_q
-
-    if num_samples == 1:  # no axis of one: a CPU would transpose for it in the gradient
-        mean = bound(rng_key)
-    else:
-        mean = jax.vmap(bound)(_sample_keys(rng_key, num_samples)).mean()
-    return mean - (0.0 if kl is None else kl)
-
-
-def importance_weighted_bound(
-    vae: VAE, params: VAEParams, rng_key: jax.Array, x: jax.Array, num_samples: int
-) -> jax.Array:
-    """Importance-weighted bound of one example, in nats; rises to log p(x) with `num_samples`.
-
-        log (1/S) sum_s p(x, z_s) / q(z_s given x),   z_s ~ q(z given x)
-
-    Args:
-      vae: the model.
-      params: its parameters.
-      rng_key: for the posterior samples.
-      x: one example [*event], as stored.
-      num_samples: S.
-
-    Returns:
-      A scalar. With S = 1 its mean is the ELBO.
-
-    References:
-      Burda, Grosse, Salakhutdinov, Importance Weighted Autoencoders, 2016.
-    """
-    posterior = vae.encode(params.encoder, x)
-
-    def log_weight(sample_key: jax.Array) -> jax.Array:
-        z, log_q = sample_and_log_prob(posterior, sample_key)
-        return log_joint(vae, params.decoder, x, z) - log_q
-
-    log_weights = jax.vmap(log_weight)(_sample_keys(rng_key, num_samples))
-    return jax.nn.logsumexp(log_weights) - math.log(num_samples)
-
-
-def log_joint(vae: VAE, decoder_params: Params, x: jax.Array, z: jax.Array) -> jax.Array:
-    """Log p(x, z) = log p(x given z) + log p(z) of one example and one latent, in nats."""
-    log_likelihood = vae.decode(decoder_params, z).log_prob(_observed(x))
-    chex.assert_shape(log_likelihood, (), custom_message=_NOT_ONE_EVENT)
-    return log_likelihood + vae.prior.log_prob(z)
-
-
-def sample_and_log_prob(posterior: Any, rng_key: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """One z ~ q and log q(z); a flow gives both in one pass, so that it need not be inverted."""
-    if isinstance(posterior, dist.TransformedDistribution):
-        z, intermediates = posterior.sample_with_intermediates(rng_key)
-        return z, posterior.log_prob(z, intermediates)
-    z = posterior.sample(rng_key)
-    return z, posterior.log_prob(z)
-
-
-@functools.cache
-def local_inference(vae: VAE) -> VAE:
-    """The same model where every image has a posterior of its own, given in place of an encoder.
-
-    Its `encode(posterior, x)` returns `posterior`. So each bound of one example serves for a q
-    that no encoder gave: `elbo(local_inference(vae), VAEParams(q, decoder), rng_key, x)`.
-    """
-    return vae._replace(encode=_itself)
-
-
-def _itself(posterior: Any, x: jax.Array) -> Any:
-    del x
-    return posterior
-
-
-def sample_model(vae: VAE, decoder_params: Params, rng_key: jax.Array) -> jax.Array:
-    """Ancestral sampling of one x [*event]: z ~ p(z), then x ~ p(x given z)."""
-    latent_key, pixel_key = jax.random.split(rng_key)
-    z = vae.prior.sample(latent_key)
-    return vae.decode(decoder_params, z).sample(pixel_key)
-
-
-def reconstruct(vae: VAE, params: VAEParams, rng_key: jax.Array, x: jax.Array) -> jax.Array:
-    """Mean of p(x given z) [*event] at one z ~ q(z given x), in the units of x."""
-    z = vae.encode(params.encoder, x).sample(rng_key)
-    return vae.decode(params.decoder, z).mean
-
-
-def bits_per_dim(nats: jax.Array, event_shape: tuple[int, ...]) -> jax.Array:
-    """BPD of a bound (note 3): takes nats, higher is better; gives bits, lower is better.
-
-        BPD = -nats / (log 2 * number of dimensions)
-
-    Args:
-      nats: a bound on log p(x), or an array of them.
-      event_shape: shape of one x.
-
-    Returns:
-      Bits per dimension, same shape as `nats`.
-    """
-    return -nats / (math.log(2.0) * math.prod(event_shape))
-
-
-def _sample_keys(rng_key: jax.Array, num_samples: int) -> jax.Array:
-    """Keys [S]; one sample takes the key itself, which spares every training step a hash."""
-    return rng_key[None] if num_samples == 1 else jax.random.split(rng_key, num_samples)
-
-
-def _observed(x: jax.Array) -> jax.Array:
-    """Integer levels as float32, which every likelihood takes; floats as they are."""
-    return x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(jnp.float32)

@@ -14,9 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from gapjax.distributions import from_free, to_free
-from gapjax.optimizers import adam, scale_learning_rate
-from gapjax.vae import VAE, VAEParams, elbo, local_inference
+from gapjax.fit.optimizers import adam, scale_learning_rate
+from gapjax.model.bounds import elbo
+from gapjax.model.distributions import from_free, to_free
+from gapjax.model.vae import VAE, VAEParams, local_inference
 
 Params = Any
 

@@ -6,7 +6,7 @@ import os
 import numpy as np
 import pytest
 
-from gapjax import plots
+from experiments.show import figures
 
 _EPOCHS = list(range(50, 501, 50))
 
@@ -69,7 +69,7 @@ def _texts(figure):
 def test_overview_draws_the_numbers_of_results():
     results = _results()
     before = copy.deepcopy(results)
-    figure = plots.overview(results)
+    figure = figures.overview(results)
     assert results == before
     panels = [("train", "test"), ("test", "optimal")]
     panels.append(("test", "control", "self_consistent", "optimal"))
@@ -85,7 +85,7 @@ def test_overview_draws_the_numbers_of_results():
 
 def test_figure1a_has_bands_of_the_standard_error_and_marks_the_lowest_test():
     results = _results()
-    axes = plots.figure1a(results).axes[0]
+    axes = figures.figure1a(results).axes[0]
     bands = [c.get_paths()[0].vertices for c in axes.collections]
     for key in ("train", "test"):
         bpd, error = np.array(_column(results, key)), np.array(_column(results, key, "stderr"))
@@ -100,7 +100,7 @@ def test_figure1a_has_bands_of_the_standard_error_and_marks_the_lowest_test():
 
 def test_figure1b_shades_between_test_and_optimal():
     results = _results()
-    figure = plots.figure1b(results)
+    figure = figures.figure1b(results)
     (gap,) = [c for c in figure.axes[0].collections if c.get_label() == "inference_gap"]
     corners = {(float(x), round(float(y), 9)) for x, y in gap.get_paths()[0].vertices}
     expected = {
@@ -114,7 +114,7 @@ def test_figure1b_shades_between_test_and_optimal():
 
 def test_figure2_has_the_errors_of_paired_differences_and_says_so():
     results = _results()
-    figure = plots.figure2(results)
+    figure = figures.figure2(results)
     bars = [np.array(c.get_segments()) for c in figure.axes[0].collections]
     heights = [np.ptp(segments[..., 1], axis=1) / 2 for segments in bars]
     wanted = [0, 0, _column(results, "gain", "stderr"), _column(results, "inference_gap", "stderr")]
@@ -125,7 +125,11 @@ def test_figure2_has_the_errors_of_paired_differences_and_says_so():
 
 def test_optimal_inference_is_labelled_as_fitted_on_the_test_set():
     results = _results()
-    for figure in (plots.figure1b(results), plots.figure2(results), plots.refit_curves(results)):
+    for figure in (
+        figures.figure1b(results),
+        figures.figure2(results),
+        figures.refit_curves(results),
+    ):
         words = " ".join(_texts(figure).split())
         assert words.count("optimal inference") == words.count("(fitted on the test set)") > 0
 
@@ -135,7 +139,7 @@ def test_labels_at_the_ends_do_not_overlap():
     for checkpoint in results["checkpoints"]:  # the hardest case: four curves in one place
         for key in ("test", "control", "self_consistent", "optimal"):
             checkpoint[key] = {"bpd": 0.42, "stderr": 0.001}
-    figure = plots.figure2(results)
+    figure = figures.figure2(results)
     boxes = [text.get_window_extent() for text in figure.axes[0].texts]
     assert len(boxes) == 4
     for i, box in enumerate(boxes):
@@ -145,17 +149,17 @@ def test_labels_at_the_ends_do_not_overlap():
 @pytest.mark.parametrize("epochs", [[50], [10, 20]])
 def test_few_checkpoints(epochs):
     results = _results(epochs, curves=False)
-    figure = plots.overview(results)
+    figure = figures.overview(results)
     np.testing.assert_array_equal(
         _line(figure.axes[2], "optimal")[:, 1], _column(results, "optimal")
     )
-    assert plots.refit_curves(results) is None
+    assert figures.refit_curves(results) is None
 
 
 def test_seeds_give_their_mean_and_deviation():
     runs = [_results(shift=shift) for shift in (-0.01, 0.0, 0.01)]
     runs[0]["checkpoints"].pop()  # a run that is not yet done: only shared checkpoints are drawn
-    figure = plots.figure1a(runs)
+    figure = figures.figure1a(runs)
     expected = np.transpose([_EPOCHS[:-1], _column(runs[1], "test")[:-1]])
     np.testing.assert_allclose(_line(figure.axes[0], "test"), expected)
     spread = [np.ptp(c.get_paths()[0].vertices[:, 1]) for c in figure.axes[0].collections]
@@ -167,20 +171,20 @@ def test_seeds_give_their_mean_and_deviation():
 def test_numbers_that_are_not_finite_leave_a_hole():
     results = _results()
     results["checkpoints"][3]["test"] = {"bpd": float("nan"), "stderr": None}
-    figure = plots.overview(results)
+    figure = figures.overview(results)
     assert np.isnan(_line(figure.axes[0], "test")[3, 1])
 
 
 def test_nothing_to_draw():
     with pytest.raises(ValueError, match="no checkpoint"):
-        plots.overview(_results([]))
+        figures.overview(_results([]))
     with pytest.raises(ValueError, match="share no checkpoint"):
-        plots.figure1a([_results([50]), _results([100])])
+        figures.figure1a([_results([50]), _results([100])])
 
 
 def test_refit_curves_draw_the_curves_of_the_lowest_and_the_last_checkpoint():
     results = _results()
-    figure = plots.refit_curves(results)
+    figure = figures.refit_curves(results)
     titles = [axes.get_title(loc="left") for axes in figure.axes]
     assert [title.split()[-1] for title in titles] == ["150", "500"]
     last = results["checkpoints"][-1]
@@ -190,19 +194,19 @@ def test_refit_curves_draw_the_curves_of_the_lowest_and_the_last_checkpoint():
             _line(figure.axes[1], key), np.transpose([curve["epoch"], curve["test_bpd"]])
         )
     assert set(_line(figure.axes[1], "optimal")[:, 1]) == {last["optimal"]["bpd"]}
-    assert len(plots.refit_curves(results, epochs=[100]).axes) == 1
+    assert len(figures.refit_curves(results, epochs=[100]).axes) == 1
 
 
 def test_effects_draw_what_is_won_on_each_kind_of_image():
     results = _results()
-    assert plots.effects(results) is None
+    assert figures.effects(results) is None
     for i, checkpoint in enumerate(results["checkpoints"]):
         won = lambda kind, refit, i=i: {"bpd": kind + 10 * refit + i / 100, "stderr": 0.25}
         checkpoint["effects"] = {
             name: {"control": won(kind, 1), "self_consistent": won(kind, 2)}
             for kind, name in enumerate(("model", "train", "test"))
         }
-    figure = plots.effects(results)
+    figure = figures.effects(results)
     assert len(figure.axes) == 3
     for kind, axes in enumerate(figure.axes):
         for refit, key in enumerate(("control", "self_consistent"), start=1):
@@ -213,7 +217,7 @@ def test_effects_draw_what_is_won_on_each_kind_of_image():
     other = copy.deepcopy(results)
     for checkpoint in other["checkpoints"]:
         checkpoint["effects"]["train"]["control"]["bpd"] += 0.5
-    both = plots.effects([results, other]).axes[1]
+    both = figures.effects([results, other]).axes[1]
     np.testing.assert_allclose(
         _line(both, "control")[:, 1], _line(figure.axes[1], "control")[:, 1] + 0.25
     )
@@ -225,7 +229,7 @@ def test_image_grid_places_and_scales_images():
     levels = 17
     images = np.zeros((6, 8, 8), np.uint8)
     images[0], images[4] = levels - 1, 8
-    figure = plots.image_grid(images, levels, columns=3, row_labels=["data", "<b> & co"])
+    figure = figures.image_grid(images, levels, columns=3, row_labels=["data", "<b> & co"])
     (picture,) = figure.axes[0].images
     mosaic = np.asarray(picture.get_array())
     rows, columns = np.array_split(mosaic, 2, axis=0), 3
@@ -236,7 +240,7 @@ def test_image_grid_places_and_scales_images():
     for text in figure.texts:
         assert text.get_window_extent().x0 >= 0
 
-    labelled = plots.image_grid(
+    labelled = figures.image_grid(
         images, levels, columns=3, row_labels=["data", "model"], column_labels=["1", "2\nb", "3"]
     )
     labelled.canvas.draw()
@@ -250,9 +254,9 @@ def test_image_grid_places_and_scales_images():
     assert boxes["data"].y0 > boxes["model"].y1 and boxes["data"].x1 <= grid.x0
     assert labelled.axes[0].images[0].get_array().shape == mosaic.shape
 
-    colour = plots.image_grid(np.zeros((5, 4, 6, 3), np.uint8), 256)
+    colour = figures.image_grid(np.zeros((5, 4, 6, 3), np.uint8), 256)
     assert colour.axes[0].images[0].get_array().shape[-1] == 3
-    one = plots.image_grid(np.zeros((1, 28, 28, 1), np.uint8), 256)
+    one = figures.image_grid(np.zeros((1, 28, 28, 1), np.uint8), 256)
     assert one.axes[0].images[0].get_array().ndim == 2
 
 
@@ -268,14 +272,14 @@ def test_image_grid_places_and_scales_images():
 )
 def test_image_grid_refuses(shape, options, message):
     with pytest.raises(ValueError, match=message):
-        plots.image_grid(np.zeros(shape, np.uint8), **{"levels": 2, **options})
+        figures.image_grid(np.zeros(shape, np.uint8), **{"levels": 2, **options})
 
 
 def test_save_gives_the_same_bytes_and_leaves_nothing_else(tmp_path):
     first, second = tmp_path / "first", tmp_path / "second"
     for directory in (first, second):
         directory.mkdir()
-        written = plots.save(plots.figure2(_results()), directory / "figure.v2", dpi=60)
+        written = figures.save(figures.figure2(_results()), directory / "figure.v2", dpi=60)
         assert written == (directory / "figure.v2.png", directory / "figure.v2.pdf")
         assert sorted(os.listdir(directory)) == ["figure.v2.pdf", "figure.v2.png"]
     png, pdf = ((first / f"figure.v2.{kind}").read_bytes() for kind in ("png", "pdf"))
@@ -295,7 +299,7 @@ def test_save_that_fails_keeps_the_older_files(tmp_path):
             raise OSError("No space left on device")
 
     with pytest.raises(OSError, match="No space left"):
-        plots.save(Broken(), tmp_path / "figure")
+        figures.save(Broken(), tmp_path / "figure")
     assert sorted(os.listdir(tmp_path)) == ["figure.pdf", "figure.png"]
     assert {(tmp_path / name).read_bytes() for name in os.listdir(tmp_path)} == {b"older"}
 
@@ -304,7 +308,7 @@ def test_no_global_state_is_left_behind():
     import matplotlib
 
     before = dict(matplotlib.rcParams)
-    plots.figure1a(_results([50]))
+    figures.figure1a(_results([50]))
     assert dict(matplotlib.rcParams) == before
 
 
@@ -334,8 +338,8 @@ def _ledger(epochs=(50, 500), model_gap=2.0):
 
 @pytest.mark.parametrize("model_gap", [2.0, -0.3])
 def test_the_parts_of_a_bar_are_the_losses_and_add_up(model_gap):
-    (axes,) = plots.ledger(_ledger(model_gap=model_gap)).axes
-    bars = {box.get_label(): box for box in axes.containers if box.get_label() in plots._LOSSES}
+    (axes,) = figures.ledger(_ledger(model_gap=model_gap)).axes
+    bars = {box.get_label(): box for box in axes.containers if box.get_label() in figures._LOSSES}
     heights = {key: [patch.get_height() for patch in bar] for key, bar in bars.items()}
     expected = {
         "model_gap": [model_gap] * 2, "approximation_gap": [0.9] * 2, "capacity_gap": [0.1] * 2,
@@ -356,9 +360,9 @@ def test_a_ledger_without_a_refit_draws_what_there_is():
     results = _ledger(epochs=(50,))
     encoder = results["checkpoints"][0]["test"]["encoders"]["as_trained"]
     encoder |= {"inference_gap_by_refit": None, "capacity_gap": None}
-    (axes,) = plots.ledger(results).axes
+    (axes,) = figures.ledger(results).axes
     labels = {box.get_label() for box in axes.containers}
     assert {"model_gap", "approximation_gap"} <= labels
     assert not labels & {"capacity_gap", "inference_gap_by_refit"}
     with pytest.raises(ValueError, match="nothing to draw"):
-        plots.ledger({"checkpoints": []})
+        figures.ledger({"checkpoints": []})

@@ -1,0 +1,1 @@
+"""Fitting: sources of x, optimizers, training and refits of the encoder."""

@@ -1,0 +1,1 @@
+"""Measuring a set of images, in nats."""

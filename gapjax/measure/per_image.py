@@ -1,0 +1,137 @@
+"""A bound of every image of a set, in nats: exact over the images, on noise of their own."""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from gapjax import parallel
+from gapjax.model.bounds import elbo
+from gapjax.model.vae import VAE, VAEParams
+
+Bound = Callable[[VAE, VAEParams, jax.Array, jax.Array, int], jax.Array]
+
+
+_GRADIENTS = 10  # held at once, each as large as the encoder
+
+
+def per_image_bounds(
+    vae: VAE,
+    params: VAEParams,
+    rng_key: jax.Array,
+    images: ArrayLike,
+    *,
+    num_samples: int = 1,
+    batch_size: int = 500,
+    bound: Bound = elbo,
+    devices: parallel.Devices | None = None,
+) -> jax.Array:
+    """A bound of every image, averaged over S posterior samples for each.
+
+    The noise of image i depends on `rng_key` and i alone: not on the batch size, and not on the
+    parameters, so that two encoders are compared on common noise.
+
+    Args:
+      vae: the model.
+      params: its parameters.
+      rng_key: a key; it is folded with each image's index.
+      images: [N, *event], any N: the last batch is padded and the padding dropped.
+      num_samples: S.
+      batch_size: images at once; bounds memory, changes nothing else.
+      bound: `elbo`, `importance_weighted_bound`, or any function of that form, in nats.
+      devices: among which the images are divided; all by default.
+
+    Returns:
+      [N], nats.
+
+    Raises:
+      ValueError: no images, or a non-positive number of samples or batch size.
+    """
+    if len(images) == 0:
+        raise ValueError("images is empty; there is nothing to evaluate")
+    if num_samples < 1 or batch_size < 1:
+        raise ValueError(
+            f"num_samples is {num_samples} and batch_size {batch_size}; both must be positive"
+        )
+    devices = parallel.all_devices(devices)
+    images = jnp.asarray(images)
+    program = _program(vae, num_samples, min(batch_size, len(images)), bound, devices)
+    return parallel.collect(program(None, *parallel.replicate((params, rng_key, images), devices)))
+
+
+def encoder_gradient_norms(
+    vae: VAE,
+    params: VAEParams,
+    rng_key: jax.Array,
+    images: ArrayLike,
+    *,
+    num_samples: int = 1,
+    devices: parallel.Devices | None = None,
+) -> np.ndarray:
+    """How hard each image pulls at the encoder: the norm of its own gradient.
+
+        g(x) = || grad_phi ELBO(x, theta, phi) ||
+
+    What a step of a refit sees is the mean of such gradients over a batch; where a few images
+    have far larger ones they rule it, and `effective_number` of the squares says how few.
+
+    Args:
+      vae: the model.
+      params: its parameters.
+      rng_key: a key; the noise of each image is that of `evaluate`.
+      images: [N, *event].
+      num_samples: S, posterior samples for each; a refit takes one.
+      devices: among which the images are divided; all by default.
+
+    Returns:
+      [N] float32, nats by unit of the encoder's parameters.
+
+    Raises:
+      ValueError: no images, or a non-positive number of samples.
+    """
+    norms = per_image_bounds(
+        vae, params, rng_key, images, num_samples=num_samples, batch_size=_GRADIENTS,
+        bound=_encoder_gradient_norm, devices=devices,
+    )  # fmt: skip
+    return np.asarray(norms)
+
+
+def bounds(
+    shard: parallel.Shard, donated: None, params: VAEParams, rng_key: jax.Array, images: jax.Array,
+    *, vae: VAE, num_samples: int, batch_size: int, bound: Bound,
+) -> jax.Array:  # fmt: skip
+    """The bound of every image [N], in nats; each device computes its share of every batch."""
+    del donated
+    num_images = images.shape[0]
+
+    def one(index: jax.Array) -> jax.Array:
+        image = images[jnp.minimum(index, num_images - 1)]
+        return bound(vae, params, jax.random.fold_in(rng_key, index), image, num_samples)
+
+    share = -(-batch_size // shard.count)
+    num_batches = -(-num_images // (share * shard.count))
+    first = shard.index * num_batches * share
+    indices = (first + jnp.arange(num_batches * share)).reshape(num_batches, share)
+    nats = jax.lax.map(jax.vmap(one), indices).reshape(-1)
+    return shard.concatenate(nats)[:num_images]
+
+
+def _encoder_gradient_norm(
+    vae: VAE, params: VAEParams, rng_key: jax.Array, x: jax.Array, num_samples: int
+) -> jax.Array:
+    """See `encoder_gradient_norms`; of one image, in the form of a bound."""
+    bound = lambda encoder: elbo(vae, params._replace(encoder=encoder), rng_key, x, num_samples)
+    gradient = jax.tree.leaves(jax.grad(bound)(params.encoder))
+    return jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in gradient))
+
+
+@functools.cache
+def _program(vae, num_samples, batch_size, bound, devices):
+    """The compiled program of these constants; equal constants give the same one."""
+    one = functools.partial(
+        bounds, vae=vae, num_samples=num_samples, batch_size=batch_size, bound=bound
+    )
+    return parallel.data_parallel(one, devices)

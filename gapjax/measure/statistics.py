@@ -1,0 +1,29 @@
+"""Means over a set of images, with their standard errors."""
+
+import numpy as np
+
+
+def effective_number(weights: np.ndarray) -> float:
+    """How many of N weights their sum rests on: N where they are equal, 1 where one has it all.
+
+        (sum w)^2 / sum w^2
+
+    Args:
+      weights: [N], none negative.
+
+    Returns:
+      Between 1 and N; N where all are zero.
+
+    References:
+      Kish, Survey Sampling, 1965.
+    """
+    weights = np.asarray(weights, np.float64)
+    squares = (weights**2).sum()
+    return float(weights.sum() ** 2 / squares if squares > 0 else len(weights))
+
+
+def mean_and_stderr(values: np.ndarray) -> tuple[float, float]:
+    """Mean of values [N] and its standard error (NaN where N is 1), in float64."""
+    values = np.asarray(values, np.float64)
+    stderr = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.nan
+    return float(values.mean()), float(stderr)

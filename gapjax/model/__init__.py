@@ -1,0 +1,1 @@
+"""One x and one z: models, likelihoods and bounds, in nats."""
