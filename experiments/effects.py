@@ -6,7 +6,6 @@ images has given up the one for the other.
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +15,6 @@ import gapjax
 from experiments.run import Run, encoders
 from experiments.show.formatting import at_epochs, measured, percent
 from gapjax.fit.sources import draw_examples
-from gapjax.results.estimates import Evaluation, summarize
 
 COMPARED = ("control", "self_consistent")
 _MOST_GRADIENTS = 1000
@@ -34,7 +32,7 @@ def measure(run: Run, epoch: int) -> dict:
     """BPD per image of fresh samples of the model and of training images, by each encoder.
 
     There are as many of either as there are test images (or training images, if those are fewer).
-    With them come the norms of the gradients with which the first of them pull at the encoder as
+    The first of them are also given the norm of their gradient with respect to the encoder as
     trained, where the refits begin.
     """
     trained, by_name = encoders(run, epoch, COMPARED)
@@ -55,27 +53,6 @@ def measure(run: Run, epoch: int) -> dict:
         }
         for name, x in {"model": drawn, "train": jnp.asarray(run.dataset.train[:number])}.items()
     }
-
-
-def summary(found: Mapping[str, Any], tested: Mapping[str, Evaluation]) -> dict:
-    """The entry of results.json: for each kind of image, what either refit wins, paired.
-
-    Args:
-      found: by `measure`.
-      tested: the evaluations of the test set: "test", as trained, and those of the refits.
-    """
-    entry = {}
-    for name, own in found.items():
-        by_encoder = {encoder: summarize(np.asarray(b)) for encoder, b in own["bpd"].items()}
-        norms = np.asarray(own["gradient"], np.float64)
-        entry[name] = {
-            **_won(by_encoder["as_trained"], by_encoder),
-            "gradient": {
-                "num_examples": len(norms),
-                "num_effective": gapjax.effective_number(norms**2),
-            },
-        }
-    return {**entry, "test": _won(tested["test"], tested)}
 
 
 def notes(rows: list[dict]) -> list[str]:
@@ -102,15 +79,6 @@ def notes(rows: list[dict]) -> list[str]:
 
 def _num_images(run: Run) -> int:
     return min(len(run.dataset.test), len(run.dataset.train))
-
-
-def _won(trained: Evaluation, by_encoder: Mapping[str, Evaluation]) -> dict:
-    return {
-        "as_trained": {"bpd": trained.bpd, "stderr": trained.stderr},
-        **{
-            kind: gapjax.paired_difference(trained, by_encoder[kind])._asdict() for kind in COMPARED
-        },
-    }
 
 
 def _loses(difference: Mapping[str, float]) -> bool:

@@ -28,13 +28,14 @@ from experiments.run import (
     trained_params,
 )
 from experiments.show.formatting import at_epochs, percent, signed
-from experiments.workdir import write_json
+from experiments.workdir import write_atomically
 from gapjax import checkpoints
+from gapjax.results import schema
 from gapjax.results.claims import against_most, claims
-from gapjax.results.estimates import Evaluation, summarize
+from gapjax.results.estimates import summarize
 
 
-def evaluate_phase(run: Run) -> dict:
+def evaluate_phase(run: Run) -> schema.Results:
     """Evaluates every checkpoint and its refits; writes results.json.
 
     Raises:
@@ -64,11 +65,12 @@ def evaluate_phase(run: Run) -> dict:
                     refits[kind] = entry
             bpds = found["evaluation"]
             evaluations = {name: summarize(np.asarray(bpds[name])) for name in evaluated}
-            rows.append(_row(epoch, evaluations, refits))
-            rows[-1]["effects"] = effects.summary(found["effects"], evaluations)
+            row = schema.checkpoint_row(epoch, evaluations, refits)
+            row["effects"] = schema.effects(found["effects"], evaluations)
+            rows.append(row)
             bar(index + 1, rows[-1]["test"]["bpd"])
-    results = {
-        "schema": 1,
+    results: schema.Results = {
+        "schema": schema.VERSION,
         "preset": run.config.preset,
         "dataset": run.dataset.name,
         "event_shape": list(run.dataset.event_shape),
@@ -85,13 +87,13 @@ def evaluate_phase(run: Run) -> dict:
         "data": run.dataset.provenance,
         "num_eval_samples": run.config.num_eval_samples,
         "checkpoints": rows,
-        "best": best(rows),
+        "best": schema.best(rows),
         "claims": claims(rows, run.config.alpha),
         "seconds": {**seconds, "total": sum(seconds.values())},
         "notes": [*_notes(rows), *effects.notes(rows)],
     }
     if run.workdir.writes:
-        write_json(run.workdir.path / "results.json", results)
+        write_atomically(run.workdir.path / "results.json", schema.dumps(results).encode())
     return results
 
 
@@ -132,44 +134,8 @@ def _evaluate(run: Run, epoch: int) -> dict[str, np.ndarray]:
     return bpds
 
 
-def _row(epoch: int, evaluations: dict[str, Evaluation], refits: dict) -> dict:
-    means = {
-        name: {"bpd": evaluation.bpd, "stderr": evaluation.stderr}
-        for name, evaluation in evaluations.items()
-    }
-    four = {name: evaluations[name] for name in ("test", *REFITS)}
-    averaged = {**four, **{kind: evaluations[f"{kind}_averaged"] for kind in AVERAGED}}
-    won = _gaps(averaged)
-    del won["inference_gap"]
-    return {
-        "epoch": epoch, **means, **_gaps(four),
-        **{f"{name}_averaged": value for name, value in won.items()}, "refits": refits,
-    }  # fmt: skip
-
-
-def _gaps(evaluations: dict[str, Evaluation]) -> dict:
-    gaps = gapjax.inference_gaps(**evaluations)
-    pairs = ("inference_gap", "gain", "gain_over_control")
-    return {
-        **{name: getattr(gaps, name)._asdict() for name in pairs},
-        "gap_closed": gaps.gap_closed,
-        "gap_closed_stderr": gaps.gap_closed_stderr,
-    }
-
-
-def best(rows: list[dict]) -> dict:
-    """The checkpoint of the lowest held-out BPD as trained, and what it was chosen on.
-
-    Args:
-      rows: those of results.json's "checkpoints".
-    """
-    chosen_on = "validation" if "validation" in rows[0] else "test"
-    row = min(rows, key=lambda row: row[chosen_on]["bpd"])
-    return {"epoch": row["epoch"], **row[chosen_on], "chosen_on": chosen_on}
-
-
 def _best_note(rows: list[dict]) -> str:
-    chosen = best(rows)
+    chosen = schema.best(rows)
     if chosen["chosen_on"] == "validation":
         words = "it was chosen on images held out of training"
     else:

@@ -24,14 +24,14 @@ from experiments.workdir import Workdir, WorkdirError
 from gapjax import checkpoints, parallel
 from gapjax.fit import training
 from gapjax.model.mlp import UNIFORM_WEIGHT
+from gapjax.results.schema import AVERAGED, REFITS
 
-REFITS = ("self_consistent", "control", "optimal")
 OPTIMAL_NOTE = "The BPD after optimal inference is fitted on the test set: it measures, no more."
-AVERAGED = ("self_consistent", "control")  # refits at a constant rate: their mean is shown too
-_PURPOSES = (
-    "train", "refit", "optimal", "evaluate", "monitor", "pictures", "ledger", "simulated",
-    "effects",
-)  # fmt: skip
+# The number of each purpose is a part of its key: a new purpose takes a new number.
+_PURPOSES = {
+    "train": 0, "refit": 1, "optimal": 2, "evaluate": 3, "monitor": 4, "pictures": 5, "ledger": 6,
+    "simulated": 7, "effects": 8,
+}  # fmt: skip
 
 
 class Run(NamedTuple):
@@ -62,8 +62,7 @@ class Run(NamedTuple):
 
     def key(self, purpose: str, epoch: int = 0) -> jax.Array:
         """The key of a purpose, for the checkpoint of an epoch."""
-        number = _PURPOSES.index(purpose)
-        purpose_key = jax.random.fold_in(jax.random.key(self.config.seed), number)
+        purpose_key = jax.random.fold_in(jax.random.key(self.config.seed), _PURPOSES[purpose])
         return jax.random.fold_in(purpose_key, epoch)
 
     @property

@@ -23,6 +23,7 @@ from experiments import run as experiment
 from experiments.presets import PRESETS
 from gapjax import checkpoints, parallel
 from gapjax.fit import training
+from gapjax.results import schema
 
 _ROOT = Path(__file__).parent.parent
 _CONFIG = options.Config(
@@ -491,11 +492,11 @@ def test_only_what_orbax_leaves_behind_is_not_told(capsys):
 
 def test_the_best_checkpoint_is_named_with_what_it_was_chosen_on():
     rows = [{"epoch": e, "test": {"bpd": test, "stderr": 0.1}} for e, test in ((1, 3.0), (2, 2.0))]
-    assert evaluate.best(rows) == {"epoch": 2, "bpd": 2.0, "stderr": 0.1, "chosen_on": "test"}
+    assert schema.best(rows) == {"epoch": 2, "bpd": 2.0, "stderr": 0.1, "chosen_on": "test"}
     assert "optimistic" in evaluate._best_note(rows)
     for row, bpd in zip(rows, (1.0, 4.0), strict=True):
         row["validation"] = {"bpd": bpd, "stderr": 0.2}
-    assert evaluate.best(rows) == {"epoch": 1, "bpd": 1.0, "stderr": 0.2, "chosen_on": "validation"}
+    assert schema.best(rows) == {"epoch": 1, "bpd": 1.0, "stderr": 0.2, "chosen_on": "validation"}
     assert "held out of training" in evaluate._best_note(rows)
     assert "optimistic" not in evaluate._best_note(rows)
 
@@ -510,7 +511,7 @@ def test_validation_images_are_held_out_of_training(undisturbed):
     assert not np.array_equal(held, whole.train[-37:])  # the order of a file may mean something
     np.testing.assert_array_equal(rest.test, whole.test)
     results = json.loads((undisturbed / "results.json").read_text())
-    assert results["best"] == evaluate.best(results["checkpoints"])
+    assert results["best"] == schema.best(results["checkpoints"])
     assert results["best"]["chosen_on"] == "validation"
     assert all(row["validation"]["stderr"] > 0 for row in results["checkpoints"])
     assert results["data"]["num_train"] == 1400 and results["data"]["num_validation"] == 37

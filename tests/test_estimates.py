@@ -148,22 +148,22 @@ def test_one_image_that_decides_the_mean_is_told_from_most():
     paired = gapjax.paired_difference(summarize(first), summarize(second))
     assert paired.bpd == pytest.approx((399.75 - 396 * 0.25) / 400)
     assert paired.median == -0.25
-    assert paired.better == (1 + 1.5) / 400
-    assert paired.better_stderr == pytest.approx(
-        math.sqrt(paired.better * (1 - paired.better)) / 20
+    assert paired.fraction_improved == (1 + 1.5) / 400
+    assert paired.fraction_improved_stderr == pytest.approx(
+        math.sqrt(paired.fraction_improved * (1 - paired.fraction_improved)) / 20
     )
     assert paired.num_effective == pytest.approx(1.0, abs=0.01)
     other = gapjax.paired_difference(summarize(second), summarize(first))
-    assert (other.median, other.better) == (0.25, 1 - paired.better)
+    assert (other.median, other.fraction_improved) == (0.25, 1 - paired.fraction_improved)
 
 
 def test_the_error_of_a_normal_difference_rests_on_a_third_of_the_images():
     values = scipy.stats.norm.ppf((np.arange(10_000) + 0.5) / 10_000)
     paired = gapjax.paired_difference(summarize(values), summarize(np.zeros(10_000)))
     assert paired.num_effective == pytest.approx(10_000 / 3, rel=0.01)
-    assert paired.better == 0.5 and paired.better_stderr == 0.005
+    assert paired.fraction_improved == 0.5 and paired.fraction_improved_stderr == 0.005
     nothing = gapjax.paired_difference(summarize(values), summarize(values))
-    assert (nothing.median, nothing.better, nothing.num_effective) == (0, 0.5, 10_000)
+    assert (nothing.median, nothing.fraction_improved, nothing.num_effective) == (0, 0.5, 10_000)
 
 
 def test_the_pull_of_an_image_is_the_norm_of_its_own_gradient():

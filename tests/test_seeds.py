@@ -7,7 +7,8 @@ import types
 import numpy as np
 import pytest
 
-from experiments import effects, evaluate, options, seeds
+from experiments import options, seeds
+from gapjax.results import schema
 from gapjax.results.claims import claims
 from gapjax.results.estimates import summarize
 
@@ -25,12 +26,12 @@ def _run(seed):
     for epoch in (50, 100):
         wider = 1 + 1e-3 * (seed + epoch)
         bpds = {name: summarize(base + wider * worse) for name, worse in _WORSE.items()}
-        rows.append(evaluate._row(epoch, bpds, {"optimal": {"converged": True}}))
+        rows.append(schema.checkpoint_row(epoch, bpds, {"optimal": {"converged": True}}))
         own = {
             "bpd": {name: bpds[key].per_image for name, key in _SEEN_BY.items()},
             "gradient": np.ones(3),
         }  # fmt: skip
-        rows[-1]["effects"] = effects.summary({"model": own, "train": own}, bpds)
+        rows[-1]["effects"] = schema.effects({"model": own, "train": own}, bpds)
     return {
         "preset": "digits", "dataset": "digits", "environment": {"commit": f"c{seed % 2}"},
         "config": {"seed": seed, "workdir": f"runs/{seed}", "data_dir": None, "alpha": 0.5},

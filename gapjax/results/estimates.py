@@ -14,28 +14,38 @@ from gapjax.model.vae import VAE, VAEParams
 
 
 class Difference(NamedTuple):
-    """A paired difference over N images, and whether its mean speaks for most of them.
+    """A paired difference over N images, with statistics that outliers do not move.
 
-    A handful of images on which two encoders differ vastly can decide a mean, and a standard
-    error with it: so it is on grey MNIST. The median and the share of images do not heed them.
+    A few images on which two encoders differ vastly can dominate the mean and its standard
+    error. The median and the fraction of improved images show whether they do.
 
     Attributes:
       bpd: mean over the images of first minus second, bits per dimension.
       stderr: standard error of that mean.
       median: over the images, bits per dimension.
-      better: share of the images where `second` has the lower BPD; equal ones count half.
-      better_stderr: its standard error, root of better (1 - better) / N.
-      num_effective: images that `stderr` rests on, (sum d^2)^2 / sum d^4 with d the deviations
-        from the mean: N/3 where differences are normal, 1 where all come from one image; N where
-        none deviates.
+      fraction_improved: fraction of the images where `second` has the lower BPD; ties count half.
+      fraction_improved_stderr: its standard error, root of f (1 - f) / N.
+      num_effective: effective number of images behind `stderr`, (sum d^2)^2 / sum d^4 with d the
+        deviations from the mean. It is N/3 for normal differences, 1 if all of the variance comes
+        from one image, and N if there is none.
     """
 
     bpd: float
     stderr: float
     median: float
-    better: float
-    better_stderr: float
+    fraction_improved: float
+    fraction_improved_stderr: float
     num_effective: float
+
+    @property
+    def better(self) -> float:
+        """The former name of `fraction_improved`, and its key in results.json."""
+        return self.fraction_improved
+
+    @property
+    def better_stderr(self) -> float:
+        """The former name of `fraction_improved_stderr`, and its key in results.json."""
+        return self.fraction_improved_stderr
 
 
 class Evaluation(NamedTuple):
@@ -118,12 +128,12 @@ def paired_difference(first: Evaluation, second: Evaluation) -> Difference:
             "cannot be paired"
         )
     difference = first.per_image.astype(np.float64) - second.per_image.astype(np.float64)
-    better = float((difference > 0).mean() + (difference == 0).mean() / 2)
+    improved = float((difference > 0).mean() + (difference == 0).mean() / 2)
     squares = (difference - difference.mean()) ** 2
     return Difference(
         *mean_and_stderr(difference),
         median=float(np.median(difference)),
-        better=better,
-        better_stderr=float(np.sqrt(better * (1 - better) / len(difference))),
+        fraction_improved=improved,
+        fraction_improved_stderr=float(np.sqrt(improved * (1 - improved) / len(difference))),
         num_effective=effective_number(squares),
     )

@@ -1,0 +1,281 @@
+"""The form of results.json: its types, how a row is made from evaluations, reading and writing.
+
+Every program that writes results.json and every one that reads it takes the form from here. Keys
+may be added, not renamed. Those marked `NotRequired` are missing from files of older versions.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NotRequired, TypedDict, cast
+
+import numpy as np
+from jax.typing import ArrayLike
+
+from gapjax.measure.statistics import effective_number
+from gapjax.results import estimates
+from gapjax.results.estimates import Evaluation, paired_difference, summarize
+from gapjax.results.gaps import inference_gaps
+
+VERSION = 1
+REFITS = ("self_consistent", "control", "optimal")
+# The refits that are also shown with their weights averaged over the epochs of the refit.
+AVERAGED = ("self_consistent", "control")
+
+Refit = Literal["self_consistent", "control", "optimal"]
+
+
+class Mean(TypedDict):
+    """A mean over images, bits per dimension, and its standard error."""
+
+    bpd: float
+    stderr: float
+
+
+class Difference(Mean):
+    """A paired difference over images; see `gapjax.Difference`."""
+
+    median: NotRequired[float]
+    better: NotRequired[float]  # fraction_improved
+    better_stderr: NotRequired[float]
+    num_effective: NotRequired[float]
+
+
+class Curve(TypedDict):
+    """A refit's measurements: epochs done, and the test BPD after them ("bpd" of the optimal)."""
+
+    epoch: list[int]
+    test_bpd: NotRequired[list[float]]
+    bpd: NotRequired[list[float]]
+
+
+class RefitRecord(TypedDict):
+    """What one refit did."""
+
+    steps: NotRequired[int]
+    curve: Curve
+    train_objective_bpd: NotRequired[list[float]]
+    converged: NotRequired[bool]
+    last_improvement: NotRequired[float]
+
+
+class GradientRecord(TypedDict):
+    """How many examples the squared gradient of the encoder rests on, of how many measured."""
+
+    num_examples: int
+    num_effective: float
+
+
+class Effect(TypedDict):
+    """What the refits gain on one kind of image."""
+
+    as_trained: Mean
+    control: Difference
+    self_consistent: Difference
+    gradient: NotRequired[GradientRecord]
+
+
+class Effects(TypedDict):
+    """By kind of image: fresh samples of the model, training images, test images."""
+
+    model: Effect
+    train: Effect
+    test: Effect
+
+
+class Checkpoint(TypedDict):
+    """A row: one checkpoint and its refits. The test set, where no other is named."""
+
+    epoch: int
+    train: Mean
+    test: Mean
+    optimal: Mean
+    self_consistent: Mean
+    control: Mean
+    inference_gap: Difference
+    gain: Difference
+    gain_over_control: Difference
+    gap_closed: float
+    gap_closed_stderr: NotRequired[float]
+    self_consistent_averaged: NotRequired[Mean]
+    control_averaged: NotRequired[Mean]
+    gain_averaged: NotRequired[Difference]
+    gain_over_control_averaged: NotRequired[Difference]
+    gap_closed_averaged: NotRequired[float]
+    gap_closed_stderr_averaged: NotRequired[float]
+    validation: NotRequired[Mean]
+    refits: NotRequired[dict[Refit, RefitRecord]]
+    effects: NotRequired[Effects]
+
+
+class Claim(TypedDict):
+    """A claim of the paper, judged by the numbers of the run."""
+
+    claim: str
+    value: float
+    threshold: float
+    holds: bool
+    detail: str
+
+
+class Best(Mean):
+    """The checkpoint of the lowest held-out BPD as trained, and the set it was chosen on."""
+
+    epoch: int
+    chosen_on: Literal["validation", "test"]
+
+
+class Results(TypedDict):
+    """The whole file."""
+
+    schema: int
+    preset: str
+    dataset: str
+    event_shape: list[int]
+    config: dict[str, Any]
+    environment: dict[str, Any]
+    data: NotRequired[dict[str, Any]]
+    num_eval_samples: NotRequired[int]
+    checkpoints: list[Checkpoint]
+    best: NotRequired[Best]
+    claims: list[Claim]
+    seconds: dict[str, float]
+    notes: NotRequired[list[str]]
+
+
+def checkpoint_row(
+    epoch: int,
+    evaluations: Mapping[str, Evaluation],
+    refits: Mapping[Refit, RefitRecord] | None = None,
+) -> Checkpoint:
+    """A row of results.json.
+
+    Args:
+      epoch: of the checkpoint.
+      evaluations: "train" (of the training set), "test", "optimal", "self_consistent" and
+        "control" (of the test set, by encoder), on common noise. Where there are
+        "self_consistent_averaged" and "control_averaged", they are compared as well; every other
+        set is given with its mean.
+      refits: what the refits did.
+
+    Returns:
+      The row; its differences are paired.
+    """
+    tested = {name: evaluations[name] for name in ("test", *REFITS)}
+    row: dict[str, Any] = {
+        "epoch": epoch,
+        **{name: _mean(evaluation) for name, evaluation in evaluations.items()},
+        **_gaps(tested),
+    }
+    if all(f"{kind}_averaged" in evaluations for kind in AVERAGED):
+        averaged = {kind: evaluations[f"{kind}_averaged"] for kind in AVERAGED}
+        gaps = _gaps({**tested, **averaged})
+        del gaps["inference_gap"]  # that of the row: no refit it compares is averaged
+        row |= {f"{name}_averaged": value for name, value in gaps.items()}
+    if refits is not None:
+        row["refits"] = dict(refits)
+    return cast(Checkpoint, row)
+
+
+def effects(measured: Mapping[str, Mapping[str, Any]], tested: Mapping[str, Evaluation]) -> Effects:
+    """What self-consistent training and its control gain on each kind of image.
+
+    Args:
+      measured: for "model" and "train": "bpd", per image [N] by the name of each encoder
+        ("as_trained", "control", "self_consistent"), and "gradient", the norms [M] of
+        `gapjax.encoder_gradient_norms`.
+      tested: the evaluations of the test set: "test" (as trained) and those of the refits.
+
+    Returns:
+      The entry "effects" of a row.
+    """
+    entry = {}
+    for name, of_kind in measured.items():
+        by_encoder = {encoder: summarize(np.asarray(b)) for encoder, b in of_kind["bpd"].items()}
+        entry[name] = {
+            **_effect(by_encoder["as_trained"], by_encoder),
+            "gradient": _gradient(of_kind["gradient"]),
+        }
+    return cast(Effects, {**entry, "test": _effect(tested["test"], tested)})
+
+
+def best(rows: Sequence[Checkpoint]) -> Best:
+    """The checkpoint of the lowest held-out BPD as trained, and what it was chosen on."""
+    chosen_on = "validation" if "validation" in rows[0] else "test"
+    row = min(rows, key=lambda row: cast(Mean, row.get(chosen_on))["bpd"])
+    return {"epoch": row["epoch"], **cast(Mean, row.get(chosen_on)), "chosen_on": chosen_on}
+
+
+def dumps(results: Mapping[str, Any]) -> str:
+    """Results as JSON, indented. What is no finite number becomes null, which JSON has."""
+    return json.dumps(_strict(results), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def loads(text: str) -> Results:
+    """Reads results.json, of this version or an older one.
+
+    Raises:
+      ValueError: it is not JSON, not a results.json, or of a version that is not known here.
+    """
+    results = json.loads(text)
+    if not isinstance(results, dict) or results.get("schema") != VERSION:
+        found = results.get("schema") if isinstance(results, dict) else type(results).__name__
+        raise ValueError(f"this is no results.json of schema {VERSION}: its schema is {found}")
+    missing = sorted(Results.__required_keys__ - set(results))
+    rows = results.get("checkpoints")
+    if not missing and not (isinstance(rows, list) and rows):
+        missing = ["checkpoints"]
+    for row in [] if missing else rows:
+        missing = sorted(Checkpoint.__required_keys__ - set(row))
+        if missing:
+            break
+    if missing:
+        raise ValueError(f"results.json lacks {', '.join(missing)}")
+    return cast(Results, results)
+
+
+def difference(compared: estimates.Difference) -> Difference:
+    """A paired difference under the names that files have."""
+    return {
+        "bpd": compared.bpd,
+        "stderr": compared.stderr,
+        "median": compared.median,
+        "better": compared.fraction_improved,
+        "better_stderr": compared.fraction_improved_stderr,
+        "num_effective": compared.num_effective,
+    }
+
+
+def _mean(evaluation: Evaluation) -> Mean:
+    return {"bpd": evaluation.bpd, "stderr": evaluation.stderr}
+
+
+def _gaps(evaluations: Mapping[str, Evaluation]) -> dict[str, Any]:
+    gaps = inference_gaps(**evaluations)
+    return {
+        "inference_gap": difference(gaps.inference_gap),
+        "gain": difference(gaps.gain),
+        "gain_over_control": difference(gaps.gain_over_control),
+        "gap_closed": gaps.gap_closed,
+        "gap_closed_stderr": gaps.gap_closed_stderr,
+    }
+
+
+def _effect(trained: Evaluation, by_encoder: Mapping[str, Evaluation]) -> dict[str, Any]:
+    gains = {kind: difference(paired_difference(trained, by_encoder[kind])) for kind in AVERAGED}
+    return {"as_trained": _mean(trained), "control": gains["control"],
+            "self_consistent": gains["self_consistent"]}  # fmt: skip
+
+
+def _gradient(norms: ArrayLike) -> GradientRecord:
+    squares = np.asarray(norms, np.float64) ** 2
+    return {"num_examples": len(squares), "num_effective": effective_number(squares)}
+
+
+def _strict(value: Any) -> Any:
+    """The value with null in place of every number that is not finite."""
+    if isinstance(value, Mapping):
+        return {key: _strict(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

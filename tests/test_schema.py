@@ -1,0 +1,117 @@
+"""The form of results.json: every committed file has it, and JSON is strict."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gapjax.results import schema
+from gapjax.results.estimates import summarize
+
+_COMMITTED = sorted(
+    (Path(__file__).parent.parent / "experiments" / "results").glob("*/results.json")
+)
+
+
+def _evaluations(num_images=20):
+    rng = np.random.default_rng(0)
+    base = rng.random(num_images)
+    shifts = {"test": 0.4, "optimal": 0.0, "self_consistent": 0.3, "control": 0.35}
+    shifts |= {"self_consistent_averaged": 0.1, "control_averaged": 0.2, "train": -0.5}
+    noise = 0.05 * rng.normal(size=(len(shifts), num_images))
+    return {
+        name: summarize(base + shift + own)
+        for (name, shift), own in zip(shifts.items(), noise, strict=True)
+    }
+
+
+def _results(rows):
+    return {
+        "schema": 1, "preset": "digits", "dataset": "digits", "event_shape": [8, 8],
+        "config": {"seed": 0}, "environment": {"commit": "c"}, "checkpoints": rows, "claims": [],
+        "seconds": {"total": 1.0},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("path", _COMMITTED, ids=lambda path: path.parent.name)
+def test_committed_results_have_the_form(path):
+    results = schema.loads(path.read_text())
+    assert set(results) <= set(schema.Results.__annotations__)
+    for row in results["checkpoints"]:
+        assert set(row) <= set(schema.Checkpoint.__annotations__)
+        assert set(row["gain"]) <= set(schema.Difference.__annotations__)
+
+
+def test_a_row_compares_image_by_image():
+    evaluations = _evaluations()
+    row = schema.checkpoint_row(7, evaluations)
+    per_image = {name: evaluation.per_image for name, evaluation in evaluations.items()}
+    for key, first, second in (
+        ("inference_gap", "test", "optimal"),
+        ("gain", "test", "self_consistent"),
+        ("gain_over_control", "control", "self_consistent"),
+        ("gain_averaged", "test", "self_consistent_averaged"),
+        ("gain_over_control_averaged", "control_averaged", "self_consistent_averaged"),
+    ):
+        difference = per_image[first] - per_image[second]
+        assert row[key]["bpd"] == pytest.approx(difference.mean())
+        assert row[key]["stderr"] == pytest.approx(difference.std(ddof=1) / np.sqrt(20))
+        assert row[key]["better"] == (difference > 0).mean()
+    assert row["gap_closed"] == pytest.approx(row["gain"]["bpd"] / row["inference_gap"]["bpd"])
+    assert row["gap_closed_averaged"] == pytest.approx(
+        row["gain_averaged"]["bpd"] / row["inference_gap"]["bpd"]
+    )
+    assert "inference_gap_averaged" not in row
+    assert set(row) <= set(schema.Checkpoint.__annotations__)
+
+
+def test_a_row_without_averaged_encoders_is_a_row():
+    evaluations = {k: v for k, v in _evaluations().items() if "averaged" not in k}
+    row = schema.checkpoint_row(7, evaluations)
+    assert not [key for key in row if "averaged" in key]
+    assert schema.Checkpoint.__required_keys__ <= set(row)
+
+
+def test_what_is_written_is_strict_json_and_read_back():
+    row = schema.checkpoint_row(7, _evaluations())
+    row["train"]["stderr"] = float("nan")
+    text = schema.dumps(_results([row]))
+
+    def refuse(literal):
+        raise AssertionError(f"{literal} is no JSON")
+
+    json.loads(text, parse_constant=refuse)
+    back = schema.loads(text)
+    assert back["checkpoints"][0]["train"]["stderr"] is None
+    assert back["checkpoints"][0]["gain"] == row["gain"]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda results: results.update(schema=2), "its schema is 2"),
+        (lambda results: results.pop("claims"), "lacks claims"),
+        (lambda results: results.update(checkpoints=[]), "lacks checkpoints"),
+        (lambda results: results["checkpoints"][0].pop("gain"), "lacks gain"),
+    ],
+)
+def test_what_is_no_results_is_refused(change, words):
+    results = _results([schema.checkpoint_row(7, _evaluations())])
+    change(results)
+    with pytest.raises(ValueError, match=words):
+        schema.loads(schema.dumps(results))
+    with pytest.raises(ValueError, match="its schema is list"):
+        schema.loads("[]")
+
+
+def test_the_best_checkpoint_is_chosen_on_validation_images_where_there_are_any():
+    rows = [
+        {"epoch": epoch, "test": {"bpd": test, "stderr": 0.1}}
+        for epoch, test in ((1, 3.0), (2, 2.0))
+    ]
+    assert schema.best(rows) == {"epoch": 2, "bpd": 2.0, "stderr": 0.1, "chosen_on": "test"}
+    for row, bpd in zip(rows, (1.0, 1.5), strict=True):
+        row["validation"] = {"bpd": bpd, "stderr": 0.2}
+    best = {"epoch": 1, "bpd": 1.0, "stderr": 0.2, "chosen_on": "validation"}
+    assert schema.best(rows) == best
