@@ -20,7 +20,8 @@ def draw_phase(run: Run, results: dict) -> Path:
     report = run.workdir.path / "report.html"
     path = run.workdir.path / "ledger.json"
     ledger = json.loads(path.read_text()) if path.is_file() else None
-    by_encoder = _encoders(run)
+    epoch = results["checkpoints"][-1]["epoch"]
+    by_encoder = _encoders(run, epoch)
     drawn = {
         "overview": figures.overview(results),
         "figure1a": figures.figure1a(results),
@@ -29,9 +30,9 @@ def draw_phase(run: Run, results: dict) -> Path:
         "refit_curves": figures.refit_curves(results),
         "effects": figures.effects(results),
         "ledger": figures.ledger(ledger) if ledger else None,
-        "samples": _samples(run),
+        "samples": _samples(run, epoch),
         "reconstructions": _reconstructions(run, by_encoder),
-        "costliest": _costliest(run, by_encoder),
+        "costliest": _costliest(run, epoch, by_encoder),
     }
     if not run.workdir.writes:  # but it has restored what the others restore with it
         return report
@@ -44,8 +45,8 @@ def draw_phase(run: Run, results: dict) -> Path:
     return report
 
 
-def _samples(run: Run):
-    params = trained_params(run, run.epochs[-1])
+def _samples(run: Run, epoch: int):
+    params = trained_params(run, epoch)
     keys = jax.random.split(run.key("pictures"), 64)
     sample = jax.vmap(functools.partial(gapjax.sample_model, run.vae, params.decoder))
     return figures.image_grid(_pictures(run, sample(keys)), run.dataset.levels, columns=16)
@@ -65,13 +66,13 @@ def _reconstructions(run: Run, by_encoder: dict[str, gapjax.VAEParams]):
     )  # fmt: skip
 
 
-def _costliest(run: Run, by_encoder: dict[str, gapjax.VAEParams]):
+def _costliest(run: Run, epoch: int, by_encoder: dict[str, gapjax.VAEParams]):
     """Rows of the test images of the highest BPD, and of what their pixels cost by each encoder.
 
     A pixel is as dark as it is costly, by the scale of the costliest of its image as trained.
     """
     store = run.workdir.checkpoints / "evaluation"
-    evaluated, _ = checkpoints.restore(store, run.epochs[-1], evaluated_like(run))
+    evaluated, _ = checkpoints.restore(store, epoch, evaluated_like(run))
     bpds = np.asarray(evaluated["test"])
     worst = np.argsort(-bpds, kind="stable")[:12]
     x = jnp.asarray(run.dataset.test[worst])
@@ -113,14 +114,14 @@ def _num_pixels(costs: np.ndarray, share: float) -> int:
     return int(np.searchsorted(most_first, share * most_first[-1])) + 1
 
 
-def _encoders(run: Run) -> dict[str, gapjax.VAEParams]:
-    """The parameters of the last checkpoint by what a reader calls its encoder."""
+def _encoders(run: Run, epoch: int) -> dict[str, gapjax.VAEParams]:
+    """The parameters of a checkpoint by what a reader calls its encoder."""
     names = {
         "as_trained": "as trained",
         "self_consistent": "self-consistent",
         "optimal": "optimal inference\n(fitted on the test set)",
     }
-    trained, by_name = encoders(run, run.epochs[-1], ("self_consistent", "optimal"))
+    trained, by_name = encoders(run, epoch, ("self_consistent", "optimal"))
     return {names[name]: trained._replace(encoder=own) for name, own in by_name.items()}
 
 

@@ -5,6 +5,7 @@ by that: self-consistent training that wins on fresh samples of the model and lo
 images has given up the one for the other.
 """
 
+import functools
 from collections.abc import Mapping
 
 import jax
@@ -28,12 +29,18 @@ def effects_like(run: Run) -> dict:
     return {kind: {"bpd": bpds, "gradient": norms} for kind in ("model", "train")}
 
 
-def measure(run: Run, epoch: int) -> dict:
+def measure(run: Run, epoch: int, train_bpd: np.ndarray) -> dict:
     """BPD per image of fresh samples of the model and of training images, by each encoder.
 
     There are as many of either as there are test images (or training images, if those are fewer).
     The first of them are also given the norm of their gradient with respect to the encoder as
     trained, where the refits begin.
+
+    Args:
+      run: the run.
+      epoch: of the checkpoint.
+      train_bpd: BPD of every training image by the encoder as trained, which is not evaluated
+        again.
     """
     trained, by_name = encoders(run, epoch, COMPARED)
     key, samples = run.key("evaluate"), run.config.num_eval_samples
@@ -41,17 +48,23 @@ def measure(run: Run, epoch: int) -> dict:
     model = gapjax.model_source(run.vae, trained.decoder, number)
     keys = jax.random.split(run.key("effects", epoch), number)
     drawn = _draw(model, None, keys, jnp.arange(number)).astype(run.dataset.train.dtype)
-    return {
-        name: {
-            "bpd": {
-                encoder: gapjax.evaluate(
-                    run.vae, trained._replace(encoder=own), key, x, num_samples=samples
-                ).per_image
-                for encoder, own in by_name.items()
-            },
-            "gradient": gapjax.encoder_gradient_norms(run.vae, trained, key, x[:_MOST_GRADIENTS]),
+    x_train = jnp.asarray(run.dataset.train[:number])
+
+    def bpds(x: jax.Array, known: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        evaluate = functools.partial(gapjax.evaluate, run.vae, num_samples=samples)
+        return known | {
+            name: evaluate(trained._replace(encoder=encoder), key, x).per_image
+            for name, encoder in by_name.items()
+            if name not in known
         }
-        for name, x in {"model": drawn, "train": jnp.asarray(run.dataset.train[:number])}.items()
+
+    def gradient(x: jax.Array) -> np.ndarray:
+        return gapjax.encoder_gradient_norms(run.vae, trained, key, x[:_MOST_GRADIENTS])
+
+    on_train = {"as_trained": np.asarray(train_bpd[:number])}
+    return {
+        "model": {"bpd": bpds(drawn, {}), "gradient": gradient(drawn)},
+        "train": {"bpd": bpds(x_train, on_train), "gradient": gradient(x_train)},
     }
 
 

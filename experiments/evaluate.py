@@ -5,20 +5,23 @@ python -m experiments.evaluate --workdir=runs/digits
 
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from absl import flags
 
 import gapjax
 from experiments import effects, options, program
 from experiments.draw import draw_phase
+from experiments.effects import effects_like
 from experiments.run import (
     AVERAGED,
     OPTIMAL_NOTE,
     REFITS,
     Run,
+    chosen_epochs,
     entry_facts,
     environment,
     evaluated_like,
@@ -34,41 +37,34 @@ from gapjax.results import schema
 from gapjax.results.claims import against_most, claims
 from gapjax.results.estimates import summarize
 
+_MADE = ("train", *REFITS)  # the stores of what is evaluated
 
-def evaluate_phase(run: Run) -> schema.Results:
-    """Evaluates every checkpoint and its refits; writes results.json.
+
+def evaluate_phase(run: Run, epochs: Sequence[int] | None = None) -> schema.Results:
+    """Evaluates checkpoints and their refits; writes results.json.
+
+    Args:
+      run: the run.
+      epochs: of the checkpoints; None takes all of them.
 
     Raises:
       WorkdirError: a checkpoint or a refit is missing.
     """
-    rows, seconds = [], dict.fromkeys(("train", *REFITS, "evaluate"), 0.0)
+    epochs = list(epochs or run.epochs)
+    rows, seconds = [], dict.fromkeys((*_MADE, "evaluate"), 0.0)
     commits = {phase: set() for phase in seconds}
-    evaluated = evaluated_like(run)
-    stores = {
-        "evaluation": (evaluated, functools.partial(_evaluate, run)),
-        "effects": (effects.effects_like(run), functools.partial(effects.measure, run)),
+    done = {
+        name: good_entries(run, name, like)
+        for name, like in (("evaluation", evaluated_like(run)), ("effects", effects_like(run)))
     }
-    done = {name: good_entries(run, name, like) for name, (like, _) in stores.items()}
-    with progress_bar(run, "evaluate", len(run.epochs)) as bar:
-        for index, epoch in enumerate(run.epochs):
-            found = {}
-            for name, (like, make) in stores.items():
-                found[name], record = _kept(run, name, epoch, like, make, done[name])
-                seconds["evaluate"] += record["seconds"]
-                commits["evaluate"].add(record.get("commit"))
-            refits = {}
-            for kind in ("train", *REFITS):
-                entry = checkpoints.record(run.workdir.checkpoints / kind, epoch)
-                seconds[kind] += entry.pop("seconds")
-                commits[kind].add(entry.pop("commit", None))
-                if kind != "train":
-                    refits[kind] = entry
-            bpds = found["evaluation"]
-            evaluations = {name: summarize(np.asarray(bpds[name])) for name in evaluated}
-            row = schema.checkpoint_row(epoch, evaluations, refits)
-            row["effects"] = schema.effects(found["effects"], evaluations)
+    with progress_bar(run, "evaluate", len(epochs)) as bar:
+        for index, epoch in enumerate(epochs):
+            row, records = _row(run, epoch, done)
+            for phase, record in records:
+                seconds[phase] += record["seconds"]
+                commits[phase].add(record.get("commit"))
             rows.append(row)
-            bar(index + 1, rows[-1]["test"]["bpd"])
+            bar(index + 1, row["test"]["bpd"])
     results: schema.Results = {
         "schema": schema.VERSION,
         "preset": run.config.preset,
@@ -97,20 +93,48 @@ def evaluate_phase(run: Run) -> schema.Results:
     return results
 
 
-def _kept(
-    run: Run, name: str, epoch: int, like: Any, make: Callable[[int], Any], done: list[int]
+def _row(
+    run: Run, epoch: int, done: Mapping[str, list[int]]
+) -> tuple[schema.Checkpoint, list[tuple[str, dict]]]:
+    """The row of a checkpoint, and the records of what it was made from, by phase."""
+    bpds, evaluated = _load_or_compute(
+        run, "evaluation", epoch, evaluated_like(run), lambda: _evaluate(run, epoch), done
+    )
+    measured, compared = _load_or_compute(
+        run, "effects", epoch, effects_like(run),
+        lambda: effects.measure(run, epoch, bpds["train"]), done,
+    )  # fmt: skip
+    made = {kind: checkpoints.record(run.workdir.checkpoints / kind, epoch) for kind in _MADE}
+    evaluations = {name: summarize(np.asarray(bpds[name])) for name in evaluated_like(run)}
+    kept = ("seconds", "commit")
+    refits = {
+        kind: {key: value for key, value in made[kind].items() if key not in kept}
+        for kind in REFITS
+    }
+    row = schema.checkpoint_row(epoch, evaluations, refits)
+    row["effects"] = schema.effects(measured, evaluations)
+    return row, [*made.items(), ("evaluate", evaluated), ("evaluate", compared)]
+
+
+def _load_or_compute(
+    run: Run,
+    name: str,
+    epoch: int,
+    like: Any,
+    compute: Callable[[], Any],
+    done: Mapping[str, list[int]],
 ) -> tuple[Any, dict]:
-    """The entry of a checkpoint in one of the run's stores, made where there is none; its record.
+    """The entry of a checkpoint in one of the run's stores, computed if missing; its record.
 
     Raises:
-      KeyboardInterrupt: the run is interrupted; what was made has been saved.
+      KeyboardInterrupt: the run is interrupted; what was computed has been saved.
     """
     if run.interrupted():
         raise KeyboardInterrupt
     store = run.workdir.checkpoints / name
-    if epoch not in done:
+    if epoch not in done[name]:
         clock = time.monotonic()
-        checkpoints.save(store, epoch, make(epoch), entry_facts(epoch, clock))
+        checkpoints.save(store, epoch, compute(), entry_facts(epoch, clock))
     return checkpoints.restore(store, epoch, like)
 
 
@@ -180,9 +204,11 @@ def _contradicted(other: str, against: list[tuple[int, dict]]) -> str:
 
 def evaluate(run: Run) -> None:
     """Evaluation and drawing alone."""
-    print(f"report: {draw_phase(run, evaluate_phase(run))}")
+    epochs = chosen_epochs(run, flags.FLAGS.checkpoints)
+    print(f"report: {draw_phase(run, evaluate_phase(run, epochs))}")
 
 
 if __name__ == "__main__":
     options.define_place()
+    flags.DEFINE_list("checkpoints", None, "Which to evaluate, e.g. 100,500; all by default.")
     program.run_program(evaluate, new_runs=False)

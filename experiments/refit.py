@@ -19,6 +19,7 @@ from experiments import options, program
 from experiments.run import (
     REFITS,
     Run,
+    chosen_epochs,
     entry_facts,
     good_entries,
     progress_bar,
@@ -193,9 +194,7 @@ def _record(kind: str, refit: gapjax.Refit) -> dict:
 
 def refit(run: Run) -> None:
     """The refits alone."""
-    given = flags.FLAGS.checkpoints
-    saved = checkpoints.numbers(run.workdir.checkpoints / "train")
-    epochs = None if given is None else options.checkpoints_of("checkpoints", given, saved)
+    epochs = chosen_epochs(run, flags.FLAGS.checkpoints)
     refit_phase(run, epochs, flags.FLAGS.kinds or REFITS)
 
 

@@ -9,7 +9,7 @@ import importlib.metadata
 import platform
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ import numpy as np
 import tqdm
 
 import gapjax
-from experiments.options import Config, Saving, UsageError
+from experiments.options import Config, Saving, UsageError, checkpoints_of
 from experiments.workdir import Workdir, WorkdirError
 from gapjax import checkpoints, parallel
 from gapjax.fit import training
@@ -186,6 +186,18 @@ def good_entries(run: Run, name: str, like: object, instead: str = "it is made a
     for error in damaged:
         print(f"skipped: {error}; {instead}", flush=True)
     return good
+
+
+def chosen_epochs(run: Run, given: Iterable[str] | None) -> list[int] | None:
+    """The checkpoints that --checkpoints names; None, for all of the run, where it is not given.
+
+    Raises:
+      UsageError: one that is not saved.
+    """
+    if given is None:
+        return None
+    saved = checkpoints.numbers(run.workdir.checkpoints / "train")
+    return checkpoints_of("checkpoints", given, saved)
 
 
 def trained_params(run: Run, epoch: int) -> gapjax.VAEParams:
