@@ -21,7 +21,7 @@ from experiments.options import (
 from experiments.run import Run, start
 from experiments.workdir import Workdir, WorkdirError
 from gapjax import DatasetError, parallel
-from gapjax.checkpoints import CheckpointError, DamagedError
+from gapjax.checkpoints import CheckpointError, CorruptCheckpointError
 
 _EXPECTED = (UsageError, WorkdirError, DatasetError, CheckpointError, FloatingPointError)
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -85,7 +85,7 @@ def _run(work: Callable[[flags.FlagValues, Callable[[Workdir], None]], None]) ->
             signal.signal(number, interrupt)
         try:
             work(flags.FLAGS, held.append)
-        except DamagedError as error:
+        except CorruptCheckpointError as error:
             made_by = "the program that made it, experiments.train or experiments.refit"
             return _fail(f"{error}; {made_by}, makes it again")
         except _EXPECTED as error:

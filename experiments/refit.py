@@ -166,7 +166,7 @@ def _unfinished(run: Run, kind: str, epochs: list[int]) -> tuple[list | None, fl
         if (facts["kind"], facts["epochs"]) != (kind, epochs):
             return None, 0.0  # of another company of checkpoints
         tree, _ = checkpoints.restore(store, number, [one] * len(epochs))
-    except checkpoints.DamagedError as error:
+    except checkpoints.CorruptCheckpointError as error:
         print(f"skipped: {error}; the refit begins anew", flush=True)
         return None, 0.0
     members = [

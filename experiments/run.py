@@ -182,7 +182,7 @@ def good_entries(run: Run, name: str, like: object, instead: str = "it is made a
       like: the shapes of an entry.
       instead: what is done where an entry is damaged.
     """
-    good, damaged = checkpoints.good_numbers(run.workdir.checkpoints / name, like)
+    good, damaged = checkpoints.valid_steps(run.workdir.checkpoints / name, like)
     for error in damaged:
         print(f"skipped: {error}; {instead}", flush=True)
     return good

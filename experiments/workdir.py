@@ -97,7 +97,7 @@ class Workdir:
                 path.unlink()
         if self.checkpoints.is_dir():
             for store in self.checkpoints.iterdir():
-                checkpoints.tidy(store)
+                checkpoints.remove_incomplete(store)
 
     def config(self) -> Config:
         """The configuration that the folder was made with.

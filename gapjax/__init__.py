@@ -32,12 +32,14 @@ from gapjax.measure.statistics import effective_number
 from gapjax.model.bounds import bits_per_dim, elbo, importance_weighted_bound
 from gapjax.model.distributions import DiscretizedLogistic
 from gapjax.model.mlp import mlp_vae
-from gapjax.model.vae import VAE, VAEParams, reconstruct, sample_model
+from gapjax.model.vae import VAE, Distribution, VAEParams, reconstruct, sample_model
 from gapjax.results.estimates import Difference, Evaluation, evaluate, paired_difference
 from gapjax.results.gaps import Gaps, inference_gaps
-from gapjax.results.ledger import Entry, Ledger, ledger
+from gapjax.results.ledger import Estimate, Ledger, ledger
 
 __version__ = "0.1.0"
+
+Entry = Estimate  # its former name
 
 __all__ = [
     "DATASETS",
@@ -49,7 +51,9 @@ __all__ = [
     "DatasetError",
     "Difference",
     "DiscretizedLogistic",
+    "Distribution",
     "Entry",
+    "Estimate",
     "Evaluation",
     "Gaps",
     "Ledger",

@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import jax
 import numpy as np
@@ -29,15 +29,16 @@ _LOOKS, _PAUSE = 10, 0.1  # at the store after a failed save; seconds before eac
 _LEFTOVER = re.compile(r"\d+(\.new)?\.orbax-checkpoint-tmp.*|\d+\.old")
 
 
-_Function = TypeVar("_Function", bound=Callable[..., Any])
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
 _lock = threading.RLock()
 
 
-def _in_turn(function: _Function) -> _Function:
-    """Of several threads one at a time is in here: Orbax is not made for more, nor is `tidy`."""
+def _serialized(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
+    """Serializes calls from several threads: neither Orbax nor `remove_incomplete` allows them."""
 
     @functools.wraps(function)
-    def alone(*args, **options):
+    def alone(*args: _Arguments.args, **options: _Arguments.kwargs) -> _Result:
         with _lock:
             return function(*args, **options)
 
@@ -48,11 +49,11 @@ class CheckpointError(RuntimeError):
     """An entry is missing, cannot be written or does not fit; one line says which."""
 
 
-class DamagedError(CheckpointError):
+class CorruptCheckpointError(CheckpointError):
     """An entry is not what was saved; there is nothing to do but to make it again."""
 
 
-@_in_turn
+@_serialized
 def save(store: Path, number: int, tree: Any, record: dict) -> None:
     """Writes an entry; it is there whole when this returns, or not at all.
 
@@ -79,7 +80,7 @@ def save(store: Path, number: int, tree: Any, record: dict) -> None:
         _wait(path)
     except Exception as error:  # Orbax and tensorstore each raise their own
         if jax.process_index() == 0:
-            _tidy_for_a_while(store)
+            _remove_incomplete_for_a_while(store)
         raise CheckpointError(
             f"checkpoint {number} in {store} cannot be written ({_reason(error)}); the others are "
             "as they were: make room or mend that, and start again"
@@ -98,7 +99,7 @@ def restore(store: Path, number: int, like: Any) -> tuple[Any, dict]:
       The pytree, on the default device, and the record.
 
     Raises:
-      DamagedError: it is not what was saved.
+      CorruptCheckpointError: it is not what was saved.
       CheckpointError: it is missing, or does not fit `like`.
     """
     abstract = jax.tree.map(_abstract_plain, like)
@@ -108,8 +109,10 @@ def restore(store: Path, number: int, like: Any) -> tuple[Any, dict]:
         tree = _read(store, number, tree=ocp.args.StandardRestore(abstract)).tree
         _refuse_misfit(_shapes(tree), abstract, store, number)
         if record[_TREE] != _checksum(tree):
-            raise DamagedError(f"checkpoint {number} in {store} is damaged (wrong checksum)")
-    except DamagedError as error:
+            raise CorruptCheckpointError(
+                f"checkpoint {number} in {store} is damaged (wrong checksum)"
+            )
+    except CorruptCheckpointError as error:
         if _SHAPES in record:
             raise
         # An entry of the first version: whether it is damaged or does not fit cannot be told.
@@ -117,7 +120,7 @@ def restore(store: Path, number: int, like: Any) -> tuple[Any, dict]:
     return jax.tree.map(_from_plain, like, tree), record["facts"]
 
 
-def good_numbers(store: Path, like: Any) -> tuple[list[int], list[DamagedError]]:
+def valid_steps(store: Path, like: Any) -> tuple[list[int], list[CorruptCheckpointError]]:
     """Restores and verifies every entry of a store.
 
     Args:
@@ -135,7 +138,7 @@ def good_numbers(store: Path, like: Any) -> tuple[list[int], list[DamagedError]]
         try:
             restore(store, number, like)
             good.append(number)
-        except DamagedError as error:
+        except CorruptCheckpointError as error:
             damaged.append(error)
     return good, damaged
 
@@ -165,7 +168,7 @@ def numbers(store: Path) -> list[int]:
     return sorted(int(p.name) for p in Path(store).iterdir() if p.name.isdigit() and p.is_dir())
 
 
-@_in_turn
+@_serialized
 def prune(store: Path, surplus: Callable[[list[int]], list[int]]) -> None:
     """Removes the entries that `surplus` picks of the numbers that are there.
 
@@ -176,12 +179,12 @@ def prune(store: Path, surplus: Callable[[list[int]], list[int]]) -> None:
         for number in surplus(numbers(store)):
             path = _path(store, number)
             path.rename(path.with_name(path.name + _OLD))
-        tidy(store)
+        remove_incomplete(store)
     _wait(Path(store))
 
 
-@_in_turn
-def tidy(store: Path) -> None:
+@_serialized
+def remove_incomplete(store: Path) -> None:
     """Removes what a killed program left half-written in a store that no program writes to.
 
     An entry that was whole and not yet in its place is put there.
@@ -196,11 +199,11 @@ def tidy(store: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _tidy_for_a_while(store: Path) -> None:
+def _remove_incomplete_for_a_while(store: Path) -> None:
     """Removes what a failed save left; tensorstore's threads write on for a moment after it."""
     for _ in range(_LOOKS):
         time.sleep(_PAUSE)
-        tidy(store)
+        remove_incomplete(store)
 
 
 def _put_in_place(path: Path) -> None:
@@ -218,7 +221,7 @@ def _record(store: Path, number: int) -> dict:
     return _verified(read.record, store, number)
 
 
-@_in_turn
+@_serialized
 def _read(store: Path, number: int, **items: Any) -> Any:
     path = _path(store, number)
     if not path.is_dir():
@@ -226,7 +229,7 @@ def _read(store: Path, number: int, **items: Any) -> Any:
     try:
         return _checkpointer().restore(path, ocp.args.Composite(**items))
     except Exception as error:  # Orbax, tensorstore and JSON each raise their own
-        raise DamagedError(
+        raise CorruptCheckpointError(
             f"checkpoint {number} in {store} cannot be read ({_reason(error)})"
         ) from error
 
@@ -235,8 +238,10 @@ def _reason(error: Exception) -> str:
     """Why a file could not be read or written, short."""
     text = " ".join(str(error).split())
     number = re.search(r"os_error_code='(\d+)'", text)  # tensorstore's form
-    if number or isinstance(error, OSError):
-        return os.strerror(int(number[1]) if number else error.errno or 0)
+    if number:
+        return os.strerror(int(number[1]))
+    if isinstance(error, OSError):
+        return os.strerror(error.errno or 0)
     return text[:200] or type(error).__name__
 
 
@@ -278,7 +283,7 @@ def _path(store: Path, number: int) -> Path:
 
 
 def _is_key(leaf: Any) -> bool:
-    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def _to_plain(leaf: Any) -> np.ndarray:
@@ -292,14 +297,18 @@ def _abstract_plain(leaf: Any) -> np.ndarray:
 
 
 def _from_plain(like: Any, leaf: np.ndarray) -> jax.Array:
-    return jax.random.wrap_key_data(leaf) if _is_key(like) else jax.numpy.asarray(leaf)
+    return (
+        jax.random.wrap_key_data(jax.numpy.asarray(leaf))
+        if _is_key(like)
+        else jax.numpy.asarray(leaf)
+    )
 
 
 def _verified(record: Any, store: Path, number: int) -> dict:
     """The record as saved, if its own checksum says so."""
     whole = isinstance(record, dict) and {"facts", _TREE, _RECORD} <= set(record)
     if not whole or record[_RECORD] != _record_checksum(record):
-        raise DamagedError(f"checkpoint {number} in {store} is damaged (wrong record)")
+        raise CorruptCheckpointError(f"checkpoint {number} in {store} is damaged (wrong record)")
     return record
 
 

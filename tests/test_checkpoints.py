@@ -17,7 +17,7 @@ from conftest import assert_same_bits, random_params
 
 import gapjax
 from gapjax import checkpoints
-from gapjax.checkpoints import CheckpointError, DamagedError
+from gapjax.checkpoints import CheckpointError, CorruptCheckpointError
 from gapjax.fit.training import init_state
 
 RECORD = {"epoch": 30, "config": {"alpha": 0.5, "name": "digits", "sizes": [3, 4]}}
@@ -148,9 +148,9 @@ def test_what_does_not_fit_is_refused_in_one_line(store, state, kind):
         checkpoints.restore(store, 30, _wrong_likes(state)[kind])
     assert "\n" not in str(raised.value)
     # It may be good: it must not be taken for damaged and made anew.
-    assert not isinstance(raised.value, DamagedError)
+    assert not isinstance(raised.value, CorruptCheckpointError)
     with pytest.raises(CheckpointError, match="does not fit"):
-        checkpoints.good_numbers(store, _wrong_likes(state)[kind])
+        checkpoints.valid_steps(store, _wrong_likes(state)[kind])
 
 
 def _flip(position):
@@ -189,16 +189,16 @@ def test_damage_is_an_error_or_does_no_harm(store, state, tmp_path, damage):
             DAMAGES[damage](copy / file)
         try:
             restored, record = checkpoints.restore(copy, 30, state)
-        except DamagedError as error:
+        except CorruptCheckpointError as error:
             errors += 1
             assert f"checkpoint 30 in {copy} " in str(error) and "\n" not in str(error)
-            good, damaged = checkpoints.good_numbers(copy, state)
+            good, damaged = checkpoints.valid_steps(copy, state)
             assert good == [] and [str(e)[:40] for e in damaged] == [str(error)[:40]]
         else:
             assert_same_bits(restored, state)
             assert record == RECORD, f"{file}: the record is another one"
         checkpoints.save(copy, 30, state, RECORD)  # over whatever is left of it
-        assert checkpoints.good_numbers(copy, state) == ([30], [])
+        assert checkpoints.valid_steps(copy, state) == ([30], [])
         shutil.rmtree(copy)
     assert errors > 0
     gc.collect()  # the tasks left behind, which would else be collected in some other test
@@ -241,18 +241,18 @@ def test_a_tree_that_is_whole_but_another_is_noticed(two):
     """As a copy that was interrupted may leave it: every file is good, and one is of entry 1."""
     shutil.rmtree(two / "2" / "tree")
     shutil.copytree(two / "1" / "tree", two / "2" / "tree")
-    with pytest.raises(DamagedError, match="wrong checksum"):
+    with pytest.raises(CorruptCheckpointError, match="wrong checksum"):
         checkpoints.restore(two, 2, _tree(0))
 
 
 def test_good_numbers_tells_the_good_from_the_damaged(store, state, tmp_path):
-    assert checkpoints.good_numbers(tmp_path / "nowhere", state) == ([], [])
+    assert checkpoints.valid_steps(tmp_path / "nowhere", state) == ([], [])
     for number in ("1", "2", "10", "30"):
         shutil.copytree(store / "30", tmp_path / number)
     shutil.rmtree(tmp_path / "2" / "record")
     shutil.rmtree(tmp_path / "10")
     (tmp_path / "10").mkdir()
-    good, damaged = checkpoints.good_numbers(tmp_path, state)
+    good, damaged = checkpoints.valid_steps(tmp_path, state)
     assert good == [1, 30]
     assert [str(error).split(" cannot")[0] for error in damaged] == [
         f"checkpoint {number} in {tmp_path}" for number in (2, 10)
@@ -272,7 +272,7 @@ def test_an_entry_that_names_no_shapes_is_restored(store, state, tmp_path):
     for wrong in _wrong_likes(state).values():
         with pytest.raises(CheckpointError) as raised:
             checkpoints.restore(tmp_path / "old", 30, wrong)
-        assert not isinstance(raised.value, DamagedError)
+        assert not isinstance(raised.value, CorruptCheckpointError)
 
 
 def _tree(value):
@@ -356,7 +356,7 @@ def test_a_save_that_is_killed_leaves_the_old_entry_or_the_new_one(two, monkeypa
             assert after < 4
         else:
             assert after == 4 == steps
-    checkpoints.tidy(two)
+    checkpoints.remove_incomplete(two)
     assert sorted(path.name for path in two.iterdir()) == ["1", "2"]
     for number, values in ((1, [1]), (2, [5])):
         restored, record = checkpoints.restore(two, number, _tree(0))
@@ -369,16 +369,16 @@ def test_an_entry_is_there_whole_at_every_moment_of_its_removal(two, monkeypatch
         patch.setattr(checkpoints.shutil, "rmtree", lambda *_, **__: None)
         checkpoints.prune(two, lambda saved: saved[:1])
     assert checkpoints.numbers(two) == [2] and (two / "1.old").exists()
-    checkpoints.tidy(two)
+    checkpoints.remove_incomplete(two)
     assert [path.name for path in two.iterdir()] == ["2"]
 
 
 def test_tidy_removes_what_is_half_written_and_nothing_else(two, tmp_path):
-    checkpoints.tidy(tmp_path / "nowhere")
+    checkpoints.remove_incomplete(tmp_path / "nowhere")
     half = ("3.new.orbax-checkpoint-tmp", "4.orbax-checkpoint-tmp-17", "2.old")
     mine = ("notes", "x.old", "5.new.txt", ".orbax-checkpoint-tmp", "v1.new")
     for name in (*half, *mine):
         (two / name).mkdir()
         (two / name / "file").write_text("x")
-    checkpoints.tidy(two)
+    checkpoints.remove_incomplete(two)
     assert {path.name for path in two.iterdir()} == {"1", "2", *mine}

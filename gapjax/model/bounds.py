@@ -4,7 +4,7 @@ Letters: x [*event] one example, z [Z] one latent, S posterior samples.
 """
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import chex
 import jax
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from numpyro.distributions.kl import kl_divergence
 
-from gapjax.model.vae import VAE, Params, VAEParams
+from gapjax.model.vae import VAE, Distribution, Params, VAEParams, log_prob, sample
 
 _NOT_ONE_EVENT = "log_prob of one example must be a scalar: see .to_event of the distribution"
 
@@ -41,21 +41,13 @@ def elbo(
       AssertionError: p(x given z) is not a distribution of one whole example.
     """
     posterior = vae.encode(params.encoder, x)
-    try:
-        kl = kl_divergence(posterior, vae.prior)
-    except NotImplementedError:
-        kl = None
+    kl = _analytic_kl(posterior, vae.prior)
 
     def bound(sample_key: jax.Array) -> jax.Array:
-        if kl is None:
-            z, log_q = sample_and_log_prob(posterior, sample_key)
-        else:
-            z = posterior.sample(sample_key)
-        log_likelihood = vae.decode(params.decoder, z).log_prob(_observed(x))
-        chex.assert_shape(log_likelihood, (), custom_message=_NOT_ONE_EVENT)
         if kl is not None:
-            return log_likelihood
-        return log_likelihood + vae.prior.log_prob(z) - log_q
+            return _log_likelihood(vae, params.decoder, x, sample(posterior, sample_key))
+        z, log_q = sample_and_log_prob(posterior, sample_key)
+        return _log_likelihood(vae, params.decoder, x, z) + log_prob(vae.prior, z) - log_q
 
     if num_samples == 1:  # no axis of one: a CPU would transpose for it in the gradient
         mean = bound(rng_key)
@@ -96,18 +88,16 @@ def importance_weighted_bound(
 
 def log_joint(vae: VAE, decoder_params: Params, x: jax.Array, z: jax.Array) -> jax.Array:
     """Log p(x, z) = log p(x given z) + log p(z) of one example and one latent, in nats."""
-    log_likelihood = vae.decode(decoder_params, z).log_prob(_observed(x))
-    chex.assert_shape(log_likelihood, (), custom_message=_NOT_ONE_EVENT)
-    return log_likelihood + vae.prior.log_prob(z)
+    return _log_likelihood(vae, decoder_params, x, z) + log_prob(vae.prior, z)
 
 
-def sample_and_log_prob(posterior: Any, rng_key: jax.Array) -> tuple[jax.Array, jax.Array]:
+def sample_and_log_prob(posterior: Distribution, rng_key: jax.Array) -> tuple[jax.Array, jax.Array]:
     """One z ~ q and log q(z); a flow gives both in one pass, so that it need not be inverted."""
     if isinstance(posterior, dist.TransformedDistribution):
         z, intermediates = posterior.sample_with_intermediates(rng_key)
-        return z, posterior.log_prob(z, intermediates)
-    z = posterior.sample(rng_key)
-    return z, posterior.log_prob(z)
+        return cast(tuple[jax.Array, jax.Array], (z, posterior.log_prob(z, intermediates)))
+    z = sample(posterior, rng_key)
+    return z, log_prob(posterior, z)
 
 
 def bits_per_dim(nats: jax.Array, event_shape: tuple[int, ...]) -> jax.Array:
@@ -133,3 +123,18 @@ def _sample_keys(rng_key: jax.Array, num_samples: int) -> jax.Array:
 def _observed(x: jax.Array) -> jax.Array:
     """Integer levels as float32, which every likelihood takes; floats as they are."""
     return x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(jnp.float32)
+
+
+def _log_likelihood(vae: VAE, decoder_params: Params, x: jax.Array, z: jax.Array) -> jax.Array:
+    """Log p(x given z), checked to be a scalar."""
+    value = log_prob(vae.decode(decoder_params, z), _observed(x))
+    chex.assert_shape(value, (), custom_message=_NOT_ONE_EVENT)
+    return value
+
+
+def _analytic_kl(posterior: Distribution, prior: Distribution) -> jax.Array | None:
+    """KL(q || p) where NumPyro has it in closed form for this pair."""
+    try:
+        return cast(jax.Array, kl_divergence(cast(Any, posterior), cast(Any, prior)))
+    except NotImplementedError:
+        return None

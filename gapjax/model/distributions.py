@@ -63,7 +63,11 @@ class DiscretizedLogistic(Distribution):
       (section 5); Salimans et al., PixelCNN++, 2017 (section 2.1).
     """
 
-    arg_constraints: ClassVar = {"loc": constraints.real, "scale": constraints.positive}
+    # NumPyro's own subclasses differ from its base class in the types of these, too.
+    arg_constraints: ClassVar = {  # pyright: ignore[reportIncompatibleVariableOverride]
+        "loc": constraints.real,
+        "scale": constraints.positive,
+    }
     pytree_data_fields = ("loc", "scale")
     pytree_aux_fields = ("levels", "uniform_weight")
 
@@ -83,14 +87,14 @@ class DiscretizedLogistic(Distribution):
                 f"uniform_weight is {uniform_weight}; it must be 0, or between "
                 f"{MIN_UNIFORM_WEIGHT:g} and 1"
             )
-        self.loc, self.scale = promote_shapes(loc, scale)
+        self.loc, self.scale = promote_shapes(loc, scale)  # pyright: ignore[reportGeneralTypeIssues]
         self.levels = levels
         self.uniform_weight = uniform_weight
         batch_shape = jnp.broadcast_shapes(jnp.shape(loc), jnp.shape(scale))
         super().__init__(batch_shape=batch_shape, validate_args=validate_args)
 
-    @constraints.dependent_property(is_discrete=True, event_dim=0)
-    def support(self):
+    @constraints.dependent_property(is_discrete=True, event_dim=0)  # pyright: ignore[reportArgumentType]
+    def support(self):  # pyright: ignore[reportIncompatibleMethodOverride]
         """The integers 0 .. levels - 1."""
         return constraints.integer_interval(0, self.levels - 1)
 
@@ -101,7 +105,9 @@ class DiscretizedLogistic(Distribution):
         scale = jnp.clip(jnp.asarray(self.scale) * bins, _MIN_SCALE, _MAX_SCALE)
         return loc, scale
 
-    def log_prob(self, value: ArrayLike) -> jax.Array:
+    def log_prob(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, value: ArrayLike
+    ) -> jax.Array:
         """Log P(value) in nats.
 
         Args:
@@ -114,7 +120,9 @@ class DiscretizedLogistic(Distribution):
         value = jnp.asarray(value).astype(loc.dtype)
         return _log_prob(self.levels, self.uniform_weight, value, loc, scale)
 
-    def sample(self, key: jax.Array, sample_shape: tuple[int, ...] = ()) -> jax.Array:
+    def sample(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, key: jax.Array, sample_shape: tuple[int, ...] = ()
+    ) -> jax.Array:
         """Draws levels as int32, shape `sample_shape + batch_shape`.
 
         Of the same key, the levels that the uniform does not take are those of weight 0.
@@ -218,7 +226,7 @@ class AutoregressiveFlow(InverseAutoregressiveTransform):
       Kingma et al., Improved Variational Inference with Inverse Autoregressive Flow, 2016.
     """
 
-    def tree_flatten(self):
+    def tree_flatten(self):  # pyright: ignore[reportIncompatibleMethodOverride]
         """The network is data; the clips of the log scale are not."""
         clips = ("log_scale_min_clip", "log_scale_max_clip")
         return (self.arn,), (("arn",), {name: getattr(self, name) for name in clips})

@@ -122,14 +122,14 @@ def _mlp_vae(
         encoder_key, decoder_key = jax.random.split(rng_key)
         return VAEParams(
             encoder=init_encoder(encoder_key, jnp.zeros(event_shape)),
-            decoder=decoder.init(decoder_key, jnp.zeros(latent_dim))["params"],
+            decoder=_init_of(decoder)(decoder_key, jnp.zeros(latent_dim)),
         )
 
     def encode(encoder_params: Params, x: jax.Array) -> dist.Distribution:
         return infer(encoder_params, x.astype(jnp.float32) / (levels - 1))
 
     def decode(decoder_params: Params, z: jax.Array) -> dist.Distribution:
-        out = decoder.apply({"params": decoder_params}, z)
+        out = _apply(decoder, decoder_params, z)
         if bernoulli:
             pixels = dist.Bernoulli(logits=out[0])
         else:
@@ -149,7 +149,7 @@ def _diagonal(hidden_sizes: tuple[int, ...], latent_dim: int) -> _Family:
     encoder = networks.MLPEncoder(hidden_sizes, latent_dim)
 
     def infer(params: Params, x: jax.Array) -> dist.Distribution:
-        return dist.Normal(*encoder.apply({"params": params}, x)).to_event(1)
+        return dist.Normal(*_apply(encoder, params, x)).to_event(1)
 
     return _init_of(encoder), infer, _standard_normal(latent_dim)
 
@@ -158,7 +158,7 @@ def _full_covariance(hidden_sizes: tuple[int, ...], latent_dim: int) -> _Family:
     encoder = networks.FullCovarianceEncoder(hidden_sizes, latent_dim)
 
     def infer(params: Params, x: jax.Array) -> dist.Distribution:
-        loc, scale_tril = encoder.apply({"params": params}, x)
+        loc, scale_tril = _apply(encoder, params, x)
         return dist.MultivariateNormal(loc, scale_tril=scale_tril)
 
     # N(0, I) in the form that has a KL with this posterior.
@@ -173,11 +173,11 @@ def _flow(hidden_sizes: tuple[int, ...], latent_dim: int) -> _Family:
     def init(rng_key: jax.Array, x: jax.Array) -> Params:
         start_key, *layer_keys = jax.random.split(rng_key, 1 + _FLOW_LAYERS)
         nothing = jnp.zeros(latent_dim), jnp.zeros(_FLOW_HIDDEN)
-        layers = [layer.init(layer_key, *nothing)["params"] for layer_key in layer_keys]
-        return {"start": encoder.init(start_key, x)["params"], "layers": layers}
+        layers = [_init_of(layer)(layer_key, *nothing) for layer_key in layer_keys]
+        return {"start": _init_of(encoder)(start_key, x), "layers": layers}
 
     def infer(params: Params, x: jax.Array) -> dist.Distribution:
-        loc, scale, context = encoder.apply({"params": params["start"]}, x)
+        loc, scale, context = _apply(encoder, params["start"], x)
         transforms = []
         for weights in params["layers"]:
             network = jax.tree_util.Partial(_apply_layer, weights, context)
@@ -188,13 +188,17 @@ def _flow(hidden_sizes: tuple[int, ...], latent_dim: int) -> _Family:
 
 
 _FAMILIES = {"diagonal": _diagonal, "full_covariance": _full_covariance, "flow": _flow}
-
-
 POSTERIORS = tuple(_FAMILIES)
 
 
-def _init_of(module: Any) -> Callable:
-    return lambda rng_key, x: module.init(rng_key, x)["params"]
+def _init_of(module: Any) -> Callable[..., Params]:
+    """Linen's `init` as a function of a key and inputs that returns the parameters alone."""
+    return lambda rng_key, *inputs: module.init(rng_key, *inputs)["params"]
+
+
+def _apply(module: Any, params: Params, *inputs: jax.Array) -> Any:
+    """Linen's `apply` as a function of the parameters alone."""
+    return module.apply({"params": params}, *inputs)
 
 
 def _standard_normal(size: int) -> dist.Distribution:
@@ -203,7 +207,7 @@ def _standard_normal(size: int) -> dist.Distribution:
 
 def _apply_layer(weights: Params, context: jax.Array, z: jax.Array) -> tuple:
     """One layer of a flow, as a function of its parameters."""
-    return networks.Autoregressive(_FLOW_HIDDEN).apply({"params": weights}, z, context)
+    return _apply(networks.Autoregressive(_FLOW_HIDDEN), weights, z, context)
 
 
 def _reversal(size: int) -> dist.transforms.Transform:

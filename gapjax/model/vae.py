@@ -6,20 +6,41 @@ applied where batches are made, in `fit` and `measure`.
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, cast
 
 import jax
-import numpyro.distributions as dist
+from jax.typing import ArrayLike
 
 Params = Any
 
 
+class Distribution(Protocol):
+    """What is asked of a prior, a posterior or a likelihood; NumPyro's distributions have it.
+
+    One distribution is over one whole example or latent: `log_prob` returns a scalar. With
+    NumPyro, `.to_event(n)` declares the last n axes of the parameters as part of the event.
+    """
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """Shape of one sample."""
+        ...
+
+    def sample(self, key: jax.Array, /) -> ArrayLike:
+        """One sample [*event]."""
+        ...
+
+    def log_prob(self, value: jax.Array, /) -> ArrayLike:
+        """Log-density or log-probability of one sample, a scalar, in nats."""
+        ...
+
+
 class VAEParams(NamedTuple):
-    """The two sets of parameters that the paper keeps apart.
+    """The parameters of the encoder and of the decoder.
 
     Attributes:
-      encoder: phi, a pytree; what a refit trains.
-      decoder: theta, a pytree; what a refit leaves as it is.
+      encoder: phi, a pytree; a refit trains it.
+      decoder: theta, a pytree; a refit keeps it frozen.
     """
 
     encoder: Params
@@ -29,8 +50,8 @@ class VAEParams(NamedTuple):
 class VAE(NamedTuple):
     """A latent variable model and its inference model: three pure functions and a prior.
 
-    Any pure functions will do; `mlp_vae` makes the paper's. Distributions are anything with
-    `log_prob`, `sample(rng_key)` and an event shape.
+    Any pure functions will do; `mlp_vae` makes the paper's. A distribution is NumPyro's or any
+    object that has `log_prob`, `sample(rng_key)` and `event_shape`; see `Distribution`.
 
     Attributes:
       init: `init(rng_key) -> VAEParams`.
@@ -40,9 +61,9 @@ class VAE(NamedTuple):
     """
 
     init: Callable[[jax.Array], VAEParams]
-    encode: Callable[[Params, jax.Array], dist.Distribution]
-    decode: Callable[[Params, jax.Array], dist.Distribution]
-    prior: dist.Distribution
+    encode: Callable[[Params, jax.Array], Distribution]
+    decode: Callable[[Params, jax.Array], Distribution]
+    prior: Distribution
 
 
 @functools.cache
@@ -63,11 +84,23 @@ def _itself(posterior: Any, x: jax.Array) -> Any:
 def sample_model(vae: VAE, decoder_params: Params, rng_key: jax.Array) -> jax.Array:
     """Ancestral sampling of one x [*event]: z ~ p(z), then x ~ p(x given z)."""
     latent_key, pixel_key = jax.random.split(rng_key)
-    z = vae.prior.sample(latent_key)
-    return vae.decode(decoder_params, z).sample(pixel_key)
+    return sample(vae.decode(decoder_params, sample(vae.prior, latent_key)), pixel_key)
 
 
 def reconstruct(vae: VAE, params: VAEParams, rng_key: jax.Array, x: jax.Array) -> jax.Array:
-    """Mean of p(x given z) [*event] at one z ~ q(z given x), in the units of x."""
-    z = vae.encode(params.encoder, x).sample(rng_key)
-    return vae.decode(params.decoder, z).mean
+    """Mean of p(x given z) [*event] at one z ~ q(z given x), in the units of x.
+
+    The likelihood must have a `mean`, as NumPyro's distributions do.
+    """
+    z = sample(vae.encode(params.encoder, x), rng_key)
+    return cast(Any, vae.decode(params.decoder, z)).mean
+
+
+def sample(distribution: Distribution, rng_key: jax.Array) -> jax.Array:
+    """One sample, as the array that it is under JAX."""
+    return cast(jax.Array, distribution.sample(rng_key))
+
+
+def log_prob(distribution: Distribution, value: jax.Array) -> jax.Array:
+    """Log-probability of one value, as the array that it is under JAX."""
+    return cast(jax.Array, distribution.log_prob(value))

@@ -103,7 +103,8 @@ def evaluate(
 
 def summarize(per_image: np.ndarray) -> Evaluation:
     """The `Evaluation` of BPDs per image [N]; of one image the standard error is NaN."""
-    return Evaluation(*mean_and_stderr(per_image), per_image)
+    bpd, stderr = mean_and_stderr(per_image)
+    return Evaluation(bpd, stderr, per_image)
 
 
 def paired_difference(first: Evaluation, second: Evaluation) -> Difference:
@@ -130,8 +131,10 @@ def paired_difference(first: Evaluation, second: Evaluation) -> Difference:
     difference = first.per_image.astype(np.float64) - second.per_image.astype(np.float64)
     improved = float((difference > 0).mean() + (difference == 0).mean() / 2)
     squares = (difference - difference.mean()) ** 2
+    bpd, stderr = mean_and_stderr(difference)
     return Difference(
-        *mean_and_stderr(difference),
+        bpd=bpd,
+        stderr=stderr,
         median=float(np.median(difference)),
         fraction_improved=improved,
         fraction_improved_stderr=float(np.sqrt(improved * (1 - improved) / len(difference))),

@@ -15,15 +15,15 @@ from gapjax.measure.statistics import mean_and_stderr
 from gapjax.model.vae import VAE, VAEParams
 
 
-class Entry(NamedTuple):
-    """One number of a ledger.
+class Estimate(NamedTuple):
+    """A mean over images, or a difference of two, in nats.
 
     Attributes:
       nats: mean over the images, or a difference of such means.
       stderr: its standard error over images. Of a difference on one set it is that of the paired
         difference; of one between two sets, the root of the sum of squares.
-      fitted_on_test: the number is of a posterior or an encoder that was fitted to the test
-        images: it measures, and no method may claim it.
+      fitted_on_test: whether it involves a posterior or an encoder that was fitted to the test
+        images. Such a number is a diagnostic only.
     """
 
     nats: float
@@ -48,12 +48,12 @@ class EncoderAccount(NamedTuple):
         encoder of this form gives, or what the refit did not find.
     """
 
-    elbo: Entry
-    amortization_gap: Entry | None
-    bound_gap: Entry
-    inference_gap_by_posteriors: Entry | None
-    inference_gap_by_refit: Entry | None
-    capacity_gap: Entry | None
+    elbo: Estimate
+    amortization_gap: Estimate | None
+    bound_gap: Estimate
+    inference_gap_by_posteriors: Estimate | None
+    inference_gap_by_refit: Estimate | None
+    capacity_gap: Estimate | None
 
 
 class SetAccount(NamedTuple):
@@ -72,9 +72,9 @@ class SetAccount(NamedTuple):
 
     num_images: int
     num_available: int
-    log_prob: Entry
-    optimal: Entry | None
-    approximation_gap: Entry | None
+    log_prob: Estimate
+    optimal: Estimate | None
+    approximation_gap: Estimate | None
     encoders: dict[str, EncoderAccount]
     quality: dict[str, float]
 
@@ -93,8 +93,8 @@ class Ledger(NamedTuple):
 
     train: SetAccount
     test: SetAccount
-    model_gap: Entry
-    elbo_gaps: dict[str, Entry]
+    model_gap: Estimate
+    elbo_gaps: dict[str, Estimate]
 
 
 class Measured(NamedTuple):
@@ -168,7 +168,9 @@ def ledger(
         measure(vae, params, key, subset(images, num_images, subset_seed), encoders, **options)
         for key, images in ((train_key, train_images), (test_key, test_images))
     ]
-    return balance(*measured, refit=refit, num_available=(len(train_images), len(test_images)))
+    return balance(
+        *measured, refit=refit, num_available=(np.shape(train_images)[0], np.shape(test_images)[0])
+    )
 
 
 def subset(images: ArrayLike, num_images: int | None, seed: int) -> np.ndarray:
@@ -248,9 +250,9 @@ def measure(
     return Measured(
         elbo=elbos,
         optimal=optimal,
-        log_prob=estimate.log_prob,
-        ess=estimate.ess,
-        acceptance=estimate.acceptance,
+        log_prob=np.asarray(estimate.log_prob),
+        ess=np.asarray(estimate.ess),
+        acceptance=np.asarray(estimate.acceptance),
         kept_start=found.kept_start if found else None,
         converged=found.converged if found else None,
         num_steps=found.num_steps if found else None,
@@ -295,20 +297,17 @@ def _account(measured: Measured, of_test: bool, refit: str | None, available: in
     """The account of one set."""
     log_prob, optimal = measured.log_prob, measured.optimal
 
-    def gap(upper: np.ndarray | None, lower: np.ndarray | None, fitted: bool) -> Entry | None:
-        """Mean of upper minus lower over the same images, paired."""
-        if upper is None or lower is None:
-            return None
-        return _entry(np.asarray(upper, np.float64) - np.asarray(lower, np.float64), fitted)
+    def gap(upper: np.ndarray | None, lower: np.ndarray | None, fitted: bool) -> Estimate | None:
+        return None if upper is None or lower is None else _gap(upper, lower, fitted)
 
     encoders = {}
     for name, elbo in measured.elbo.items():
         fitted = name == refit  # on the test images, whatever the images it is measured on
         refitted = measured.elbo[refit] if of_test and refit is not None else None
         encoders[name] = EncoderAccount(
-            elbo=_entry(elbo, fitted),
+            elbo=_estimate(elbo, fitted),
             amortization_gap=gap(optimal, elbo, of_test or fitted),
-            bound_gap=gap(log_prob, elbo, fitted),
+            bound_gap=_gap(log_prob, elbo, fitted),
             inference_gap_by_posteriors=gap(optimal, elbo, True) if of_test else None,
             inference_gap_by_refit=gap(refitted, elbo, True),
             capacity_gap=gap(optimal, refitted, True),
@@ -318,30 +317,35 @@ def _account(measured: Measured, of_test: bool, refit: str | None, available: in
         "ess_least": float(np.min(measured.ess)),
         "acceptance": float(np.mean(measured.acceptance)),
     }
-    if optimal is not None:
-        quality |= {
-            "kept_start": float(np.mean(measured.kept_start)),
-            "unconverged": float(1 - np.mean(measured.converged)),
-            "steps": float(np.mean(measured.num_steps)),
-        }
+    search = {"kept_start": measured.kept_start, "steps": measured.num_steps}
+    quality |= {name: float(np.mean(v)) for name, v in search.items() if v is not None}
+    if measured.converged is not None:
+        quality["unconverged"] = float(1 - np.mean(measured.converged))
     return SetAccount(
         num_images=len(log_prob),
         num_available=available,
-        log_prob=_entry(log_prob, False),
-        optimal=None if optimal is None else _entry(optimal, of_test),
+        log_prob=_estimate(log_prob, False),
+        optimal=None if optimal is None else _estimate(optimal, of_test),
         approximation_gap=gap(log_prob, optimal, of_test),
         encoders=encoders,
         quality=quality,
     )
 
 
-def _entry(values: np.ndarray, fitted_on_test: bool) -> Entry:
-    return Entry(*mean_and_stderr(values), fitted_on_test)
+def _gap(upper: np.ndarray, lower: np.ndarray, fitted_on_test: bool) -> Estimate:
+    """Mean of upper minus lower over the same images, paired."""
+    difference = np.asarray(upper, np.float64) - np.asarray(lower, np.float64)
+    return _estimate(difference, fitted_on_test)
 
 
-def _between(first: Entry, second: Entry) -> Entry:
+def _estimate(values: np.ndarray, fitted_on_test: bool) -> Estimate:
+    nats, stderr = mean_and_stderr(values)
+    return Estimate(nats, stderr, fitted_on_test)
+
+
+def _between(first: Estimate, second: Estimate) -> Estimate:
     """First minus second, of two independent sets."""
-    return Entry(
+    return Estimate(
         first.nats - second.nats,
         math.hypot(first.stderr, second.stderr),
         first.fitted_on_test or second.fitted_on_test,

@@ -221,16 +221,14 @@ def loads(text: str) -> Results:
     if not isinstance(results, dict) or results.get("schema") != VERSION:
         found = results.get("schema") if isinstance(results, dict) else type(results).__name__
         raise ValueError(f"this is no results.json of schema {VERSION}: its schema is {found}")
-    missing = sorted(Results.__required_keys__ - set(results))
     rows = results.get("checkpoints")
-    if not missing and not (isinstance(rows, list) and rows):
-        missing = ["checkpoints"]
-    for row in [] if missing else rows:
-        missing = sorted(Checkpoint.__required_keys__ - set(row))
-        if missing:
-            break
+    missing = Results.__required_keys__ - set(results)
+    if not isinstance(rows, list) or not rows:
+        missing = missing | {"checkpoints"}
+    else:
+        missing = missing.union(*(Checkpoint.__required_keys__ - set(row) for row in rows))
     if missing:
-        raise ValueError(f"results.json lacks {', '.join(missing)}")
+        raise ValueError(f"results.json lacks {', '.join(sorted(missing))}")
     return cast(Results, results)
 
 
