@@ -3,7 +3,7 @@
 import difflib
 import functools
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, get_args, get_origin, get_type_hints
 
 from absl import flags
 
@@ -189,6 +189,10 @@ def define_run(values: flags.FlagValues = flags.FLAGS) -> None:
     """Defines the flags of `Config`. Those without a default here take the preset's."""
     for define, name, default, text in _RUN_FLAGS:
         define(name=name, default=default, help=text, flag_values=values)
+    flags.DEFINE_bool(
+        "dry_run", False, "Print the resolved configuration, the folder, and an estimate of memory "
+        "and time; write nothing.", flag_values=values,
+    )  # fmt: skip
 
 
 def config_from_flags(values: flags.FlagValues) -> Config:
@@ -208,6 +212,42 @@ def config_from_flags(values: flags.FlagValues) -> Config:
     config = Config(**merged)
     _check(config)
     return config
+
+
+def config_from_json(values: object) -> Config:
+    """A configuration as config.json has it; fields that it lacks take their older default.
+
+    Args:
+      values: what `Config._asdict` gave, after JSON.
+
+    Raises:
+      ValueError: a field is missing, unknown or of another type; the message says which.
+    """
+    if not isinstance(values, dict):
+        raise ValueError(f"config is {values!r}, not an object")
+    merged = {**Config._field_defaults, **values}
+    for kind, names in (
+        ("lacks", set(Config._fields) - set(merged)),
+        ("does not know", set(merged) - set(Config._fields)),
+    ):
+        if names:
+            raise ValueError(f"this version {kind} {', '.join(sorted(names))}")
+    for name, annotation in get_type_hints(Config).items():
+        merged[name] = _typed(name, merged[name], annotation)
+    return Config(**merged)
+
+
+def _typed(name: str, value: object, annotation: object) -> object:
+    """The value, if JSON's type is that of the annotation; sequences become tuples."""
+    if get_origin(annotation) is tuple:
+        if isinstance(value, list | tuple) and all(type(each) is int for each in value):
+            return tuple(value)
+    else:
+        types = get_args(annotation) or (annotation,)
+        types = (*types, int) if float in types else types
+        if type(value) in types:
+            return value
+    raise ValueError(f"{name} is {value!r}, which is of another type")
 
 
 def with_older_defaults(config: Config, missing: Iterable[str], values: flags.FlagValues) -> Config:

@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 from absl import app, flags, logging
 
+from experiments import cost
 from experiments.options import (
     Saving,
     UsageError,
@@ -18,7 +19,7 @@ from experiments.options import (
     saving_from_flags,
     with_older_defaults,
 )
-from experiments.run import Run, start
+from experiments.run import Run, prepare, start
 from experiments.workdir import Workdir, WorkdirError
 from gapjax import DatasetError, parallel
 from gapjax.checkpoints import CheckpointError, CorruptCheckpointError
@@ -41,20 +42,44 @@ def run_program(phases: Callable[[Run], None], *, new_runs: bool) -> None:
         if new_runs:
             config, saving = config_from_flags(values), saving_from_flags(values)
             default = f"runs/{config.preset}_seed{config.seed}"
-            workdir = Workdir(Path(values.workdir or default))
+            workdir = Workdir(_path("workdir", values.workdir or default))
             config = with_older_defaults(config, workdir.missing_fields(), values)
         elif values.workdir is None:
             raise UsageError("--workdir is not given; name the folder of a run")
         else:
-            workdir = Workdir(Path(values.workdir))
+            workdir = Workdir(_path("workdir", values.workdir))
             config = workdir.config()
-        hold(workdir)
         _use_compilation_cache()
         # What is not done on each core is done on the first device, which computes with them all.
         with parallel.only(cores[:1]):
-            phases(start(config, workdir, values.data_dir, saving, values.sweep, cores))
+            prepared = prepare(config, values.data_dir)
+            costs = cost.estimate(*prepared[:2], prepared.vae, max(1, len(cores)))
+            cost.check_memory(prepared.config, costs)
+            if new_runs and values.dry_run:
+                print(cost.describe(prepared.config, costs, workdir.path))
+                return
+            hold(workdir)
+            phases(
+                start(
+                    prepared, workdir, data_dir=values.data_dir, saving=saving,
+                    sweep=values.sweep, cores=cores,
+                )
+            )  # fmt: skip
 
     _run(work)
+
+
+def _path(flag: str, value: str) -> Path:
+    """A path that can be written into JSON and printed.
+
+    Raises:
+      UsageError: it is not UTF-8.
+    """
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UsageError(f"--{flag} is {value!a}, which is not UTF-8; rename it") from error
+    return Path(value)
 
 
 def run_without_workdir(work: Callable[[flags.FlagValues], None]) -> None:

@@ -105,20 +105,28 @@ class Run(NamedTuple):
         )
 
 
-def start(
-    config: Config,
-    workdir: Workdir,
-    data_dir: str | None,
-    saving: Saving = Saving(),  # noqa: B008 (an immutable tuple)
-    sweep: str = "auto",
-    cores: tuple[jax.Device, ...] = (),
-) -> Run:
-    """Loads the data, checks that the configuration fits it, and claims the workdir.
+class Prepared(NamedTuple):
+    """What a configuration comes to, with the data at hand.
+
+    Attributes:
+      config: with every default resolved.
+      dataset: the data, uint8.
+      validation: [V, *event] uint8, taken off the training set; None without --validation.
+      vae: the model.
+    """
+
+    config: Config
+    dataset: gapjax.Dataset
+    validation: np.ndarray | None
+    vae: gapjax.VAE
+
+
+def prepare(config: Config, data_dir: str | None) -> Prepared:
+    """Loads the data, checks that the configuration fits it, and makes the model.
 
     Raises:
       UsageError: a flag that does not fit the data.
       DatasetError: data that cannot be used.
-      WorkdirError: a workdir that cannot be used.
     """
     dataset = gapjax.load_dataset(
         config.dataset, data_dir=data_dir, binarization=config.binarization,
@@ -126,13 +134,7 @@ def start(
         levels=config.levels,
     )  # fmt: skip
     dataset, validation = _hold_out(dataset, config.validation)
-    sizes = {"training": len(dataset.train), "test": len(dataset.test)}
-    for flag, name in (
-        ("batch_size", "training"), ("batch_size", "test"), ("refit_batch_size", "training")
-    ):  # fmt: skip
-        size = getattr(config, flag)
-        if size is not None and size > sizes[name]:
-            raise UsageError(f"--{flag} is {size}, more than the {sizes[name]} {name} images")
+    _check_batches(config, dataset)
     binary = dataset.levels == 2
     likelihood = config.likelihood or ("bernoulli" if binary else "discretized_logistic")
     if binary != (likelihood == "bernoulli"):
@@ -152,9 +154,37 @@ def start(
         hidden_sizes=config.hidden_sizes, levels=dataset.levels, posterior=config.posterior,
         uniform_weight=config.uniform_weight,
     )  # fmt: skip
+    return Prepared(config, dataset, validation, vae)
+
+
+def start(
+    prepared: Prepared,
+    workdir: Workdir,
+    *,
+    data_dir: str | None = None,
+    saving: Saving = Saving(),  # noqa: B008 (an immutable tuple)
+    sweep: str = "auto",
+    cores: tuple[jax.Device, ...] = (),
+) -> Run:
+    """Claims the workdir for what was prepared.
+
+    Raises:
+      WorkdirError: a workdir that cannot be used.
+    """
+    config, dataset, validation, vae = prepared
     workdir.claim(config, dataset.provenance)
     _commit()  # of the code that is loaded, not of what the checkout holds hours later
     return Run(config, dataset, vae, workdir, data_dir, validation, saving, sweep, cores)
+
+
+def _check_batches(config: Config, dataset: gapjax.Dataset) -> None:
+    sizes = {"training": len(dataset.train), "test": len(dataset.test)}
+    for flag, name in (
+        ("batch_size", "training"), ("batch_size", "test"), ("refit_batch_size", "training")
+    ):  # fmt: skip
+        size = getattr(config, flag)
+        if size is not None and size > sizes[name]:
+            raise UsageError(f"--{flag} is {size}, more than the {sizes[name]} {name} images")
 
 
 def _hold_out(dataset: gapjax.Dataset, number: int) -> tuple[gapjax.Dataset, np.ndarray | None]:

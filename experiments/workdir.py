@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from experiments.options import Config
+from experiments.options import Config, config_from_json
 from gapjax import checkpoints, parallel
 
 
@@ -111,32 +111,34 @@ class Workdir:
                 f"--workdir={self.path} is not a run's folder; start with "
                 f"python -m experiments.train --workdir={self.path}"
             )
-        values = stored["config"]
-        return Config(**{**values, "hidden_sizes": tuple(values["hidden_sizes"])})
+        return stored["config"]
 
     def missing_fields(self) -> list[str]:
         """The fields of `Config` that the folder, made by an older version, does not name."""
-        path = self.path / "config.json"
-        if self._stored() is None:
-            return []
-        stored = json.loads(path.read_text())["config"]
-        return [name for name in Config._field_defaults if name not in stored]
+        stored = self._stored()
+        return [] if stored is None else stored["missing"]
 
     def _stored(self) -> dict | None:
+        """What config.json holds: "config", "data", and the fields that are "missing" from it.
+
+        Raises:
+          WorkdirError: it is damaged.
+        """
         path = self.path / "config.json"
         if not path.is_file():
             return None
         try:
             stored = json.loads(path.read_text())
-            # An older version did not have some flags: it did what their defaults do.
-            stored["config"] = {**Config._field_defaults, **stored["config"]}
-            if set(stored["config"]) != set(Config._fields):
-                raise WorkdirError(
-                    f"{path} is of another version of gapjax; give another --workdir"
-                )
-            return stored
-        except (ValueError, KeyError, TypeError) as error:
-            raise WorkdirError(f"{path} is damaged ({error}); give another --workdir") from error
+            if not isinstance(stored, dict) or not isinstance(stored.get("data"), dict):
+                raise ValueError("it does not hold a configuration and its data")
+            config = config_from_json(stored.get("config"))
+            missing = [name for name in Config._fields if name not in stored["config"]]
+            return {"config": config, "data": stored["data"], "missing": missing}
+        except (ValueError, OSError) as error:
+            raise WorkdirError(
+                f"{path} is damaged, or of another version of gapjax ({error}); give another "
+                "--workdir"
+            ) from error
 
     def forget(self, stale: Callable[[dict], bool]) -> None:
         """Drops the logged lines of work that was interrupted and will be done again."""
@@ -149,7 +151,7 @@ class Workdir:
                 entry = json.loads(line)
             except ValueError:
                 continue  # the last line of a killed program, or of one that had no room
-            if line.endswith(b"\n") and not stale(entry):
+            if line.endswith(b"\n") and not (_is_logged(entry) and stale(entry)):
                 lines.append(line)
         new = b"".join(lines)
         if new != old:
@@ -211,6 +213,15 @@ def write_json(path: Path, value: Any) -> None:
     write_atomically(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
 
 
+def _is_logged(entry: object) -> bool:
+    """Whether it is a line that `log` wrote; what others wrote stays in the file."""
+    return (
+        isinstance(entry, dict)
+        and isinstance(entry.get("phase"), str)
+        and isinstance(entry.get("epoch"), int)
+    )
+
+
 def _plain(config: Config) -> dict:
     return json.loads(json.dumps(config._asdict()))
 
@@ -218,7 +229,7 @@ def _plain(config: Config) -> dict:
 def _refuse_other(path: Path, stored: dict, identity: dict) -> None:
     differing = [
         f"--{name} is {_show(value)} there and {_show(identity['config'][name])} here"
-        for name, value in stored["config"].items()
+        for name, value in _plain(stored["config"]).items()
         if value != identity["config"][name]
     ]
     if not differing and stored["data"].get("sha256") != identity["data"].get("sha256"):

@@ -45,7 +45,9 @@ _STEPS = 7  # of an epoch: 1,400 images in batches of 200
 
 
 def _start(path, every=0, keep=1, config=_CONFIG, **how):
-    return experiment.start(config, workdir.Workdir(path), None, options.Saving(every, keep), **how)
+    prepared = experiment.prepare(config, None)
+    saving = options.Saving(every, keep)
+    return experiment.start(prepared, workdir.Workdir(path), saving=saving, **how)
 
 
 def _go(path, do=(train.train_phase, refit.refit_phase, evaluate.evaluate_phase), **options):
@@ -569,6 +571,19 @@ def test_the_batches_of_a_refit_are_as_the_flags_say(undisturbed, tmp_path, monk
     as_before = checkpoints.record(undisturbed / "checkpoints" / "optimal", 2)["steps"]
     assert steps["optimal"] == as_before
     assert mixed == [True, True]
+
+
+def test_lines_of_the_log_that_others_wrote_stay(tmp_path):
+    """And do not end a run that drops lines of its own."""
+    folder = _start(tmp_path, config=_CONFIG._replace(validation=0)).workdir
+    folder.log("train", 1, {"loss_bpd": 1.0})
+    path = tmp_path / "metrics.jsonl"
+    others = ['{"mine": 1}\n', "[1, 2]\n", '{"phase": 3, "epoch": "x"}\n', "null\n"]
+    with path.open("a") as file:
+        file.writelines(others)
+    folder.forget(lambda entry: entry["phase"] == "train" and entry["epoch"] >= 1)
+    folder.close()
+    assert path.read_text() == "".join(others)
 
 
 def test_a_grey_folder_of_before_the_uniform_goes_on_without_it(tmp_path):

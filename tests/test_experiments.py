@@ -355,7 +355,8 @@ def test_bad_data_and_workdirs_are_refused_with_nothing_written(finished, tmp_pa
         with pytest.raises((options.UsageError, ValueError)) as error:
             config = options.config_from_flags(_parse(flags))
             values = _parse(flags)
-            experiment.start(config, workdir.Workdir(place), values.data_dir)
+            prepared = experiment.prepare(config, values.data_dir)
+            experiment.start(prepared, workdir.Workdir(place), data_dir=values.data_dir)
         assert "\n" not in str(error.value), name
         assert not place.exists(), name
 
@@ -393,6 +394,55 @@ def test_a_workdir_must_be_a_folder_that_is_free(finished, tmp_path):
     (tmp_path / "shared" / "config.json").write_text("{")
     with pytest.raises(workdir.WorkdirError, match="damaged"):
         workdir.Workdir(tmp_path / "shared").claim(config, {})
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda stored: stored.clear(), "does not hold a configuration"),
+        (lambda stored: stored.update(data=[]), "does not hold a configuration"),
+        (lambda stored: stored.update(config=3), "config is 3"),
+        (lambda stored: stored["config"].pop("seed"), "lacks seed"),
+        (lambda stored: stored["config"].update(sede=1), "does not know sede"),
+        (lambda stored: stored["config"].update(seed="0"), "seed is '0'"),
+        (lambda stored: stored["config"].update(seed=True), "seed is True"),
+        (lambda stored: stored["config"].update(alpha=None), "alpha is None"),
+        (lambda stored: stored["config"].update(hidden_sizes=[16, "x"]), "hidden_sizes is"),
+        (lambda stored: stored["config"].update(hidden_sizes=16), "hidden_sizes is 16"),
+    ],
+)
+def test_a_damaged_configuration_is_one_line_that_says_where(finished, tmp_path, change, words):
+    path, _ = finished
+    stored = json.loads((path / "config.json").read_text())
+    change(stored)
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    with pytest.raises(workdir.WorkdirError, match=words) as error:
+        workdir.Workdir(tmp_path).config()
+    assert "\n" not in str(error.value) and "config.json is damaged" in str(error.value)
+
+
+def test_a_dry_run_says_what_it_would_do_and_does_nothing(tmp_path):
+    code, out, err = _run(*_TINY, "--dry_run", f"--workdir={tmp_path / 'run'}")
+    assert code == 0, err
+    assert "--num_epochs=4" in out and "--uniform_weight=0.0" in out
+    # 64 * 16 + 16 + 16 * 4 + 4 and 2 * 16 + 16 + 16 * 64 + 64 weights and biases
+    assert "parameters: 1,108 of the encoder, 1,136 of the decoder" in out
+    assert "memory: about" in out and "self_consistent" in out
+    assert not (tmp_path / "run").exists()
+
+
+def test_sizes_that_no_memory_holds_are_one_line(tmp_path):
+    code, _, err = _run("--latent_dim=1000000000", f"--workdir={tmp_path / 'run'}")
+    assert code == 1 and len(err.strip().splitlines()) == 1, err
+    assert "--latent_dim=1000000000" in err and "GiB" in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_whose_name_is_not_utf8_is_one_line(tmp_path):
+    name = os.fsdecode(os.fsencode(tmp_path) + b"/\xff")
+    code, _, err = _run(*_TINY, f"--workdir={name}")
+    assert code == 1 and len(err.strip().splitlines()) == 1, err
+    assert "--workdir" in err and "not UTF-8" in err
 
 
 def test_of_several_processes_all_or_none_take_the_workdir(finished, tmp_path, monkeypatch):

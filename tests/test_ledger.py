@@ -28,7 +28,7 @@ def run(tmp_path):
     """A claimed workdir whose checkpoints are of random parameters, with no refit but one."""
     tiny = ["--num_epochs=6", "--checkpoint_every=2", "--hidden_sizes=4", "--latent_dim=2"]
     config = options.config_from_flags(_parse(tiny))
-    run = experiment.start(config, workdir.Workdir(tmp_path / "run"), None)
+    run = experiment.start(experiment.prepare(config, None), workdir.Workdir(tmp_path / "run"))
     rng = np.random.default_rng(0)
     like = experiment.state_like(run)
     params = [

@@ -1,0 +1,142 @@
+"""What a run will cost: parameters, memory and time; and a refusal where memory cannot suffice."""
+
+import os
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import gapjax
+from experiments.options import Config, UsageError
+from experiments.show.formatting import duration
+from gapjax import parallel
+
+_FLOAT = 4  # bytes
+_COPIES = 5  # of the parameters while training: themselves, Adam's two moments, gradient, update
+_BASE = 600 * 2**20  # bytes of Python, JAX and compiled programs, as seen on a CPU
+# The share of a large matrix product's speed that a step reaches, as seen on a CPU.
+_EFFICIENCY = 0.6
+_TYPICAL_OPTIMAL = 0.4  # share of --optimal_epochs after which optimal inference has converged
+
+
+class Cost(NamedTuple):
+    """What a run will cost.
+
+    Attributes:
+      encoder: number of the encoder's parameters.
+      decoder: number of the decoder's parameters.
+      memory: bytes, of one device.
+      operations: floating-point operations in matrix products, by phase.
+    """
+
+    encoder: int
+    decoder: int
+    memory: int
+    operations: dict[str, float]
+
+
+def estimate(config: Config, dataset: gapjax.Dataset, vae: gapjax.VAE, num_devices: int) -> Cost:
+    """Estimates the cost of a run of `mlp_vae`; nothing is computed.
+
+    A product of a batch with a weight matrix takes two operations for each weight and example, its
+    gradients as many each.
+
+    Args:
+      config: of the run.
+      dataset: its data.
+      vae: its model.
+      num_devices: refits that run at the same time.
+    """
+    shapes = jax.eval_shape(vae.init, jax.random.key(0))
+    encoder, decoder = (
+        sum(int(np.prod(leaf.shape, dtype=object)) for leaf in jax.tree.leaves(part))
+        for part in (shapes.encoder, shapes.decoder)
+    )
+    num_train, num_test = len(dataset.train), len(dataset.test)
+    num_checkpoints = config.num_epochs // config.checkpoint_every
+    refit = 6 * encoder + 4 * decoder
+    optimal_epochs = _TYPICAL_OPTIMAL * config.optimal_epochs
+    per_image = 2 * (encoder + config.num_eval_samples * decoder)
+    operations = {
+        "train": config.num_epochs * num_train * 6 * (encoder + decoder),
+        "self_consistent": num_checkpoints * config.refit_epochs * num_train
+        * (refit + 2 * config.alpha * decoder),
+        "control": num_checkpoints * config.refit_epochs * num_train * refit,
+        "optimal": num_checkpoints * optimal_epochs * num_test * refit,
+        "evaluate": num_checkpoints * (num_train + 10 * num_test) * per_image,
+    }  # fmt: skip
+    data = dataset.train.nbytes + dataset.test.nbytes
+    memory = _BASE + num_devices * (_COPIES * _FLOAT * (encoder + decoder) + data)
+    return Cost(encoder, decoder, memory, operations)
+
+
+def check_memory(config: Config, cost: Cost) -> None:
+    """Refuses sizes that cannot fit.
+
+    Raises:
+      UsageError: training alone takes more memory than there is.
+    """
+    available = _memory()
+    if available is not None and cost.memory > available:
+        raise UsageError(
+            f"--latent_dim={config.latent_dim} and --hidden_sizes="
+            f"{','.join(map(str, config.hidden_sizes))} make {cost.encoder + cost.decoder:,} "
+            f"parameters, which take about {_gib(cost.memory)} to train; there are "
+            f"{_gib(available)}"
+        )
+
+
+def describe(config: Config, cost: Cost, workdir: object) -> str:
+    """What --dry_run prints: the configuration, the folder, and the estimates."""
+    speed = _EFFICIENCY * _product_speed()
+    phases = {name: duration(number / speed) for name, number in cost.operations.items()}
+    lines = [
+        *(
+            f"--{name}={_plain(value)}"
+            for name, value in config._asdict().items()
+            if value is not None
+        ),
+        f"workdir: {workdir}",
+        f"parameters: {cost.encoder:,} of the encoder, {cost.decoder:,} of the decoder",
+        f"memory: about {_gib(cost.memory)}",
+        "time, as a rough estimate from the speed of matrix products on one device: "
+        + ", ".join(f"{name} {text}" for name, text in phases.items())
+        + f"; in all {duration(sum(cost.operations.values()) / speed)}",
+    ]
+    return "\n".join(lines)
+
+
+def _memory() -> int | None:
+    """Bytes that the first device can have; None where that is not known."""
+    device = parallel.all_devices()[0]
+    if device.platform != "cpu":
+        statistics = device.memory_stats() or {}
+        return statistics.get("bytes_limit")
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError):
+        return None
+
+
+def _product_speed() -> float:
+    """Operations a second in products of 1,000 x 1,000 matrices."""
+    size, repeats = 1000, 10
+    multiply: Callable = jax.jit(lambda a, b: a @ b)
+    a = jnp.ones((size, size))
+    multiply(a, a).block_until_ready()
+    start = time.perf_counter()
+    for _ in range(repeats):
+        product = multiply(a, a)
+    product.block_until_ready()
+    return repeats * 2 * size**3 / (time.perf_counter() - start)
+
+
+def _gib(number: float) -> str:
+    return f"{number / 2**30:,.1f} GiB"
+
+
+def _plain(value: object) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
