@@ -14,6 +14,7 @@ import numpy as np
 import gapjax
 from experiments import effects, options, program
 from experiments.draw import draw_phase
+from experiments.files import write_json
 from experiments.run import (
     AVERAGED,
     OPTIMAL_NOTE,
@@ -28,7 +29,6 @@ from experiments.run import (
     trained_params,
 )
 from experiments.show.formatting import at_epochs, percent, signed
-from experiments.workdir import write_json
 from gapjax import checkpoints
 from gapjax.results.claims import against_most, claims
 from gapjax.results.estimates import Evaluation, summarize

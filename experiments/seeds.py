@@ -16,10 +16,10 @@ from absl import flags
 
 from experiments import program
 from experiments.effects import COMPARED
+from experiments.files import write_json
 from experiments.options import UsageError
 from experiments.run import OPTIMAL_NOTE, environment
 from experiments.show import figures
-from experiments.workdir import write_json
 
 _BPD = (
     "train", "test", "control", "self_consistent", "optimal", "control_averaged",

@@ -20,11 +20,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+
+from experiments.files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -365,23 +367,12 @@ def save(figure: Figure, stem: str | os.PathLike[str], *, dpi: float = 200.0) ->
     stem = Path(stem)
     png, pdf = (stem.with_name(stem.name + ending) for ending in (".png", ".pdf"))
     with _style():
-        with _replacing(png) as temporary:
+        with replacing(png) as temporary:
             figure.savefig(temporary, format="png", dpi=dpi, metadata={"Software": None})
-        with _replacing(pdf) as temporary:
+        with replacing(pdf) as temporary:
             metadata = {"CreationDate": None, "Creator": None, "Producer": None}
             figure.savefig(temporary, format="pdf", metadata=metadata)
     return png, pdf
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """Gives a temporary path beside `path`, and moves it there only if the block succeeds."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _style() -> contextlib.AbstractContextManager:

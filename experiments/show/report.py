@@ -17,6 +17,7 @@ from string import Template
 from typing import Any
 
 from experiments.effects import COMPARED
+from experiments.files import write_atomically
 from experiments.show.formatting import (
     BESIDE,
     decimals_of,
@@ -297,15 +298,9 @@ def write_report(
     Raises:
       OSError: a figure could not be read or the page not written; an older page is still there.
     """
-    path = Path(path)
     shown = {name: Path(file) for name, file in figures.items() if file is not None}
     page = _page(results, shown, ledger)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(page, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_atomically(Path(path), page.encode())
 
 
 def headline(results: Results) -> str:
