@@ -30,7 +30,7 @@ from experiments.run import (
 )
 from experiments.show.formatting import at_epochs, percent, signed
 from gapjax import checkpoints
-from gapjax.results.claims import against_most, claims
+from gapjax.results.claims import claims, sign_test_contradicts_mean
 from gapjax.results.estimates import Evaluation, summarize
 
 
@@ -192,7 +192,9 @@ def _notes(rows: list[dict]) -> list[str]:
             f"{at_epochs(unconverged)}: there the gap is larger than shown."
         )
     for name, other in (("gain", "the encoder as trained"), ("gain_over_control", "its control")):
-        against = [(row["epoch"], row[name]) for row in rows if against_most(row[name])]
+        against = [
+            (row["epoch"], row[name]) for row in rows if sign_test_contradicts_mean(row[name])
+        ]
         if against:
             notes.append(_contradicted(other, against))
     return notes

@@ -76,7 +76,7 @@ def claims(checkpoints: list[dict], alpha: float) -> list[dict]:
     return verdicts
 
 
-def against_most(difference: Mapping[str, Any]) -> bool:
+def sign_test_contradicts_mean(difference: Mapping[str, Any]) -> bool:
     """Whether most images contradict a mean: by the sign test, at two standard errors.
 
     Args:
