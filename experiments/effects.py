@@ -1,8 +1,8 @@
-"""What the refits do to each kind of image: samples of the model, training images, test images.
+"""The effects of the refits on each kind of image: model samples, training and test images.
 
-A refit is judged on test images. What it did to the images that it was made of says how it came
-by that: self-consistent training that wins on fresh samples of the model and loses on training
-images has given up the one for the other.
+A refit is judged by test images. Its effects on the kinds of images that it was fitted to help to
+explain the result: self-consistent training can, for example, gain on new samples of the model
+and lose on training images.
 """
 
 from collections.abc import Mapping
@@ -24,18 +24,26 @@ _draw = jax.jit(draw_examples)
 
 
 def effects_like(run: Run) -> dict:
-    """The shapes of what `measure` returns."""
+    """A pytree with the structure, shapes and dtypes of what `measure` returns."""
     bpds = dict.fromkeys(("as_trained", *COMPARED), np.zeros(_num_images(run), np.float32))
     norms = np.zeros(min(_MOST_GRADIENTS, _num_images(run)), np.float32)
     return {kind: {"bpd": bpds, "gradient": norms} for kind in ("model", "train")}
 
 
 def measure(run: Run, epoch: int) -> dict:
-    """BPD per image of fresh samples of the model and of training images, by each encoder.
+    """Evaluates each encoder on new samples of the model and on training images.
 
-    There are as many of either as there are test images (or training images, if those are fewer).
-    With them come the norms of the gradients with which the first of them pull at the encoder as
-    trained, where the refits begin.
+    The number of either is that of the test images, or that of the training images if there are
+    fewer of those.
+
+    Args:
+      run: the run.
+      epoch: of the checkpoint.
+
+    Returns:
+      For "model" and "train": "bpd", from the name of an encoder to the BPD of each image [N], and
+      "gradient", the norm [min(N, 1000)] of the gradient of each image's ELBO with respect to the
+      encoder as trained, from which the refits start.
     """
     trained, by_name = encoders(run, epoch, COMPARED)
     key, samples = run.key("evaluate"), run.config.num_eval_samples
@@ -47,9 +55,9 @@ def measure(run: Run, epoch: int) -> dict:
         name: {
             "bpd": {
                 encoder: gapjax.evaluate(
-                    run.vae, trained._replace(encoder=own), key, x, num_samples=samples
+                    run.vae, trained._replace(encoder=params), key, x, num_samples=samples
                 ).per_image
-                for encoder, own in by_name.items()
+                for encoder, params in by_name.items()
             },
             "gradient": gapjax.encoder_gradient_norms(run.vae, trained, key, x[:_MOST_GRADIENTS]),
         }
@@ -58,45 +66,58 @@ def measure(run: Run, epoch: int) -> dict:
 
 
 def summary(found: Mapping[str, Any], tested: Mapping[str, Evaluation]) -> dict:
-    """The entry of results.json: for each kind of image, what either refit wins, paired.
+    """The effects of one checkpoint, as results.json has them.
 
     Args:
-      found: by `measure`.
-      tested: the evaluations of the test set: "test", as trained, and those of the refits.
+      found: what `measure` returned.
+      tested: evaluations of the test set: "test" by the encoder as trained, and "control" and
+        "self_consistent" by the refits.
+
+    Returns:
+      For "model", "train" and "test": the BPD as trained, and for each refit the paired difference,
+      BPD as trained minus BPD after the refit.
     """
-    entry = {}
-    for name, own in found.items():
-        by_encoder = {encoder: summarize(np.asarray(b)) for encoder, b in own["bpd"].items()}
-        norms = np.asarray(own["gradient"], np.float64)
-        entry[name] = {
-            **_won(by_encoder["as_trained"], by_encoder),
+    effects = {}
+    for kind, of_kind in found.items():
+        by_encoder = {encoder: summarize(np.asarray(b)) for encoder, b in of_kind["bpd"].items()}
+        norms = np.asarray(of_kind["gradient"], np.float64)
+        effects[kind] = {
+            **_gained(by_encoder["as_trained"], by_encoder),
             "gradient": {
                 "num_examples": len(norms),
                 "num_effective": gapjax.effective_number(norms**2),
             },
         }
-    return {**entry, "test": _won(tested["test"], tested)}
+    return {**effects, "test": _gained(tested["test"], tested)}
 
 
 def notes(rows: list[dict]) -> list[str]:
-    """Where self-consistent training loses to its control: what it did to the other images."""
+    """Explains where self-consistent training is worse than its control, if it is anywhere.
+
+    Args:
+      rows: the checkpoints of results.json.
+
+    Returns:
+      One note or none: the effects on model samples and on training images at the last such
+      checkpoint. Worse means by more than two standard errors.
+    """
     lost = [row for row in rows if _loses(row["gain_over_control"])]
     if not lost:
         return []
     last = lost[-1]["effects"]
     words = []
     for name, title in (("model", "fresh samples of the model"), ("train", "training images")):
-        own = last[name]["self_consistent"]
-        won = measured(own["bpd"], own["stderr"], 4, plus=True)
-        share = percent(own["better"], decimals=1)
-        words.append(f"{won} BPD on {title} (on {share} of them it wins)")
-    rests = "{num_effective:,.0f} of {num_examples:,}".format
+        effect = last[name]["self_consistent"]
+        gain = measured(effect["bpd"], effect["stderr"], 4, plus=True)
+        share = percent(effect["better"], decimals=1)
+        words.append(f"{gain} BPD on {title} (on {share} of them the BPD is lower)")
+    effective = "{num_effective:,.0f} of {num_examples:,}".format
     return [
-        "Self-consistent training loses to its control at "
-        f"{at_epochs([row['epoch'] for row in lost])}. What it wins at {lost[-1]['epoch']}, "
-        f"against the encoder as trained: {' and '.join(words)}. There the squared "
-        f"gradient of the encoder rests on {rests(**last['model']['gradient'])} samples of the "
-        f"model, and on {rests(**last['train']['gradient'])} training images."
+        "Self-consistent training has a higher test BPD than its control at "
+        f"{at_epochs([row['epoch'] for row in lost])}. What it gains at {lost[-1]['epoch']}, "
+        f"against the encoder as trained: {' and '.join(words)}. At this checkpoint the squared "
+        f"gradient of the encoder rests on {effective(**last['model']['gradient'])} samples of "
+        f"the model, and on {effective(**last['train']['gradient'])} training images."
     ]
 
 
@@ -104,7 +125,7 @@ def _num_images(run: Run) -> int:
     return min(len(run.dataset.test), len(run.dataset.train))
 
 
-def _won(trained: Evaluation, by_encoder: Mapping[str, Evaluation]) -> dict:
+def _gained(trained: Evaluation, by_encoder: Mapping[str, Evaluation]) -> dict:
     return {
         "as_trained": {"bpd": trained.bpd, "stderr": trained.stderr},
         **{
@@ -114,4 +135,5 @@ def _won(trained: Evaluation, by_encoder: Mapping[str, Evaluation]) -> dict:
 
 
 def _loses(difference: Mapping[str, float]) -> bool:
+    """Whether a paired difference is below zero by more than two standard errors."""
     return difference["bpd"] < -2 * difference["stderr"]
