@@ -35,8 +35,8 @@ from absl import app, flags, logging
 from jax.experimental.compilation_cache import compilation_cache
 
 import gapjax
+from experiments.files import write_json
 from experiments.run import environment
-from experiments.workdir import write_json
 from gapjax import parallel
 from gapjax.fit import training
 from gapjax.measure import per_image

@@ -3,6 +3,7 @@
 import functools
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +15,20 @@ from experiments.show import figures
 from experiments.show.report import write_report
 from gapjax import checkpoints
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 
 def draw_phase(run: Run, results: dict) -> Path:
-    """Draws the figures, samples and reconstructions; writes report.html and returns its path."""
+    """Draws all figures and writes report.html.
+
+    Args:
+      run: a run whose checkpoints have been refitted and evaluated.
+      results: the contents of its results.json.
+
+    Returns:
+      The path of the report.
+    """
     report = run.workdir.path / "report.html"
     path = run.workdir.path / "ledger.json"
     ledger = json.loads(path.read_text()) if path.is_file() else None
@@ -34,7 +46,7 @@ def draw_phase(run: Run, results: dict) -> Path:
         "reconstructions": _reconstructions(run, by_encoder),
         "costliest": _costliest(run, epoch, by_encoder),
     }
-    if not run.workdir.writes:  # but it has restored what the others restore with it
+    if not run.workdir.writes:  # restoring checkpoints, above, needs every process
         return report
     paths = {
         name: figures.save(figure, run.workdir.path / name)[0]
@@ -45,15 +57,16 @@ def draw_phase(run: Run, results: dict) -> Path:
     return report
 
 
-def _samples(run: Run, epoch: int):
+def _samples(run: Run, epoch: int) -> "Figure":
+    """Samples of the model of a checkpoint."""
     params = trained_params(run, epoch)
     keys = jax.random.split(run.key("pictures"), 64)
     sample = jax.vmap(functools.partial(gapjax.sample_model, run.vae, params.decoder))
     return figures.image_grid(_pictures(run, sample(keys)), run.dataset.levels, columns=16)
 
 
-def _reconstructions(run: Run, by_encoder: dict[str, gapjax.VAEParams]):
-    """Rows of test images and of their reconstructions by each encoder."""
+def _reconstructions(run: Run, by_encoder: dict[str, gapjax.VAEParams]) -> "Figure":
+    """A row of test images, and a row of reconstructions for each encoder."""
     x = jnp.asarray(run.dataset.test[:16])
     keys = jax.random.split(run.key("pictures"), len(x))
     rows = [_pictures(run, x)]
@@ -66,10 +79,10 @@ def _reconstructions(run: Run, by_encoder: dict[str, gapjax.VAEParams]):
     )  # fmt: skip
 
 
-def _costliest(run: Run, epoch: int, by_encoder: dict[str, gapjax.VAEParams]):
-    """Rows of the test images of the highest BPD, and of what their pixels cost by each encoder.
+def _costliest(run: Run, epoch: int, by_encoder: dict[str, gapjax.VAEParams]) -> "Figure":
+    """A row of the test images with the highest BPD, and a row of pixel costs for each encoder.
 
-    A pixel is as dark as it is costly, by the scale of the costliest of its image as trained.
+    Darker pixels cost more. The scale of an image is that of its costliest pixel as trained.
     """
     store = run.workdir.checkpoints / "evaluation"
     evaluated, _ = checkpoints.restore(store, epoch, evaluated_like(run))
@@ -84,7 +97,7 @@ def _costliest(run: Run, epoch: int, by_encoder: dict[str, gapjax.VAEParams]):
         for bpd, pixels in zip(bpds[worst], flat, strict=True)
     ]
     darkest = flat.max(axis=1).reshape(-1, *[1] * (x.ndim - 1)) / (run.dataset.levels - 1)
-    rows = [_pictures(run, x), *(_pictures(run, each / darkest) for each in nats)]
+    rows = [_pictures(run, x), *(_pictures(run, costs / darkest) for costs in nats)]
     return figures.image_grid(
         np.concatenate(rows), run.dataset.levels, columns=len(x), column_labels=labels,
         row_labels=[
@@ -98,7 +111,18 @@ def _costliest(run: Run, epoch: int, by_encoder: dict[str, gapjax.VAEParams]):
 def _pixel_nats(
     vae: gapjax.VAE, params: gapjax.VAEParams, rng_key: jax.Array, x: jax.Array, num_samples: int
 ) -> jax.Array:
-    """Minus log p of every pixel given z, nats [N, *event], averaged over samples of z."""
+    """The cost of every pixel: -log p(pixel given z), averaged over samples of z.
+
+    Args:
+      vae: the model.
+      params: its parameters.
+      rng_key: of the posterior samples, the same for all images.
+      x: [N, *event].
+      num_samples: posterior samples for each image.
+
+    Returns:
+      Nats [N, *event].
+    """
 
     def one(sample_key: jax.Array, x: jax.Array) -> jax.Array:
         z = vae.encode(params.encoder, x).sample(sample_key)
@@ -109,24 +133,24 @@ def _pixel_nats(
 
 
 def _num_pixels(costs: np.ndarray, share: float) -> int:
-    """The least number of pixels that hold this share of an image's cost."""
+    """The smallest number of pixels that make up this share of an image's cost."""
     most_first = np.sort(costs)[::-1].cumsum()
     return int(np.searchsorted(most_first, share * most_first[-1])) + 1
 
 
 def _encoders(run: Run, epoch: int) -> dict[str, gapjax.VAEParams]:
-    """The parameters of a checkpoint by what a reader calls its encoder."""
+    """The parameters of a checkpoint with each encoder, by its label in the figures."""
     names = {
         "as_trained": "as trained",
         "self_consistent": "self-consistent",
         "optimal": "optimal inference\n(fitted on the test set)",
     }
     trained, by_name = encoders(run, epoch, ("self_consistent", "optimal"))
-    return {names[name]: trained._replace(encoder=own) for name, own in by_name.items()}
+    return {names[name]: trained._replace(encoder=params) for name, params in by_name.items()}
 
 
 def _pictures(run: Run, x: jax.Array) -> np.ndarray:
-    """X [N, *event] as pictures [N, H, W] or [N, H, W, C]; vectors become rows of pixels."""
+    """Reshapes x [N, *event] to images [N, H, W] or [N, H, W, C]; a vector becomes one column."""
     x = np.asarray(x, np.float32)
     shape = run.dataset.event_shape
     if len(shape) == 2 or (len(shape) == 3 and shape[-1] in (1, 3)):

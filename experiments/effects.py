@@ -1,8 +1,8 @@
-"""What the refits do to each kind of image: samples of the model, training images, test images.
+"""The effects of the refits on each kind of image: model samples, training and test images.
 
-A refit is judged on test images. What it did to the images that it was made of says how it came
-by that: self-consistent training that wins on fresh samples of the model and loses on training
-images has given up the one for the other.
+A refit is judged by test images. Its effects on the kinds of images that it was fitted to help to
+explain the result: self-consistent training can, for example, gain on new samples of the model
+and lose on training images.
 """
 
 import functools
@@ -23,24 +23,28 @@ _draw = jax.jit(draw_examples)
 
 
 def effects_like(run: Run) -> dict:
-    """The shapes of what `measure` returns."""
+    """A pytree with the structure, shapes and dtypes of what `measure` returns."""
     bpds = dict.fromkeys(("as_trained", *COMPARED), np.zeros(_num_images(run), np.float32))
     norms = np.zeros(min(_MOST_GRADIENTS, _num_images(run)), np.float32)
     return {kind: {"bpd": bpds, "gradient": norms} for kind in ("model", "train")}
 
 
 def measure(run: Run, epoch: int, train_bpd: np.ndarray) -> dict:
-    """BPD per image of fresh samples of the model and of training images, by each encoder.
+    """Evaluates each encoder on new samples of the model and on training images.
 
-    There are as many of either as there are test images (or training images, if those are fewer).
-    The first of them are also given the norm of their gradient with respect to the encoder as
-    trained, where the refits begin.
+    The number of either is that of the test images, or that of the training images if there are
+    fewer of those.
 
     Args:
       run: the run.
       epoch: of the checkpoint.
       train_bpd: BPD of every training image by the encoder as trained, which is not evaluated
         again.
+
+    Returns:
+      For "model" and "train": "bpd", from the name of an encoder to the BPD of each image [N], and
+      "gradient", the norm [min(N, 1000)] of the gradient of each image's ELBO with respect to the
+      encoder as trained, from which the refits start.
     """
     trained, by_name = encoders(run, epoch, COMPARED)
     key, samples = run.key("evaluate"), run.config.num_eval_samples
@@ -69,24 +73,32 @@ def measure(run: Run, epoch: int, train_bpd: np.ndarray) -> dict:
 
 
 def notes(rows: list[dict]) -> list[str]:
-    """Where self-consistent training loses to its control: what it did to the other images."""
+    """Explains where self-consistent training is worse than its control, if it is anywhere.
+
+    Args:
+      rows: the checkpoints of results.json.
+
+    Returns:
+      One note or none: the effects on model samples and on training images at the last such
+      checkpoint. Worse means by more than two standard errors.
+    """
     lost = [row for row in rows if _loses(row["gain_over_control"])]
     if not lost:
         return []
     last = lost[-1]["effects"]
     words = []
     for name, title in (("model", "fresh samples of the model"), ("train", "training images")):
-        own = last[name]["self_consistent"]
-        won = measured(own["bpd"], own["stderr"], 4, plus=True)
-        share = percent(own["better"], decimals=1)
-        words.append(f"{won} BPD on {title} (on {share} of them it wins)")
-    rests = "{num_effective:,.0f} of {num_examples:,}".format
+        effect = last[name]["self_consistent"]
+        gain = measured(effect["bpd"], effect["stderr"], 4, plus=True)
+        share = percent(effect["better"], decimals=1)
+        words.append(f"{gain} BPD on {title} (on {share} of them the BPD is lower)")
+    effective = "{num_effective:,.0f} of {num_examples:,}".format
     return [
-        "Self-consistent training loses to its control at "
-        f"{at_epochs([row['epoch'] for row in lost])}. What it wins at {lost[-1]['epoch']}, "
-        f"against the encoder as trained: {' and '.join(words)}. There the squared "
-        f"gradient of the encoder rests on {rests(**last['model']['gradient'])} samples of the "
-        f"model, and on {rests(**last['train']['gradient'])} training images."
+        "Self-consistent training has a higher test BPD than its control at "
+        f"{at_epochs([row['epoch'] for row in lost])}. What it gains at {lost[-1]['epoch']}, "
+        f"against the encoder as trained: {' and '.join(words)}. At this checkpoint the squared "
+        f"gradient of the encoder rests on {effective(**last['model']['gradient'])} samples of "
+        f"the model, and on {effective(**last['train']['gradient'])} training images."
     ]
 
 
@@ -95,4 +107,5 @@ def _num_images(run: Run) -> int:
 
 
 def _loses(difference: Mapping[str, float]) -> bool:
+    """Whether a paired difference is below zero by more than two standard errors."""
     return difference["bpd"] < -2 * difference["stderr"]

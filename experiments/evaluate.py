@@ -16,6 +16,7 @@ import gapjax
 from experiments import effects, options, program
 from experiments.draw import draw_phase
 from experiments.effects import effects_like
+from experiments.files import write_atomically
 from experiments.run import (
     AVERAGED,
     OPTIMAL_NOTE,
@@ -31,10 +32,9 @@ from experiments.run import (
     trained_params,
 )
 from experiments.show.formatting import at_epochs, percent, signed
-from experiments.workdir import write_atomically
 from gapjax import checkpoints
 from gapjax.results import schema
-from gapjax.results.claims import against_most, claims
+from gapjax.results.claims import claims, sign_test_contradicts_mean
 from gapjax.results.estimates import summarize
 
 _MADE = ("train", *REFITS)  # the stores of what is evaluated
@@ -182,7 +182,9 @@ def _notes(rows: list[dict]) -> list[str]:
             f"{at_epochs(unconverged)}: there the gap is larger than shown."
         )
     for name, other in (("gain", "the encoder as trained"), ("gain_over_control", "its control")):
-        against = [(row["epoch"], row[name]) for row in rows if against_most(row[name])]
+        against = [
+            (row["epoch"], row[name]) for row in rows if sign_test_contradicts_mean(row[name])
+        ]
         if against:
             notes.append(_contradicted(other, against))
     return notes

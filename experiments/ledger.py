@@ -20,9 +20,9 @@ from absl import flags
 import gapjax
 from experiments import options, program
 from experiments.draw import draw_phase
+from experiments.files import write_json
 from experiments.run import REFITS, Run, encoders, entry_facts, environment, plain_bar
 from experiments.show import figures
-from experiments.workdir import write_json
 from gapjax import checkpoints
 from gapjax.results import gaps
 

@@ -1,10 +1,10 @@
-"""Several seeds of one configuration: means over them, bands in the figures, a table.
+"""Summarizes the runs of several seeds: means and deviations, figures with bands, a table.
 
 python -m experiments.seeds --runs=runs/digits_seed0,runs/digits_seed1 --out=runs/digits
 
-Reads the results.json of every run; writes seeds.json, overview, the three figures and that of
-what the refits win. What one run's standard errors leave out, the randomness of training and of
-the refits, is seen here.
+Reads the results.json of every run. Writes seeds.json, the overview, the paper's three figures and
+the figure of the effects. The standard errors of one run do not include the randomness of training
+and of the refits; the deviation across seeds does.
 """
 
 import json
@@ -16,37 +16,37 @@ from absl import flags
 
 from experiments import program
 from experiments.effects import COMPARED
+from experiments.files import write_json
 from experiments.options import UsageError
 from experiments.run import OPTIMAL_NOTE, environment
 from experiments.show import figures
-from experiments.workdir import write_json
 
 _BPD = (
     "train", "test", "control", "self_consistent", "optimal", "control_averaged",
     "self_consistent_averaged", "inference_gap", "gain", "gain_over_control", "gain_averaged",
     "gain_over_control_averaged",
 )  # fmt: skip
-# Shares of the gap; results.json has those of self-consistent training alone.
+# Shares of the gap that are closed. results.json has only those of self-consistent training.
 _SHARES: Mapping[str, Callable[[dict], float]] = {
     "gap_closed": lambda row: row["gap_closed"],
     "gap_closed_control": lambda row: _share(row, "control"),
     "gap_closed_averaged": lambda row: row["gap_closed_averaged"],
     "gap_closed_control_averaged": lambda row: _share(row, "control_averaged"),
 }
-_OWN = ("seed", "workdir", "data_dir")  # what may differ from run to run
+_MAY_DIFFER = ("seed", "workdir", "data_dir")  # flags that need not be the same in all runs
 
 
 def summary(runs: Sequence[dict]) -> dict:
-    """Means over seeds and standard deviations across them, checkpoint by checkpoint.
+    """Means over seeds and standard deviations across them, for each checkpoint.
 
     Args:
-      runs: what the main program writes as results.json, of several seeds.
+      runs: the contents of several results.json, one per seed.
 
     Returns:
-      What is written as seeds.json: of every number its "mean" over the runs, their standard
-      deviation "sd" (n - 1), "stderr" = sd / root n of the mean, and the "values": BPD, the gap's
-      shares that are closed, and what the refits win on each kind of image. Of every claim the
-      seeds for which it was judged, and holds.
+      The contents of seeds.json. For each BPD, each closed share of the gap and each effect of the
+      refits: "values", one per run, their "mean", their standard deviation "sd" (with n - 1) and
+      the standard error of the mean "stderr" = sd / sqrt(n). For each claim: the seeds for which it
+      was tested, and those for which it holds.
     """
     seeds = [run["config"]["seed"] for run in runs]
     rows = []
@@ -84,7 +84,7 @@ def summary(runs: Sequence[dict]) -> dict:
 
 
 def table(results: dict) -> str:
-    """The summary as plain text, mean ± standard deviation, a line for each checkpoint."""
+    """The summary as plain text: mean ± standard deviation, one line per checkpoint."""
     heads = {
         "train": "train", "test": "test", "control": "control",
         "self_consistent": "self-consistent", "optimal": "optimal*",
@@ -100,10 +100,17 @@ def table(results: dict) -> str:
 
 
 def read(folders: Sequence[str]) -> list[dict]:
-    """The results of runs that differ in their seeds alone, ascending by seed.
+    """Reads the results of runs that differ only in their seeds.
+
+    Args:
+      folders: the workdirs.
+
+    Returns:
+      The contents of their results.json, ascending by seed.
 
     Raises:
-      UsageError: fewer than two, one without results, or of another configuration or data.
+      UsageError: there are fewer than two, one has no results, or they differ in their
+        configuration, data or checkpoints.
     """
     if len(folders) < 2:
         raise UsageError(
@@ -137,8 +144,8 @@ def read(folders: Sequence[str]) -> list[dict]:
 
 
 def _identity(run: dict) -> dict:
-    """What must be the same in all runs."""
-    config = {name: value for name, value in run["config"].items() if name not in _OWN}
+    """The parts of the results that must be the same in all runs."""
+    config = {name: value for name, value in run["config"].items() if name not in _MAY_DIFFER}
     epochs = [row["epoch"] for row in run["checkpoints"]]
     return {**config, "data": run["data"].get("sha256"), "checkpoints": epochs}
 
@@ -148,13 +155,16 @@ def _share(row: dict, name: str) -> float:
 
 
 def _commits(environment: dict) -> list[str]:
-    """Of the code that made any phase of a run; of old runs, the one that wrote the results."""
+    """The commits that any phase of a run was made with.
+
+    Old runs know only the commit that wrote their results.
+    """
     by_phase = environment.get("commits") or {}
     return [commit for made in by_phase.values() for commit in made] or [str(environment["commit"])]
 
 
 def _effects(together: list[dict]) -> dict:
-    """What either refit wins on each kind of image."""
+    """The effects of either refit on each kind of image, over seeds."""
     return {
         kind: {
             refit: _over_seeds([one[kind][refit]["bpd"] for one in together]) for refit in COMPARED
@@ -169,7 +179,7 @@ def _over_seeds(values: list[float]) -> dict:
 
 
 def seeds(values: flags.FlagValues) -> None:
-    """Reads, summarises, draws."""
+    """Writes seeds.json and the figures, and prints the table and the claims."""
     if not values.runs or values.out is None:
         raise UsageError("--runs and --out are both needed; see --help")
     runs, out = read(values.runs), Path(values.out)

@@ -3,14 +3,13 @@
 import contextlib
 import fcntl
 import json
-import os
-import tempfile
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from experiments.files import write_atomically, write_json
 from experiments.options import Config, config_from_json
 from gapjax import checkpoints, parallel
 
@@ -190,27 +189,6 @@ class Workdir:
         if self._lock is not None:
             self._lock.close()
             self._lock = None
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Writes a file beside `path` and renames it: readers see the old one or the new one."""
-    with tempfile.NamedTemporaryFile(
-        dir=path.parent, prefix=f".{path.name}.", suffix=".tmp", delete=False
-    ) as f:
-        try:
-            f.write(content)
-            f.flush()
-            os.fsync(f.fileno())
-            os.chmod(f.name, 0o644)
-            os.replace(f.name, path)
-        except BaseException:
-            Path(f.name).unlink(missing_ok=True)
-            raise
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes JSON atomically, indented."""
-    write_atomically(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def _is_logged(entry: object) -> bool:

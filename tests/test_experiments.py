@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import draw, evaluate, options, refit, train, workdir
+from experiments import draw, evaluate, files, options, refit, train, workdir
 from experiments import run as experiment
 from experiments.presets import PRESETS
 from gapjax import checkpoints, parallel
@@ -534,13 +534,13 @@ def test_the_costs_of_pixels_are_those_of_their_image(small):
 
 def test_files_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "results.json"
-    workdir.write_json(path, {"a": 1})
+    files.write_json(path, {"a": 1})
 
     def fail(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(OSError, match="No space"):
-        workdir.write_json(path, {"a": 2})
+        files.write_json(path, {"a": 2})
     assert json.loads(path.read_text()) == {"a": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["results.json"]

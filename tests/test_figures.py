@@ -1,12 +1,19 @@
 """Figures: what is drawn are the numbers in results; files are whole and the same every time."""
 
 import copy
+import doctest
+import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from experiments import show
 from experiments.show import figures
+from experiments.show.bars import LOSSES
+
+_ROOT = Path(show.__file__).parent.parent.parent
 
 _EPOCHS = list(range(50, 501, 50))
 
@@ -339,7 +346,7 @@ def _ledger(epochs=(50, 500), model_gap=2.0):
 @pytest.mark.parametrize("model_gap", [2.0, -0.3])
 def test_the_parts_of_a_bar_are_the_losses_and_add_up(model_gap):
     (axes,) = figures.ledger(_ledger(model_gap=model_gap)).axes
-    bars = {box.get_label(): box for box in axes.containers if box.get_label() in figures._LOSSES}
+    bars = {box.get_label(): box for box in axes.containers if box.get_label() in LOSSES}
     heights = {key: [patch.get_height() for patch in bar] for key, bar in bars.items()}
     expected = {
         "model_gap": [model_gap] * 2, "approximation_gap": [0.9] * 2, "capacity_gap": [0.1] * 2,
@@ -366,3 +373,16 @@ def test_a_ledger_without_a_refit_draws_what_there_is():
     assert not labels & {"capacity_gap", "inference_gap_by_refit"}
     with pytest.raises(ValueError, match="nothing to draw"):
         figures.ledger({"checkpoints": []})
+
+
+def test_the_example_of_the_folder_runs_on_committed_results(tmp_path, monkeypatch):
+    """Figures of a results.json need no workdir and no program."""
+    (tmp_path / "experiments").symlink_to(_ROOT / "experiments")
+    monkeypatch.chdir(tmp_path)
+    tested = doctest.testmod(show, verbose=False)
+    assert tested.attempted >= 6 and tested.failed == 0
+    assert (tmp_path / "overview.png").stat().st_size > 10_000
+    results = json.loads(Path("experiments/results/digits/results.json").read_text())
+    for name, key in (("figure1a", "train"), ("figure1b", "optimal"), ("figure2", "control")):
+        (axes,) = getattr(figures, name)(results).axes
+        np.testing.assert_array_equal(_line(axes, key)[:, 1], _column(results, key))

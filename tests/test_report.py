@@ -1,14 +1,17 @@
 """The report: the numbers of results, failures shown as such, one page that loads nothing."""
 
 import copy
+import json
 import os
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
 from experiments.show import report
 
+_COMMITTED = Path(__file__).parent.parent / "experiments" / "results"
 _EPOCHS = list(range(50, 501, 50))
 # A picture of one white pixel.
 _PNG = bytes.fromhex(
@@ -166,7 +169,7 @@ def test_headline_hides_no_failure():
     last["gap_closed"] = -0.4
     assert "widens the gap by 40\xa0±" in report.headline(results)
     last["inference_gap"] = {"bpd": 0.002, "stderr": 0.003}
-    assert "no loss that is owed to the encoder can be told from zero" in report.headline(results)
+    assert "no loss due to the encoder can be distinguished from zero" in report.headline(results)
     last["inference_gap"] = {"bpd": float("nan"), "stderr": 0.0}
     assert "not a finite number" in report.headline(results)
     assert "No checkpoint" in report.headline({"checkpoints": []})
@@ -354,3 +357,64 @@ def test_the_ledger_is_shown_where_there_is_one(tmp_path):
     assert cells[5].endswith("*") and cells[9].endswith("*") and not cells[4].endswith("*")
     assert "300 of 1,437 test images" in text and "seed 7" in text and "Nats per image." in text
     assert "The ledger" not in _write(tmp_path, _results())[0]
+
+
+def _hostile(value):
+    """The same with every string, and every key of the free-form parts, turned into markup."""
+    if isinstance(value, dict):
+        return {key: _hostile(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_hostile(inner) for inner in value]
+    return f"<script>{value}</script>\"'&" if isinstance(value, str) else value
+
+
+def test_every_string_of_a_run_is_escaped(tmp_path):
+    """Also of the ledger, and of the preset, which is shown where no data set is named."""
+    folder = _COMMITTED / "digits"
+    results, ledger = (
+        _hostile(json.loads((folder / f"{name}.json").read_text()))
+        for name in ("results", "ledger")
+    )
+    del results["dataset"]
+    for name in ("config", "environment", "data", "seconds"):
+        results[name] = {_hostile(key): value for key, value in results[name].items()}
+    account = ledger["checkpoints"][0]["test"]
+    account["encoders"] = {"<script>own": account["encoders"]["as_trained"]}
+    picture = tmp_path / "picture.png"
+    picture.write_bytes(_PNG)
+    path = tmp_path / "report.html"
+    report.write_report(path, results, {"overview": picture, "<script>": picture}, ledger)
+    text = path.read_text(encoding="utf-8")
+    page = _Page(text)
+    assert page.open == [] and "script" not in page.tags and "<script" not in text
+    assert "<title>&lt;script&gt;digits&lt;/script&gt;" in text
+    assert "&lt;script&gt;own" in text and "&amp;" in text
+
+
+def test_results_of_older_versions_are_read(tmp_path):
+    """Without effects, averaged weights, medians and the newer flags: their parts are left out."""
+    results = json.loads((_COMMITTED / "digits" / "results.json").read_text())
+    text, page = _write(tmp_path, results)
+    parts = ("averaged weights", "speak for most images", "What the refits win")
+    assert all(part in text for part in parts)
+    rows = [row for row in page.rows if len(row) == 10]
+    for checkpoint in results["checkpoints"]:
+        for key in [key for key in checkpoint if "averaged" in key or key == "effects"]:
+            del checkpoint[key]
+        for key in ("inference_gap", "gain", "gain_over_control"):
+            checkpoint[key] = {name: checkpoint[key][name] for name in ("bpd", "stderr")}
+    del results["best"], results["config"]["validation"], results["config"]["posterior"]
+    text, page = _write(tmp_path, results)
+    assert not any(part in text for part in parts)
+    shown = [row for row in page.rows if len(row) == 10]
+    assert len(shown) == 1 + len(results["checkpoints"]) and shown == rows[: len(shown)]
+
+
+@pytest.mark.parametrize("weight, explained", [(2.56e-5, True), (0.0, False), (None, False)])
+def test_the_uniform_of_the_grey_likelihood_is_explained(tmp_path, weight, explained):
+    results = _results([50])
+    results["config"]["uniform_weight"] = weight
+    text, _ = _write(tmp_path, results)
+    (shown,) = re.findall(r"<dt>uniform_weight</dt><dd>(.*?)</dd>", text)
+    assert shown.startswith("–" if weight is None else str(weight))
+    assert ("mixture of a uniform distribution over all grey levels" in shown) == explained

@@ -1,4 +1,4 @@
-"""Numbers as a reader sees them: with the digits that their standard error allows."""
+"""Numbers as text, rounded according to their standard errors."""
 
 import math
 from collections.abc import Sequence
@@ -11,7 +11,14 @@ BESIDE = f"{_SPACE}±{_SPACE}"  # between a number and its standard error
 def measured(
     value: float, error: float | None, decimals: int | None = None, plus: bool = False
 ) -> str:
-    """A number and its standard error, rounded to what the error allows."""
+    """A number and its standard error, both with the same number of decimals.
+
+    Args:
+      value: the number.
+      error: its standard error, if known.
+      decimals: by default such that the error has two digits, or 4 without an error.
+      plus: whether positive numbers have a plus sign.
+    """
     if decimals is None:
         decimals = 4 if error is None else decimals_of(error)
     text = signed(value, decimals, plus)
@@ -19,14 +26,14 @@ def measured(
 
 
 def decimals_of(error: float, digits: int = 2) -> int:
-    """Decimals that show a standard error to so many digits."""
+    """The number of decimals, at most 6, that shows a standard error to `digits` digits."""
     if not error > 0:
         return 4
     return min(6, max(0, digits - 1 - math.floor(math.log10(error))))
 
 
 def percent(share: float, error: float | None = None, decimals: int = 0) -> str:
-    """A share, with its standard error where there is one."""
+    """A share in percent, with its standard error if that is given."""
     text = signed(100 * share, decimals)
     if error is not None:
         text += f"{BESIDE}{100 * error:.{decimals}f}"
@@ -34,7 +41,7 @@ def percent(share: float, error: float | None = None, decimals: int = 0) -> str:
 
 
 def signed(value: float, decimals: int, plus: bool = False) -> str:
-    """A number with a true minus sign, and none before a zero."""
+    """A number with a typographic minus sign, and no sign if it rounds to zero."""
     text = f"{value:{'+' if plus else ''}.{decimals}f}"
     if float(text) == 0:
         text = text.lstrip("+-")
@@ -49,7 +56,7 @@ def finite(value: Any) -> float | None:
 
 
 def duration(seconds: Any) -> str:
-    """A time as hours, minutes and seconds; what is no number as it is."""
+    """A time as hours, minutes and seconds; a value that is not a number is not converted."""
     number = finite(seconds)
     if number is None:
         return str(seconds)
@@ -61,5 +68,5 @@ def duration(seconds: Any) -> str:
 
 
 def at_epochs(epochs: Sequence[int]) -> str:
-    """Where something holds: "epoch 200", or "epochs 200, 400"."""
+    """Epochs as text: "epoch 200", or "epochs 200, 400"."""
     return f"epoch{'s' if len(epochs) > 1 else ''} {', '.join(map(str, epochs))}"

@@ -1,0 +1,52 @@
+"""Files that are either complete or absent: written under a temporary name, then renamed."""
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Gives a temporary path to write to, which replaces `path` when the block succeeds.
+
+    A reader of `path` sees the old file or the new one, never a part of it. If the block or the
+    renaming fails, the old file stays and the temporary one is removed. The name of a temporary
+    file that a killed program leaves behind is that of `path` with a dot before and a random part
+    and ".tmp" after it; `Workdir` removes such files.
+
+    Args:
+      path: the file to write, in a directory that exists.
+
+    Yields:
+      The path of an empty file in the same directory.
+
+    Raises:
+      OSError: the file could not be created, written or renamed.
+    """
+    path = Path(path)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    temporary = Path(name)
+    try:
+        os.close(descriptor)
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Writes a file as a whole; see `replacing`."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes indented JSON as a whole; see `replacing`."""
+    write_atomically(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())

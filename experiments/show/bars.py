@@ -1,0 +1,98 @@
+"""The ledger as stacked bars: what is lost on unseen images, and through which part."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from experiments.show import Results
+from experiments.show.labels import end_label
+from experiments.show.style import INKS, LABELS, MUTED, TEXT
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.text import Annotation
+
+# The parts of a bar from bottom to top: the key in ledger.json, the colour and the label.
+LOSSES: Mapping[str, tuple[str, str]] = {
+    "model_gap": ("#8a8a8a", "decoder over-fits\n(log p(x): train − test)"),
+    "approximation_gap": ("#7fb4d6", "posterior family\nis too simple*"),
+    "capacity_gap": ("#a9d3b4", "encoder cannot give\nthe best posterior*"),
+    "inference_gap_by_refit": ("#e08a4a", "encoder over-fits*"),
+}
+
+
+def draw_ledger(axes: Axes, rows: Sequence[Results]) -> list[Annotation]:
+    """Draws a bar for each checkpoint.
+
+    Args:
+      axes: where to draw.
+      rows: the checkpoints of ledger.json, ascending in epoch.
+
+    Returns:
+      The labels beside the last bar.
+    """
+    places = np.arange(len(rows))
+    ends = _draw_losses(axes, rows, places) + _draw_self_consistent(axes, rows, places)
+    axes.axhline(0.0, color=MUTED, linewidth=0.8)
+    axes.set_xticks(places, [str(row["epoch"]) for row in rows])
+    axes.set_xlim(-0.5, len(rows) - 0.62)
+    axes.set_title("What is lost on unseen images: train log p(x) minus test ELBO")
+    axes.set_xlabel(LABELS["epoch"])
+    axes.set_ylabel("nats per image")
+    return ends
+
+
+def _draw_losses(axes: Axes, rows: Sequence[Results], places: np.ndarray) -> list[Annotation]:
+    """Draws those parts that every checkpoint has; negative ones hang below zero."""
+    above, below = np.zeros(len(rows)), np.zeros(len(rows))
+    ends, parts = [], []
+    for key, (colour, words) in LOSSES.items():
+        losses = [_loss(row, key) for row in rows]
+        if any(loss is None for loss in losses):
+            continue
+        nats = np.array([loss["nats"] for loss in losses])
+        base = np.where(nats >= 0, above, below)
+        axes.bar(places, nats, 0.62, bottom=base, color=colour, label=key, zorder=2)
+        error = [loss["stderr"] for loss in losses]
+        axes.errorbar(  # left of the numbers
+            places - 0.22, base + nats, error, fmt="none", ecolor=TEXT, elinewidth=0.9, zorder=3
+        )
+        above, below = above + np.maximum(nats, 0), below + np.minimum(nats, 0)
+        middle = base[-1] + nats[-1] / 2
+        ends.append(end_label(axes, (places[-1] + 0.34, middle), words, TEXT))
+        parts += zip(places, base, nats, strict=True)
+    for place, start, value in parts:
+        if abs(value) > 0.05 * (above.max() - below.min()):  # high enough for a number
+            axes.text(place, start + value / 2, f"{value:.2f}", ha="center", va="center",
+                      fontsize=8.5, zorder=4)  # fmt: skip
+    return ends
+
+
+def _draw_self_consistent(
+    axes: Axes, rows: Sequence[Results], places: np.ndarray
+) -> list[Annotation]:
+    """Draws a dash where the self-consistent encoder ends, if every checkpoint has one."""
+    encoders = [row["test"]["encoders"].get("self_consistent") for row in rows]
+    if not all(encoders):
+        return []
+    lost = [
+        row["train"]["log_prob"]["nats"] - encoder["elbo"]["nats"]
+        for row, encoder in zip(rows, encoders, strict=True)
+    ]
+    colour = INKS["self_consistent"].colour
+    axes.hlines(lost, places - 0.36, places + 0.36, color=colour, linewidth=2.2, zorder=4,
+                label="self_consistent")  # fmt: skip
+    words = "after self-consistent\ntraining"
+    return [end_label(axes, (places[-1] + 0.34, lost[-1]), words, colour)]
+
+
+def _loss(row: Results, key: str) -> Results | None:
+    """One part: of the checkpoint, of its test set, or of the encoder as trained."""
+    test = row["test"]
+    for place in (row, test, test["encoders"]["as_trained"]):
+        if key in place:
+            return place[key]
+    return None

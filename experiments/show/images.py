@@ -1,0 +1,121 @@
+"""Images on a grid, with labels beside the rows and above the columns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from experiments.show.style import LABEL_SIZE
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from matplotlib.text import Text
+
+_INCH = 0.01  # of a pixel of the mosaic: two pixels of the PNG, so that edges are sharp
+_EDGE = 0.08  # inches
+_GUTTER = 4  # pixels of the mosaic
+
+
+class Mosaic(NamedTuple):
+    """All images, enlarged, as one picture with gutters.
+
+    Attributes:
+      pixels: [H, W] or [H, W, 3], from 0 to 1.
+      rows: the centre of each row, in pixels from the top.
+      columns: the centre of each column, in pixels from the left.
+    """
+
+    pixels: np.ndarray
+    rows: list[float]
+    columns: list[float]
+
+
+def mosaic(
+    images: ArrayLike, levels: int, columns: int | None, row_labels: Sequence[str] | None
+) -> Mosaic:
+    """Lays images out; see `experiments.show.figures.image_grid`.
+
+    Raises:
+      ValueError: the images are not of a shape that can be drawn, or do not fill the rows.
+    """
+    images, columns = _checked(np.asarray(images), levels, columns, row_labels)
+    rows = -(-len(images) // columns)
+    enlarge = max(1, round(60 / max(images.shape[1:3])))
+    cells = images.repeat(enlarge, axis=1).repeat(enlarge, axis=2) / (levels - 1)
+    (high, wide), colour = cells.shape[1:3], cells.ndim == 4
+    step = high + _GUTTER, wide + _GUTTER
+    paper, line = (1.0, 0.85) if colour else (0.0, 0.15)
+    shape = (rows * step[0] + _GUTTER, columns * step[1] + _GUTTER)
+    pixels = np.full(shape + cells.shape[3:], paper)
+    corners = [(i // columns * step[0], i % columns * step[1]) for i in range(len(cells))]
+    for top, left in corners:
+        pixels[top : top + high + 2 * _GUTTER, left : left + wide + 2 * _GUTTER] = line
+    for (top, left), cell in zip(corners, cells, strict=True):
+        pixels[top + _GUTTER : top + step[0], left + _GUTTER : left + step[1]] = cell
+    centres = [
+        [_GUTTER + i * (size + _GUTTER) + size / 2 for i in range(count)]
+        for count, size in ((rows, high), (columns, wide))
+    ]
+    return Mosaic(np.clip(pixels, 0.0, 1.0), *centres)
+
+
+def _checked(
+    images: np.ndarray, levels: int, columns: int | None, row_labels: Sequence[str] | None
+) -> tuple[np.ndarray, int]:
+    """Images [N, H, W] or [N, H, W, 3] and the number of columns."""
+    if images.ndim == 4 and images.shape[-1] == 1:
+        images = images[..., 0]
+    if not (images.ndim == 3 or (images.ndim == 4 and images.shape[-1] == 3)) or not images.size:
+        raise ValueError(f"images of shape [N, H, W] or [N, H, W, C] expected, got {images.shape}")
+    if levels < 2:
+        raise ValueError(f"levels must be at least 2, got {levels}")
+    count = len(images)
+    if row_labels is not None:
+        columns = columns or max(1, count // max(1, len(row_labels)))
+        if count != columns * len(row_labels):
+            raise ValueError(f"{count} images do not fill {len(row_labels)} rows of {columns}")
+    return images, columns or _num_columns(count)
+
+
+def _num_columns(count: int) -> int:
+    """About twice as many columns as rows, such that all rows are full if possible."""
+    aim = np.sqrt(2 * count)
+    full = [c for c in range(int(aim / 2), 2 * int(aim) + 1) if c and count % c == 0]
+    return min(full, key=lambda c: abs(c - aim)) if full else int(np.ceil(aim))
+
+
+def draw_mosaic(
+    figure: Figure,
+    picture: Mosaic,
+    row_labels: Sequence[str] | None,
+    column_labels: Sequence[str] | None,
+) -> None:
+    """Draws a mosaic and its labels, and fits the size of the figure to them."""
+    beside, (left, _) = _write(figure, row_labels, ha="right", va="center")
+    above, (_, top) = _write(figure, column_labels, ha="center", va="bottom", linespacing=1.2)
+    left = left + 0.2 if beside else _EDGE
+    top = top + 2 * _EDGE if above else _EDGE
+    high, wide = picture.pixels.shape[0] * _INCH, picture.pixels.shape[1] * _INCH
+    width, height = left + wide + _EDGE, high + top + _EDGE
+    figure.set_size_inches(width, height)
+    axes = figure.add_axes(
+        (left / width, _EDGE / height, wide / width, high / height), frame_on=False
+    )
+    axes.imshow(picture.pixels, cmap="gray_r", vmin=0.0, vmax=1.0, interpolation="nearest")
+    axes.set_axis_off()
+    for text, row in zip(beside, picture.rows, strict=False):
+        text.set_position(((left - 0.12) / width, 1 - (top + row * _INCH) / height))
+    for text, column in zip(above, picture.columns, strict=False):
+        text.set_position(((left + column * _INCH) / width, 1 - (top - _EDGE / 2) / height))
+
+
+def _write(
+    figure: Figure, labels: Sequence[str] | None, **place: str | float
+) -> tuple[list[Text], tuple[float, float]]:
+    """Writes labels, to be placed later, and gives the largest width and height in inches."""
+    texts = [figure.text(0, 0, label, fontsize=LABEL_SIZE, **place) for label in labels or ()]
+    sizes = [text.get_window_extent().size for text in texts] or [(0.0, 0.0)]
+    return texts, tuple(np.ceil(50 * np.max(sizes, axis=0) / figure.dpi) / 50)

@@ -1,0 +1,131 @@
+"""Text in figures: labels at the ends of curves, which do not overlap, and the footnote."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from experiments.show import Results
+from experiments.show.style import LABEL_SIZE, LABELS, MUTED
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.patheffects import AbstractPathEffect
+    from matplotlib.text import Annotation
+
+
+def end_label(axes: Axes, end: tuple[float, float], label: str, colour: str) -> Annotation:
+    """Writes a label to the right of a curve's end; `finish` moves such labels apart."""
+    return axes.annotate(
+        label,
+        end,
+        xytext=(8, 0),
+        textcoords="offset points",
+        va="center",
+        color=colour,
+        fontsize=LABEL_SIZE,
+        linespacing=1.1,
+        annotation_clip=False,
+    )
+
+
+def halo(colour: str) -> list[AbstractPathEffect]:
+    """An outline in the colour of the ground, for text that crosses lines."""
+    from matplotlib.patheffects import withStroke
+
+    return [withStroke(linewidth=2.5, foreground=colour)]
+
+
+def self_consistent_label(results: Results) -> str:
+    """The label of self-consistent training, with α if the run's configuration names it."""
+    alpha = (results.get("config") or {}).get("alpha")
+    known = isinstance(alpha, int | float)
+    return LABELS["self_consistent"] + (f",\nα = {alpha:g}" if known else "")
+
+
+def error_note(runs: Sequence[Results], paired: bool = False) -> str:
+    """What the bands or error bars show."""
+    if len(runs) > 1:
+        return f"mean of {len(runs)} seeds ± 1 standard deviation across them"
+    if paired:
+        return "± 1 standard error of the paired difference from amortized"
+    return "± 1 standard error over images"
+
+
+def footnote(runs: Sequence[Results], *notes: str) -> str:
+    """The line below a figure: the data set, the number of test images, and notes."""
+    first = runs[0]
+    num_test = (first.get("data") or {}).get("num_test")
+    words = [
+        str(first.get("dataset") or first.get("preset") or ""),
+        f"{num_test:,} test images" if num_test else "",
+        *notes,
+    ]
+    return "  ·  ".join(word for word in words if word)
+
+
+def finish(figure: Figure, ends: Sequence[Annotation], note: str) -> None:
+    """Adds the footnote, lays the figure out and moves its end labels apart.
+
+    Args:
+      figure: complete but for these.
+      ends: its labels by `end_label`.
+      note: the footnote.
+    """
+    figure.supxlabel(note, x=0.995, ha="right", fontsize=8.0, color=MUTED)
+    figure.draw_without_rendering()
+    points = 72.0 / figure.dpi
+    for axes in figure.axes:
+        inside = [end for end in ends if end.axes is axes and np.isfinite(end.xy[1])]
+        wanted = [axes.transData.transform(end.xy)[1] * points for end in inside]
+        heights = [1.2 * LABEL_SIZE * (1 + end.get_text().count("\n")) + 2.0 for end in inside]
+        limits = axes.bbox.y0 * points, axes.bbox.y1 * points
+        for end, y, centre in zip(inside, wanted, _spread(wanted, heights, limits), strict=True):
+            end.xyann = (8, centre - y)
+
+
+def _spread(
+    wanted: Sequence[float], heights: Sequence[float], limits: tuple[float, float]
+) -> list[float]:
+    """Moves labels apart, each as near as possible to where it is wanted.
+
+    Overlapping labels are merged into stacks, and a stack lies at the mean of the positions that
+    its labels would give it.
+
+    Args:
+      wanted: the centre that each label would have by itself, in points.
+      heights: of the labels, in points.
+      limits: the lower and the upper end of the axes, in points.
+
+    Returns:
+      A centre for each label: in the order of `wanted`, without overlap, inside the limits.
+    """
+    order = sorted(range(len(wanted)), key=lambda i: wanted[i])
+    stacks: list[list[float]] = []  # of each: its bottom, its height, its number of labels
+    for i in order:
+        stacks.append([wanted[i] - heights[i] / 2, heights[i], 1])
+        while len(stacks) > 1 and stacks[-2][0] + stacks[-2][1] > stacks[-1][0]:
+            bottom, height, count = stacks.pop()
+            below = stacks[-1]
+            shifted = below[0] * below[2] + (bottom - below[1]) * count
+            below[0] = shifted / (below[2] + count)
+            below[1] += height
+            below[2] += count
+    ceiling = limits[1]
+    for stack in reversed(stacks):
+        ceiling = stack[0] = min(stack[0], ceiling - stack[1])
+    floor = limits[0]
+    for stack in stacks:
+        stack[0] = max(stack[0], floor)
+        floor = stack[0] + stack[1]
+    centres = [0.0] * len(wanted)
+    labels = iter(order)
+    for bottom, _, count in stacks:
+        for _ in range(int(count)):
+            i = next(labels)
+            centres[i] = bottom + heights[i] / 2
+            bottom += heights[i]
+    return centres

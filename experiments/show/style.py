@@ -1,0 +1,118 @@
+"""How every figure looks: colours, words and matplotlib's settings."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class Ink(NamedTuple):
+    """How one quantity is drawn in every figure.
+
+    Attributes:
+      colour: of the line and of its label, as "#rrggbb".
+      marker: matplotlib's name of the marker.
+      line: matplotlib's line style, a name or (offset, (on, off)).
+    """
+
+    colour: str
+    marker: str
+    line: str | tuple[float, tuple[float, ...]]
+
+
+# After Okabe and Ito's palette for colour-blind readers. The light colours are darkened, so that
+# text in them is readable on white. Markers and dashes tell the curves apart in black and white.
+INKS: Mapping[str, Ink] = {
+    "train": Ink("#4d4d4d", "s", "-"),
+    "test": Ink("#c75000", "o", "-"),
+    "control": Ink("#a04a86", "D", (0, (1, 1.2))),
+    "self_consistent": Ink("#0067a5", "^", "-"),
+    "optimal": Ink("#007a5a", "v", (0, (4, 1.6))),
+}
+LABELS: Mapping[str, str] = {
+    "train": "train",
+    "test": "test",
+    "amortized": "amortized\n(as trained)",
+    "control": "control, α = 0",
+    "self_consistent": "self-consistent",
+    "optimal": "optimal inference\n(fitted on\nthe test set)",
+    "inference_gap": "inference\ngeneralization gap",
+    "bpd": "bits per dimension (lower is better)",
+    "epoch": "training epochs",
+    "refit_epoch": "epochs of the refit",
+    "figure1a": "1a  Train and test",
+    "figure1b": "1b  Test, and after optimal inference",
+    "figure2": "2  Test, by kind of inference",
+    "effect_on_model": "On fresh samples of the model",
+    "effect_on_train": "On training images",
+    "effect_on_test": "On test images",
+}
+
+PAPER = "#ffffff"
+TEXT = "#222222"
+MUTED = "#6b6b6b"
+GAP = "#f6d9c4"
+GAP_TEXT = "#8a3a00"
+LABEL_SIZE = 9.5
+SINGLE = (6.4, 4.0)  # inches, of a figure of one panel
+_GRID = "#e7e7e7"
+_RC = {
+    "font.family": "DejaVu Sans",
+    "font.size": 10.0,
+    "text.color": TEXT,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": TEXT,
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 11.0,
+    "axes.titleweight": "bold",
+    "axes.titlepad": 10.0,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.unicode_minus": True,
+    "grid.color": _GRID,
+    "grid.linewidth": 0.8,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": TEXT,
+    "ytick.labelcolor": TEXT,
+    "xtick.labelsize": 9.0,
+    "ytick.labelsize": 9.0,
+    "ytick.major.size": 0.0,
+    "lines.linewidth": 1.8,
+    "lines.markersize": 4.5,
+    "figure.facecolor": PAPER,
+    "savefig.facecolor": PAPER,
+    "pdf.fonttype": 42,
+}
+
+
+def style() -> contextlib.AbstractContextManager[None]:
+    """Applies the figures' settings inside a `with` block; matplotlib's own are restored."""
+    import matplotlib
+
+    return matplotlib.rc_context(_RC)
+
+
+def new_figure(size: tuple[float, float], layout: str | None = "constrained") -> Figure:
+    """An empty figure with an Agg canvas, made without pyplot.
+
+    Args:
+      size: width and height in inches.
+      layout: matplotlib's layout engine; None if the caller places everything.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, layout=layout)
+    FigureCanvasAgg(figure)
+    if layout is not None:
+        figure.get_layout_engine().set(w_pad=0.08, h_pad=0.06, wspace=0.02)
+    return figure

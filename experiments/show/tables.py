@@ -1,0 +1,314 @@
+"""The tables of the report page: from results to cells of text. `report.html.j2` draws them.
+
+To add a column, add its key and its heading to the mapping of its table, `ABSOLUTE`, `PAIRED`,
+`AVERAGED` or `OF_ENCODER`.
+"""
+
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from experiments.effects import COMPARED
+from experiments.show import Results
+from experiments.show.formatting import BESIDE, decimals_of, finite, measured, percent, signed
+
+DASH = "–"
+
+
+class Cell(NamedTuple):
+    """One cell of a table.
+
+    Attributes:
+      text: the value, or a dash if there is none.
+      error: the standard error with its ± sign; shown in grey.
+      mark: of a footnote.
+      kind: CSS classes.
+    """
+
+    text: str
+    error: str = ""
+    mark: str = ""
+    kind: str = ""
+
+
+class Head(NamedTuple):
+    """One cell of a table's heading.
+
+    Attributes:
+      title: of the column.
+      note: small print below the title.
+      kind: CSS classes; "start" draws a line to the left.
+      span: how many columns it covers.
+    """
+
+    title: str = ""
+    note: str = ""
+    kind: str = ""
+    span: int = 1
+
+
+class Row(NamedTuple):
+    """One row of a table, with its CSS classes."""
+
+    cells: Sequence[Cell]
+    kind: str = ""
+
+
+class Table(NamedTuple):
+    """A table: rows of headings, rows of cells, and its CSS classes."""
+
+    heads: Sequence[Sequence[Head]]
+    rows: Sequence[Row]
+    kind: str = ""
+
+
+ABSOLUTE: Mapping[str, Head] = {
+    "train": Head("train", kind="start"),
+    "test": Head("test, amortized", "encoder as trained"),
+    "control": Head("control", "α = 0, test"),
+    "self_consistent": Head("self-consistent", "test"),
+    "optimal": Head("optimal", "fitted on the test set"),
+}
+PAIRED: Mapping[str, Head] = {
+    "inference_gap": Head("gap", "test − optimal", "start"),
+    "gain": Head("gain", "test − self-consistent"),
+    "gain_over_control": Head("gain over control", "control − self-consistent"),
+}
+AVERAGED: Mapping[str, Head] = {
+    "control_averaged": Head("control", "α = 0, averaged"),
+    "self_consistent_averaged": Head("self-consistent", "averaged"),
+    "gain_averaged": Head("gain", "test − self-consistent"),
+    "gain_over_control": Head("gain over control", "last weights"),
+    "gain_over_control_averaged": Head("gain over control", "averaged weights"),
+}
+# Of the ledger, one for each encoder.
+OF_ENCODER: Mapping[str, Head] = {
+    "bound_gap": Head("bound gap", "log p − ELBO"),
+    "amortization_gap": Head("amortization gap", "on test: eq. 11 by q*"),
+    "inference_gap_by_refit": Head("inference gap", "eq. 11 by the refit"),
+    "capacity_gap": Head("capacity gap", "ELBO, q* − refit"),
+}
+_BY_IMAGE: Mapping[str, Head] = {
+    **PAIRED,
+    "gain_over_control_averaged": AVERAGED["gain_over_control_averaged"],
+}
+_KINDS: Mapping[str, str] = {"model": "model samples", "train": "training", "test": "test"}
+
+
+def unconverged(checkpoint: Results) -> bool:
+    """Whether optimal inference is known to have ended before it converged."""
+    return ((checkpoint.get("refits") or {}).get("optimal") or {}).get("converged") is False
+
+
+def checkpoints_table(results: Results) -> Table | None:
+    """BPD of every checkpoint by each encoder, and the paired differences."""
+    checkpoints = results.get("checkpoints") or ()
+    if not checkpoints:
+        return None
+    columns = {
+        **_columns(checkpoints, ABSOLUTE, digits=1, by=min),
+        **_columns(checkpoints, PAIRED, digits=2),
+    }
+    starts = {key for key, head in {**ABSOLUTE, **PAIRED}.items() if head.kind == "start"}
+    tests = [finite((c.get("test") or {}).get("bpd")) for c in checkpoints]
+    lowest = min((bpd for bpd in tests if bpd is not None), default=None)
+    rows = []
+    for i, checkpoint in enumerate(checkpoints):
+        marked = ("optimal", "inference_gap") if unconverged(checkpoint) else ()
+        cells = [Cell(str(checkpoint["epoch"]))]
+        for key, column in columns.items():
+            kind, mark = "start" if key in starts else "", "†" if key in marked else ""
+            cells.append(column[i]._replace(kind=kind, mark=mark))
+        closed = finite(checkpoint.get("gap_closed"))
+        error = finite(checkpoint.get("gap_closed_stderr"))
+        cells.append(Cell(DASH) if closed is None else _split(percent(closed, error)))
+        rows.append(Row(cells, "lowest" if lowest is not None and tests[i] == lowest else ""))
+    heads = {**ABSOLUTE, **PAIRED}
+    alpha = (results.get("config") or {}).get("alpha")
+    if alpha is not None:
+        note = f"α = {alpha}, test"
+        heads["self_consistent"] = heads["self_consistent"]._replace(note=note)
+    groups = [
+        Head(),
+        Head("BPD, lower is better", kind="group start", span=len(ABSOLUTE)),
+        Head("paired differences of test BPD", kind="group start", span=len(PAIRED) + 1),
+    ]
+    titles = [Head("epoch"), *heads.values(), Head("gap closed", "gain / gap")]
+    return Table([groups, titles], rows, "wide")
+
+
+def by_image_table(results: Results) -> Table | None:
+    """Of each paired difference the median, the images improved and the effective number."""
+    known = lambda row: [key for key in _BY_IMAGE if (row.get(key) or {}).get("better") is not None]
+    checkpoints = [row for row in results.get("checkpoints") or () if known(row)]
+    if not checkpoints:
+        return None
+    keys = [key for key in _BY_IMAGE if all(key in known(row) for row in checkpoints)]
+    groups = [_BY_IMAGE[key]._replace(kind="group start", span=3) for key in keys]
+    titles = [Head("median", kind="start"), Head("images improved"), Head("effective images")]
+    rows = []
+    for row in checkpoints:
+        cells = [Cell(str(row["epoch"]))]
+        for difference in (row[key] for key in keys):
+            cells += _by_image(difference, "start")
+            cells.append(Cell(plain(round(difference["num_effective"]))))
+        rows.append(Row(cells))
+    return Table([[Head(), *groups], [Head("epoch"), *titles * len(keys)]], rows)
+
+
+def averaged_table(results: Results) -> Table | None:
+    """BPD of the refits with averaged weights, and the gains over the control of both."""
+    checkpoints = [c for c in results.get("checkpoints") or () if "gain_averaged" in c]
+    if not checkpoints:
+        return None
+    columns = _columns(checkpoints, AVERAGED, digits=2)
+    rows = [
+        Row([Cell(str(checkpoint["epoch"])), *(column[i] for column in columns.values())])
+        for i, checkpoint in enumerate(checkpoints)
+    ]
+    return Table([[Head("epoch"), *AVERAGED.values()]], rows)
+
+
+def convergence_table(results: Results) -> Table | None:
+    """How optimal inference ended at every checkpoint."""
+    rows = []
+    for checkpoint in results.get("checkpoints") or ():
+        refit = (checkpoint.get("refits") or {}).get("optimal") or {}
+        if not refit:
+            continue
+        converged = {True: "yes", False: "no"}.get(refit.get("converged"))
+        values = (refit.get("steps"), converged, refit.get("last_improvement"))
+        rows.append(Row([Cell(str(checkpoint["epoch"])), *(Cell(plain(v)) for v in values)]))
+    if not rows:
+        return None
+    titles = ("epoch", "steps", "converged", "last improvement, BPD")
+    return Table([[Head(title) for title in titles]], rows)
+
+
+def effects_table(results: Results) -> Table | None:
+    """What the refits gain on each kind of image at every checkpoint."""
+    rows = []
+    for checkpoint in results.get("checkpoints") or ():
+        for kind, effect in (checkpoint.get("effects") or {}).items():
+            norms = effect.get("gradient")
+            effective = (
+                f"{norms['num_effective']:,.0f} of {norms['num_examples']:,}" if norms else DASH
+            )
+            cells = [
+                Cell(str(checkpoint["epoch"])),
+                Cell(_KINDS[kind], kind="text"),
+                _cell(effect["as_trained"], 3),
+            ]
+            for refit in COMPARED:
+                cells.append(_cell(effect[refit], 4)._replace(kind="start"))
+                cells += _by_image(effect[refit])
+            rows.append(Row([*cells, Cell(effective, kind="start")]))
+    if not rows:
+        return None
+    of_refits = [Head(ABSOLUTE[refit].title, kind="group start", span=3) for refit in COMPARED]
+    groups = [Head(span=3), *of_refits, Head(kind="start")]
+    titles = [
+        Head("epoch"),
+        Head("images", kind="text"),
+        Head("as trained", "BPD"),
+        *[Head("mean", kind="start"), Head("median"), Head("images improved")] * len(COMPARED),
+        Head("effective images", "gradient, encoder as trained", "start"),
+    ]
+    return Table([groups, titles], rows)
+
+
+def ledger_table(ledger: Results) -> Table:
+    """The estimates of ledger.json for every checkpoint, set of images and encoder, in nats."""
+    rows = []
+    for checkpoint in ledger["checkpoints"]:
+        for images in ("train", "test"):
+            account = checkpoint[images]
+            shared = (
+                checkpoint["model_gap"], account["log_prob"], account["optimal"],
+                account["approximation_gap"],
+            )  # fmt: skip
+            for encoder, estimates in account["encoders"].items():
+                names = (images, encoder.replace("_", " "))
+                of_encoder = (estimates[key] for key in ("elbo", *OF_ENCODER))
+                rows.append(
+                    Row([
+                        Cell(str(checkpoint["epoch"])),
+                        *(Cell(name, kind="text") for name in names),
+                        *(_nats(estimate) for estimate in (*shared, *of_encoder)),
+                    ])
+                )  # fmt: skip
+    titles = [
+        Head("epoch"),
+        Head("images", kind="text"),
+        Head("encoder", kind="text"),
+        Head("model gap", "log p, train − test"),
+        Head("log p(x)"),
+        Head("ELBO, q*", "best q per image"),
+        Head("approximation gap", "log p − ELBO, q*"),
+        Head("ELBO"),
+        *OF_ENCODER.values(),
+    ]
+    return Table([titles], rows, "wide")
+
+
+def plain(value: Any) -> str:
+    """A single value as text: numbers short, None as a dash."""
+    if value is None:
+        return DASH
+    if isinstance(value, float) and finite(value) is not None:
+        return f"{value:.3g}".replace("-", "−")
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}".replace("-", "−")
+    return str(value)
+
+
+def _columns(
+    checkpoints: Sequence[Results],
+    keys: Iterable[str],
+    digits: int,
+    by: Callable[[list[float]], float] = statistics.median,
+) -> dict[str, list[Cell]]:
+    """Columns of {"bpd", "stderr"}, all with the same number of decimals.
+
+    Args:
+      checkpoints: the rows.
+      keys: of the columns.
+      digits: of the deciding standard error that are shown.
+      by: chooses the deciding one from the median standard errors of the columns.
+    """
+    found = {key: [c.get(key) or {} for c in checkpoints] for key in keys}
+    errors = [
+        [error for estimate in column if (error := finite(estimate.get("stderr")))]
+        for column in found.values()
+    ]
+    medians = [statistics.median(known) for known in errors if known]
+    decimals = decimals_of(by(medians), digits) if medians else 4
+    return {
+        key: [_cell(estimate, decimals) for estimate in column] for key, column in found.items()
+    }
+
+
+def _cell(estimate: Mapping[str, Any], decimals: int) -> Cell:
+    bpd, error = finite(estimate.get("bpd")), finite(estimate.get("stderr"))
+    return Cell(DASH) if bpd is None else _split(measured(bpd, error, decimals))
+
+
+def _by_image(difference: Mapping[str, Any], kind: str = "") -> list[Cell]:
+    """The median of a paired difference, and the share of the images that are improved."""
+    share = percent(difference["better"], difference["better_stderr"], decimals=1)
+    return [Cell(signed(difference["median"], 4), kind=kind), _split(share)]
+
+
+def _nats(estimate: Mapping[str, Any] | None) -> Cell:
+    """An estimate of the ledger, marked if it was fitted on the test set."""
+    nats = finite((estimate or {}).get("nats"))
+    if estimate is None or nats is None:
+        return Cell(DASH)
+    mark = "*" if estimate.get("fitted_on_test") else ""
+    return _split(measured(nats, finite(estimate.get("stderr")), 3))._replace(mark=mark)
+
+
+def _split(text: str) -> Cell:
+    """A cell of text by `measured` or `percent`, with the standard error apart."""
+    number, sign, error = text.partition(BESIDE)
+    return Cell(number, sign + error)
