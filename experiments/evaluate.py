@@ -161,15 +161,15 @@ def _evaluate(run: Run, epoch: int) -> dict[str, np.ndarray]:
 def _best_note(rows: list[dict]) -> str:
     chosen = schema.best(rows)
     if chosen["chosen_on"] == "validation":
-        words = "it was chosen on images held out of training"
+        words = "It was chosen on images held out of training"
     else:
         words = (
-            "it was chosen on the test set, so its BPD is optimistic (--validation holds images "
-            "out to choose by)"
+            "It was chosen on the test set, so its BPD is optimistic; with --validation it is "
+            "chosen on training images that are held out"
         )
     return (
         f"Best checkpoint: epoch {chosen['epoch']}, with the lowest {chosen['chosen_on']} BPD, "
-        f"{chosen['bpd']:.4f}; {words}."
+        f"{chosen['bpd']:.4f}. {words}."
     )
 
 
@@ -178,8 +178,8 @@ def _notes(rows: list[dict]) -> list[str]:
     unconverged = [row["epoch"] for row in rows if not row["refits"]["optimal"]["converged"]]
     if unconverged:
         notes.append(
-            "Optimal inference had not converged when --optimal_epochs ended it at "
-            f"{at_epochs(unconverged)}: there the gap is larger than shown."
+            "Optimal inference reached --optimal_epochs before it converged at "
+            f"{at_epochs(unconverged)}. The gap there is larger than shown."
         )
     for name, other in (("gain", "the encoder as trained"), ("gain_over_control", "its control")):
         against = [
@@ -191,15 +191,15 @@ def _notes(rows: list[dict]) -> list[str]:
 
 
 def _contradicted(other: str, against: list[tuple[int, dict]]) -> str:
-    """Of checkpoints at which a mean and most images disagree; with the numbers of the last."""
+    """Names the checkpoints at which most images contradict the mean, with the last's numbers."""
     epochs = at_epochs([epoch for epoch, _ in against])
     epoch, difference = against[-1]
     share = percent(difference["better"], decimals=1)
     mean, median = (signed(difference[name], 4, plus=True) for name in ("bpd", "median"))
     return (
         f"Self-consistent training against {other}: most images contradict the mean at {epochs}. "
-        f"At {epoch} it wins {mean} BPD in the mean and {median} in the median, and is the better "
-        f"on {share} of the images; the standard error of the mean rests on "
+        f"At {epoch} it wins {mean} BPD in the mean and {median} in the median, and is better "
+        f"on {share} of the images. The standard error of the mean rests on "
         f"{difference['num_effective']:.0f} of them."
     )
 

@@ -26,7 +26,7 @@ from gapjax.fit import training
 from gapjax.model.mlp import UNIFORM_WEIGHT
 from gapjax.results.schema import AVERAGED, REFITS
 
-OPTIMAL_NOTE = "The BPD after optimal inference is fitted on the test set: it measures, no more."
+OPTIMAL_NOTE = "Optimal inference is fitted on the test set. Its BPD is a diagnostic only."
 # The number of each purpose is a part of its key: a new purpose takes a new number.
 _PURPOSES = {
     "train": 0, "refit": 1, "optimal": 2, "evaluate": 3, "monitor": 4, "pictures": 5, "ledger": 6,
