@@ -1,5 +1,7 @@
 """What a run will cost: parameters, memory and time; and a refusal where memory cannot suffice."""
 
+import itertools
+import math
 import os
 import time
 from collections.abc import Callable
@@ -68,24 +70,31 @@ def estimate(config: Config, dataset: gapjax.Dataset, vae: gapjax.VAE, num_devic
         "optimal": num_checkpoints * optimal_epochs * num_test * refit,
         "evaluate": num_checkpoints * (num_train + 10 * num_test) * per_image,
     }  # fmt: skip
-    data = dataset.train.nbytes + dataset.test.nbytes
-    memory = _BASE + num_devices * (_COPIES * _FLOAT * (encoder + decoder) + data)
+    memory = _BASE + num_devices * _training_memory(encoder + decoder, dataset)
     return Cost(encoder, decoder, memory, operations)
 
 
-def check_memory(config: Config, cost: Cost) -> None:
-    """Refuses sizes that cannot fit.
+def check_memory(config: Config, dataset: gapjax.Dataset) -> None:
+    """Refuses sizes that cannot fit, before anything of that size is made.
 
     Raises:
       UsageError: training alone takes more memory than there is.
     """
-    available = _memory()
-    if available is not None and cost.memory > available:
+    pixels = math.prod(dataset.event_shape)
+    outputs = pixels if dataset.levels == 2 else 2 * pixels
+    encoder = [pixels, *config.hidden_sizes, 2 * config.latent_dim]
+    decoder = [config.latent_dim, *reversed(config.hidden_sizes), outputs]
+    number = sum(
+        (inputs + 1) * size
+        for layers in (encoder, decoder)
+        for inputs, size in itertools.pairwise(layers)
+    )
+    needed, available = _training_memory(number, dataset), _memory()
+    if available is not None and needed > available:
         raise UsageError(
             f"--latent_dim={config.latent_dim} and --hidden_sizes="
-            f"{','.join(map(str, config.hidden_sizes))} make {cost.encoder + cost.decoder:,} "
-            f"parameters, which take about {_gib(cost.memory)} to train; there are "
-            f"{_gib(available)}"
+            f"{','.join(map(str, config.hidden_sizes))} make {number:,} parameters, which take "
+            f"about {_gib(needed)} to train; there are {_gib(available)}"
         )
 
 
@@ -107,6 +116,11 @@ def describe(config: Config, cost: Cost, workdir: object) -> str:
         + f"; in all {duration(sum(cost.operations.values()) / speed)}",
     ]
     return "\n".join(lines)
+
+
+def _training_memory(num_parameters: int, dataset: gapjax.Dataset) -> int:
+    """Bytes that training takes: copies of the parameters, and the data."""
+    return _COPIES * _FLOAT * num_parameters + dataset.train.nbytes + dataset.test.nbytes
 
 
 def _memory() -> int | None:

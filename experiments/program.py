@@ -53,10 +53,10 @@ def run_program(phases: Callable[[Run], None], *, new_runs: bool) -> None:
         # What is not done on each core is done on the first device, which computes with them all.
         with parallel.only(cores[:1]):
             prepared = prepare(config, values.data_dir)
-            costs = cost.estimate(*prepared[:2], prepared.vae, max(1, len(cores)))
-            cost.check_memory(prepared.config, costs)
             if new_runs and values.dry_run:
-                print(cost.describe(prepared.config, costs, workdir.path))
+                config, dataset, _, vae = prepared
+                costs = cost.estimate(config, dataset, vae, max(1, len(cores)))
+                print(cost.describe(config, costs, workdir.path))
                 return
             hold(workdir)
             phases(

@@ -19,6 +19,7 @@ import numpy as np
 import tqdm
 
 import gapjax
+from experiments.cost import check_memory
 from experiments.options import Config, Saving, UsageError, checkpoints_of
 from experiments.workdir import Workdir, WorkdirError
 from gapjax import checkpoints, parallel
@@ -149,6 +150,7 @@ def prepare(config: Config, data_dir: str | None) -> Prepared:
         )
     if config.uniform_weight is None:
         config = config._replace(uniform_weight=0.0 if binary else UNIFORM_WEIGHT)
+    check_memory(config, dataset)
     vae = gapjax.mlp_vae(
         dataset.event_shape, likelihood, latent_dim=config.latent_dim,
         hidden_sizes=config.hidden_sizes, levels=dataset.levels, posterior=config.posterior,
