@@ -208,7 +208,7 @@ def test_the_site_builds_without_a_warning(tmp_path):
         env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     assert done.returncode == 0 and "WARNING" not in done.stderr, done.stdout + done.stderr
     assert (tmp_path / "results" / "digits" / "overview.png").is_file()
