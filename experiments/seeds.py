@@ -7,7 +7,6 @@ the figure of the effects. The standard errors of one run do not include the ran
 and of the refits; the deviation across seeds does.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from experiments.files import write_json
 from experiments.options import UsageError
 from experiments.run import OPTIMAL_NOTE, environment
 from experiments.show import figures
+from gapjax.results import schema
 
 _BPD = (
     "train", "test", "control", "self_consistent", "optimal", "control_averaged",
@@ -125,7 +125,7 @@ def read(folders: Sequence[str]) -> list[dict]:
                 f"--workdir={folder} makes it"
             )
         try:
-            runs.append(json.loads(path.read_text()))
+            runs.append(schema.loads(path.read_text()))
             _identity(runs[-1])
         except (ValueError, KeyError, TypeError) as error:
             raise UsageError(f"--runs: {path} is damaged ({error!r})") from error

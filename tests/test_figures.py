@@ -12,6 +12,7 @@ import pytest
 from experiments import show
 from experiments.show import figures
 from experiments.show.bars import LOSSES
+from gapjax.results import schema
 
 _ROOT = Path(show.__file__).parent.parent.parent
 
@@ -51,13 +52,18 @@ def _results(epochs=_EPOCHS, shift=0.0, curves=True):
                 "control": {"curve": {"epoch": [0, 100], "test_bpd": [test, test + 0.001]}},
             }
         checkpoints.append(checkpoint)
-    return {
-        "schema": 1,
+    results = {
+        "schema": schema.VERSION,
         "preset": "digits",
         "dataset": "digits",
+        "event_shape": [8, 8],
         "config": {"alpha": 0.5},
+        "environment": {},
         "checkpoints": checkpoints,
+        "claims": [],
+        "seconds": {},
     }
+    return schema.loads(schema.dumps(results)) if epochs else results
 
 
 def _column(results, key, field="bpd"):

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from experiments.show import report
+from gapjax.results import schema
 
 _COMMITTED = Path(__file__).parent.parent / "experiments" / "results"
 _EPOCHS = list(range(50, 501, 50))
@@ -49,8 +50,8 @@ def _results(epochs=_EPOCHS):
                 },
             }
         )
-    return {
-        "schema": 1,
+    results = {
+        "schema": schema.VERSION,
         "preset": "digits",
         "dataset": "digits",
         "event_shape": [8, 8],
@@ -72,6 +73,7 @@ def _results(epochs=_EPOCHS):
         "num_eval_samples": 100,
         "notes": ["A note to the reader."],
     }
+    return schema.loads(schema.dumps(results))
 
 
 class _Page(HTMLParser):

@@ -32,11 +32,13 @@ def _run(seed):
             "gradient": np.ones(3),
         }  # fmt: skip
         rows[-1]["effects"] = schema.effects({"model": own, "train": own}, bpds)
-    return {
+    results = {
+        "schema": schema.VERSION, "event_shape": [8, 8], "seconds": {},
         "preset": "digits", "dataset": "digits", "environment": {"commit": f"c{seed % 2}"},
         "config": {"seed": seed, "workdir": f"runs/{seed}", "data_dir": None, "alpha": 0.5},
         "data": {"sha256": "abc", "num_test": 50}, "checkpoints": rows, "claims": claims(rows, 0.5),
     }  # fmt: skip
+    return schema.loads(schema.dumps(results))
 
 
 def _write(folder, run):
