@@ -1,6 +1,6 @@
 """gapjax: measure and close the generalization gap of amortized inference."""
 
-from gapjax.data.datasets import DATASETS, Dataset, DatasetError, load_dataset
+from gapjax.data import DATASETS, Dataset, DatasetError, load_dataset
 from gapjax.fit.optimizers import adam, encoder_only
 from gapjax.fit.posteriors import (
     OptimalPosteriors,
