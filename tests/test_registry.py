@@ -106,7 +106,7 @@ def test_the_closest_name_is_one_of_the_known():
 def test_importing_is_quick():
     program = (
         "import sys, gapjax.data\n"
-        "print([x for x in ('sklearn', 'tensorflow_datasets', 'PIL') if x in sys.modules])"
+        "print([x for x in ('sklearn', 'tensorflow_datasets', 'PIL', 'jax') if x in sys.modules])"
     )
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=_ROOT)
