@@ -31,7 +31,8 @@ def read_digits(name: str, folder: pathlib.Path | None) -> Stored:
         from sklearn.model_selection import train_test_split
     except ImportError as error:
         raise DatasetError(
-            f"data set {name!r} needs scikit-learn ({reason(error)}); pip install scikit-learn"
+            f"data set {name!r} needs scikit-learn ({reason(error)}); pip install scikit-learn, "
+            "or install gapjax with its extra 'experiments'"
         ) from error
 
     images, labels = load_digits(return_X_y=True)

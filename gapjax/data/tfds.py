@@ -144,7 +144,8 @@ def read_prepared(folder: pathlib.Path, version: str) -> Prepared:
     except ImportError as error:
         raise DatasetError(
             f"reading {str(directory)!r} needs packages that are not installed ({reason(error)}); "
-            "pip install tensorflow-datasets pillow importlib_resources"
+            "pip install tensorflow-datasets pillow importlib_resources, or install gapjax with "
+            "its extra 'experiments'"
         ) from error
 
     files: dict[str, str] = {}
