@@ -143,3 +143,28 @@ def test_a_missing_library_is_named_with_the_extra_that_has_it(monkeypatch, tmp_
     (prepared / "dataset_info.json").write_text("{}")
     message = load_error("mnist", data_dir=tmp_path)
     assert "tensorflow-datasets" in message and "extra 'experiments'" in message
+
+
+@pytest.mark.parametrize("words", [["--seed=3"], ["test", "-k", "x"]], ids=["program", "tests"])
+def test_launch_installs_an_extra_and_runs_the_programs_from_the_checkout(tmp_path, words):
+    """With a Python that only writes down how it was called."""
+    python = tmp_path / "venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    calls = tmp_path / "calls"
+    python.write_text(f'#!/bin/sh\necho "$PYTHONPATH: $*" >>"{calls}"\n')
+    python.chmod(0o755)
+    environment = {
+        **os.environ,
+        "VIRTUAL_ENV": str(tmp_path / "venv"),
+        "GAPJAX_ACCELERATOR": "cpu",
+        "PYTHONPATH": "/mine",
+    }
+    command = [str(ROOT / "launch.sh"), *words]
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
+    lines = calls.read_text().splitlines()
+    extra = "test" if words[0] == "test" else "experiments"
+    assert any(line.endswith(f"-e {ROOT}[{extra}]") for line in lines), lines
+    if words[0] == "test":
+        assert lines[-1] == "/mine: -m pytest -k x"
+    else:
+        assert lines[-1] == f"{ROOT}:/mine: -P -m experiments.reproduce --seed=3"
