@@ -189,5 +189,5 @@ def _arrays_sha256(train: np.ndarray, test: np.ndarray) -> str:
     digest = hashlib.sha256()
     for part, x in (("train", train), ("test", test)):
         digest.update(f"{part} {x.dtype.name} {list(x.shape)}\n".encode())
-        digest.update(np.ascontiguousarray(x))
+        digest.update(np.ascontiguousarray(x).data)
     return digest.hexdigest()

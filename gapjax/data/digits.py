@@ -37,9 +37,10 @@ def read_digits(name: str, folder: pathlib.Path | None) -> Stored:
 
     images, labels = load_digits(return_X_y=True)
     images = images.reshape(-1, 8, 8).astype(np.uint8)
-    train, test = train_test_split(
+    parts = train_test_split(
         images, test_size=_TEST_FRACTION, random_state=_SPLIT_SEED, stratify=labels
     )
+    train, test = map(np.asarray, parts)
     return Stored(
         name=name,
         train=train,

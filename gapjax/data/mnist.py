@@ -158,12 +158,14 @@ def _read_prepared(name: str, folder: pathlib.Path, version: str) -> Stored:
         )
     restored = {part: tfds.published_order(images, part) for part, images in parts.items()}
     published = all(
-        hashlib.sha256(images).hexdigest() == _PIXELS_SHA256[part]
+        hashlib.sha256(images.data).hexdigest() == _PIXELS_SHA256[part]
         for part, images in restored.items()
     )
+    chosen = restored if published else parts
     return Stored(
         name=name,
-        **(restored if published else parts),
+        train=chosen["train"],
+        test=chosen["test"],
         levels=256,
         source=f"TFDS {version}, prepared",
         files=files,
