@@ -190,13 +190,13 @@ install() {
 
   extras=$flavour
   case $flavour,$constraints in cpu,* | *,jax==*) extras='' ;; esac
-  [ "$extra" = none ] || extras=${extras:+$extras,}$extra
+  extras=${extras:+$extras,}$extra
 
-  say "installing gapjax${extras:+ [$extras]} and JAX ($flavour) in $prefix; this takes a few minutes, once"
+  say "installing gapjax [$extras] and JAX ($flavour) in $prefix; this takes a few minutes, once"
   : >"$unfinished"
   printf '%s\n' "$constraints" >"$prefix/.gapjax-constraints"
   if ! "$python" -m pip install --no-input --progress-bar off -c "$prefix/.gapjax-constraints" \
-    -e "$root${extras:+[$extras]}" >&3 2>&1 </dev/null; then
+    -e "$root[$extras]" >&3 2>&1 </dev/null; then
     # Nothing was changed if pip had not begun: the environment is as good as before.
     if [ -s "$log" ]; then
       grep -q '^Installing collected packages' "$log" || rm -f -- "$unfinished"
@@ -215,7 +215,8 @@ install() {
 
 # ---- here it starts ----------------------------------------------------------
 
-extra=none
+# The extra of setup.cfg to install; test includes experiments.
+extra=experiments
 if [ "${1:-}" = test ]; then
   extra=test
   shift
@@ -236,7 +237,9 @@ if [ "$extra" = test ]; then
   cd -- "$root"
   exec "$python" -m pytest "$@"
 fi
-# -P: a folder "experiments" where you are must not be taken for ours.
+# The programs are not installed: they are run from here. -P: not from the current folder, which
+# may have an "experiments" of its own.
+export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
 program=("$python" -P -m experiments.reproduce "$@")
 [ "${NUM_PROCESSES:-1}" != 1 ] || exec "${program[@]}"
 

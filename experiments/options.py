@@ -1,6 +1,5 @@
 """Flags to a `Config`: the one place where the programs' flags are defined and checked."""
 
-import difflib
 import functools
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple, get_args, get_origin, get_type_hints
@@ -8,7 +7,7 @@ from typing import NamedTuple, get_args, get_origin, get_type_hints
 from absl import flags
 
 from experiments.presets import PRESETS
-from gapjax.data.datasets import BINARIZATIONS, DATASETS
+from gapjax.data import BINARIZATIONS, DATASETS, closest_name
 from gapjax.fit.training import SWEEPS
 from gapjax.model.distributions import MIN_UNIFORM_WEIGHT
 from gapjax.model.mlp import LIKELIHOODS, POSTERIORS, UNIFORM_WEIGHT
@@ -299,8 +298,8 @@ def _check(config: Config) -> None:
 def _known(flag: str, value: str, names, other: str = "") -> str:
     if value in names:
         return value
-    close = difflib.get_close_matches(value, names, n=1)
-    hint = f" (did you mean {close[0]}?)" if close else ""
+    close = closest_name(value, names)
+    hint = f" (did you mean {close}?)" if close else ""
     others = ", ".join(names) + (f", {other}" if other else "")
     raise UsageError(f"--{flag} is {value!r}, which is not known{hint}; it can be {others}")
 

@@ -1,45 +1,51 @@
-"""gapjax: measure and close the generalization gap of amortized inference."""
+"""gapjax: measure and close the generalization gap of amortized inference.
 
-from gapjax.data.datasets import DATASETS, Dataset, DatasetError, load_dataset
-from gapjax.fit.optimizers import adam, encoder_only
-from gapjax.fit.posteriors import (
-    OptimalPosteriors,
-    PosteriorSearch,
-    optimal_posteriors,
-    posterior_bounds,
-)
-from gapjax.fit.sources import Source, data_source, mixture_source, model_source
-from gapjax.fit.training import (
-    Convergence,
-    Curve,
-    Progress,
-    Refit,
-    TrainState,
-    optimal_inference,
-    refit_encoder,
-    self_consistent,
-    train,
-)
-from gapjax.measure.likelihoods import (
-    Annealing,
-    LogLikelihood,
-    Sandwich,
-    log_likelihood,
-    sandwich,
-)
-from gapjax.measure.per_image import encoder_gradient_norms
-from gapjax.measure.statistics import effective_number
-from gapjax.model.bounds import bits_per_dim, elbo, importance_weighted_bound
-from gapjax.model.distributions import DiscretizedLogistic
-from gapjax.model.mlp import mlp_vae
-from gapjax.model.vae import VAE, Distribution, VAEParams, reconstruct, sample_model
-from gapjax.results.estimates import Difference, Evaluation, evaluate, paired_difference
-from gapjax.results.gaps import Gaps, inference_gaps
-from gapjax.results.ledger import Estimate, Ledger, ledger
+`import gapjax` imports neither JAX nor any other library. The rooms are imported when their names
+are first used.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # the same names as in _ROOMS, for type checkers and editors
+    from gapjax.data import DATASETS, Dataset, DatasetError, load_dataset
+    from gapjax.fit.optimizers import adam, encoder_only
+    from gapjax.fit.posteriors import (
+        OptimalPosteriors,
+        PosteriorSearch,
+        optimal_posteriors,
+        posterior_bounds,
+    )
+    from gapjax.fit.sources import Source, data_source, mixture_source, model_source
+    from gapjax.fit.training import (
+        Convergence,
+        Curve,
+        Progress,
+        Refit,
+        TrainState,
+        optimal_inference,
+        refit_encoder,
+        self_consistent,
+        train,
+    )
+    from gapjax.measure.likelihoods import (
+        Annealing,
+        LogLikelihood,
+        Sandwich,
+        log_likelihood,
+        sandwich,
+    )
+    from gapjax.measure.per_image import encoder_gradient_norms
+    from gapjax.measure.statistics import effective_number
+    from gapjax.model.bounds import bits_per_dim, elbo, importance_weighted_bound
+    from gapjax.model.distributions import DiscretizedLogistic
+    from gapjax.model.mlp import mlp_vae
+    from gapjax.model.vae import VAE, Distribution, VAEParams, reconstruct, sample_model
+    from gapjax.results.estimates import Difference, Evaluation, evaluate, paired_difference
+    from gapjax.results.gaps import Gaps, inference_gaps
+    from gapjax.results.ledger import Entry, Estimate, Ledger, ledger
 
 __version__ = "0.1.0"
-
-Entry = Estimate  # its former name
 
 __all__ = [
     "DATASETS",
@@ -93,3 +99,55 @@ __all__ = [
     "self_consistent",
     "train",
 ]
+
+# The public names by the module that defines them.
+_ROOMS = {
+    "data": ("DATASETS", "Dataset", "DatasetError", "load_dataset"),
+    "fit.optimizers": ("adam", "encoder_only"),
+    "fit.posteriors": (
+        "OptimalPosteriors",
+        "PosteriorSearch",
+        "optimal_posteriors",
+        "posterior_bounds",
+    ),
+    "fit.sources": ("Source", "data_source", "mixture_source", "model_source"),
+    "fit.training": (
+        "Convergence",
+        "Curve",
+        "Progress",
+        "Refit",
+        "TrainState",
+        "optimal_inference",
+        "refit_encoder",
+        "self_consistent",
+        "train",
+    ),
+    "measure.likelihoods": ("Annealing", "LogLikelihood", "Sandwich", "log_likelihood", "sandwich"),
+    "measure.per_image": ("encoder_gradient_norms",),
+    "measure.statistics": ("effective_number",),
+    "model.bounds": ("bits_per_dim", "elbo", "importance_weighted_bound"),
+    "model.distributions": ("DiscretizedLogistic",),
+    "model.mlp": ("mlp_vae",),
+    "model.vae": ("VAE", "Distribution", "VAEParams", "reconstruct", "sample_model"),
+    "results.estimates": ("Difference", "Evaluation", "evaluate", "paired_difference"),
+    "results.gaps": ("Gaps", "inference_gaps"),
+    "results.ledger": ("Entry", "Estimate", "Ledger", "ledger"),
+}
+_HOMES = {name: room for room, names in _ROOMS.items() for name in names}
+_MODULES = {room.split(".")[0] for room in _ROOMS} | {"checkpoints", "parallel"}
+
+if not TYPE_CHECKING:  # for a type checker, a module with __getattr__ has every name
+
+    def __getattr__(name):
+        """Imports a public name, a folder or a module when it is first used (PEP 562)."""
+        if name in _HOMES:
+            value = getattr(importlib.import_module(f"gapjax.{_HOMES[name]}"), name)
+        elif name in _MODULES:
+            value = importlib.import_module(f"gapjax.{name}")
+        else:
+            raise AttributeError(f"module 'gapjax' has no attribute {name!r}")
+        globals()[name] = value
+        return value
+
+    def __dir__():
+        return sorted({*globals(), *__all__, *_MODULES})

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import pytest
+from small_data import no_default_directory, small_mnist  # noqa: F401  (fixtures)
 
 import gapjax
 from gapjax import parallel

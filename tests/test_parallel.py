@@ -315,11 +315,12 @@ parallel.join_processes(f"localhost:{port}", 2, number)
 import numpy as np
 import gapjax
 from gapjax import checkpoints
+from gapjax.fit import training
 assert parallel.process() == (number, 2) and len(parallel.all_devices()) == 8
 images = np.load(sys.argv[3])
 vae = gapjax.mlp_vae((5, 5), "bernoulli", latent_dim=3, hidden_sizes=(32,))
 options = dict(num_epochs=3, batch_size=100, optimizer=gapjax.adam(2e-3))
-like = gapjax.fit.training.init_state(
+like = training.init_state(
     vae.init(jax.random.key(0)), jax.random.key(0), options["optimizer"])
 state, _ = checkpoints.restore(sys.argv[4], 1, like)  # of one process
 state, curve = gapjax.train(vae, gapjax.data_source(images), state=state, **options)

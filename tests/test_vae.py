@@ -13,6 +13,7 @@ from conftest import random_params
 
 import gapjax
 from gapjax import VAE, VAEParams, elbo, importance_weighted_bound
+from gapjax.model import mlp
 from gapjax.model.bounds import sample_and_log_prob
 from gapjax.model.distributions import from_free, to_free
 
@@ -312,6 +313,6 @@ def test_posterior_families_are_named_and_differ():
             gapjax.mlp_vae((2, 2), latent_dim=3, hidden_sizes=(4,), posterior=name).init,
             jax.random.key(0),
         ).encoder))
-        for name in gapjax.model.mlp.POSTERIORS
+        for name in mlp.POSTERIORS
     }  # fmt: skip
     assert sizes["diagonal"] < sizes["full_covariance"] < sizes["flow"]

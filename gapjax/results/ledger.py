@@ -31,6 +31,9 @@ class Estimate(NamedTuple):
     fitted_on_test: bool
 
 
+Entry = Estimate  # its former name
+
+
 class EncoderAccount(NamedTuple):
     """What one encoder gives up on one set of images.
 

@@ -1,0 +1,66 @@
+"""Runs the suite with the oldest versions that setup.cfg allows.
+
+    python tests/oldest_versions.py [--environment=FOLDER] [pytest arguments]
+
+Makes a virtual environment, by default in a temporary folder that is deleted afterwards, installs
+exactly the lower bounds of `install_requires` and of the extras `experiments` and `test`, and runs
+pytest there. It needs a network, a few minutes, and a Python that those versions have wheels for
+(3.11 or 3.12). The exit code is pytest's.
+"""
+
+import argparse
+import configparser
+import os
+import subprocess
+import sys
+import tempfile
+import venv
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+# Tools: the newest versions check the code as it is written today.
+NEWEST = ("ruff", "setuptools")
+
+
+def lower_bounds() -> list[str]:
+    """The requirements of setup.cfg with >= replaced by ==."""
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg", encoding="utf-8")
+    extras = config["options.extras_require"]
+    lines = [config["options"]["install_requires"], extras["experiments"], extras["test"]]
+    requirements = [line.strip() for line in "\n".join(lines).splitlines() if line.strip()]
+    return [
+        requirement if requirement.startswith(NEWEST) else requirement.replace(">=", "==")
+        for requirement in requirements
+        if not requirement.startswith(("gapjax", "#"))
+    ]
+
+
+def run(environment: Path, arguments: list[str]) -> int:
+    """Installs the lower bounds in an environment and runs pytest; returns its exit code."""
+    if not (environment / "bin" / "python").exists():
+        venv.create(environment, with_pip=True)
+    python = str(environment / "bin" / "python")
+    bounds = lower_bounds()
+    print("\n".join(bounds), flush=True)
+    subprocess.run([python, "-m", "pip", "install", "-q", *bounds], check=True)
+    subprocess.run([python, "-m", "pip", "install", "-q", "--no-deps", "-e", ROOT], check=True)
+    # Programs compiled by another version of JAX are not to be reused.
+    cache = {"JAX_COMPILATION_CACHE_DIR": str(environment / "jax")}
+    command = [python, "-m", "pytest", *arguments]
+    return subprocess.run(command, cwd=ROOT, env={**os.environ, **cache}, check=False).returncode
+
+
+def main() -> int:
+    """Runs the program."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--environment", type=Path, help="where to make or find the environment")
+    known, arguments = parser.parse_known_args()
+    if known.environment:
+        return run(known.environment.resolve(), arguments)
+    with tempfile.TemporaryDirectory(prefix="gapjax-oldest-") as folder:
+        return run(Path(folder), arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,50 @@
+"""Files of a run: complete or absent, and written by one function."""
+
+import ast
+import stat
+from pathlib import Path
+
+import pytest
+
+from experiments import files
+
+EXPERIMENTS = Path(files.__file__).parent
+
+
+def test_a_file_is_replaced_only_when_it_is_complete(tmp_path):
+    path = tmp_path / "results.json"
+    files.write_atomically(path, b"older")
+
+    def fail():
+        with files.replacing(path) as temporary:
+            temporary.write_bytes(b"half")
+            assert path.read_bytes() == b"older"
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    assert path.read_bytes() == b"older"
+    with files.replacing(path) as temporary:
+        temporary.write_bytes(b"newer")
+        # The name that `Workdir` looks for when it removes what a killed program left.
+        assert temporary.match(".results.json.*.tmp") and temporary.parent == tmp_path
+    assert path.read_bytes() == b"newer"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_directory_that_is_not_there_is_an_error(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        files.write_json(tmp_path / "none" / "results.json", {})
+
+
+def test_one_module_of_experiments_renames_files():
+    """Every other writer of whole files uses it."""
+    renaming = {"os.replace", "os.rename", "tempfile.NamedTemporaryFile", "tempfile.mkstemp"}
+    found = {
+        str(path.relative_to(EXPERIMENTS))
+        for path in EXPERIMENTS.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in renaming
+    }
+    assert found == {"files.py"}

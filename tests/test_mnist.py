@@ -1,0 +1,160 @@
+"""MNIST from the published files.
+
+Tests of the whole MNIST read the folder that GAPJAX_MNIST_DIR names, or ../shared/data/mnist if it
+exists, and are skipped otherwise. No test needs TensorFlow or a network.
+"""
+
+import gzip
+import json
+import os
+import pathlib
+
+import numpy as np
+import pytest
+from small_data import TEST, TRAIN, idx_bytes, load_error, random_images
+
+from gapjax.data import load_dataset, mnist, tfds
+
+pytestmark = pytest.mark.usefixtures("no_default_directory")
+
+_ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def mnist_dir() -> pathlib.Path:
+    given = os.environ.get("GAPJAX_MNIST_DIR")
+    folder = pathlib.Path(given) if given else _ROOT.parent / "shared" / "data" / "mnist"
+    if not folder.is_dir():
+        pytest.skip(
+            f"needs the four MNIST files: {str(folder)!r} is not a folder; "
+            "name theirs in GAPJAX_MNIST_DIR"
+        )
+    return folder
+
+
+def test_checksums_are_those_that_tfds_registers():
+    tfds = pytest.importorskip("tensorflow_datasets")
+    listed = pathlib.Path(tfds.__file__).parent / "url_checksums" / "mnist.txt"
+    registered = {}
+    for line in listed.read_text().splitlines():
+        _, _, checksum, name = line.split("\t")
+        registered[name] = checksum
+    assert mnist._FILES_SHA256 == registered
+
+
+def test_idx_files_gzipped_or_not(small_mnist):
+    folder, train, test = small_mnist
+    dataset = load_dataset("mnist", data_dir=folder)
+    np.testing.assert_array_equal(dataset.train, train)
+    np.testing.assert_array_equal(dataset.test, test)
+    assert dataset.levels == 256
+    assert set(dataset.provenance["files"]) == {f"{TRAIN}.gz", f"{TEST}.gz"}
+    assert str(folder) not in json.dumps(dataset.provenance)
+
+    for name in (TRAIN, TEST):
+        packed = folder / f"{name}.gz"
+        (folder / name).write_bytes(gzip.decompress(packed.read_bytes()))
+        packed.unlink()
+    plain = load_dataset("grey_mnist", data_dir=str(folder))
+    assert plain.name == "mnist"
+    assert plain.provenance["sha256"] == dataset.provenance["sha256"]
+    (folder / TRAIN).write_bytes(idx_bytes(train ^ 1))
+    assert "not the published" in load_error("mnist", data_dir=folder)
+
+
+def _damage_truncate(content: bytes) -> bytes:
+    return content[: len(content) // 2]
+
+
+def _damage_flip(content: bytes) -> bytes:
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 0xFF]) + content[middle + 1 :]
+
+
+def _repack(change):
+    return lambda content: gzip.compress(change(gzip.decompress(content)), mtime=0)
+
+
+@pytest.mark.parametrize("name", [TRAIN, TEST])
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda content: b"", ["not a gzip"]),
+        (lambda content: content[:1], ["not a gzip"]),
+        (lambda content: content[:5], ["truncated"]),
+        (_damage_truncate, ["truncated"]),
+        (lambda content: content[:-1], ["truncated"]),
+        (_damage_flip, ["corrupt"]),
+        (lambda content: content[:10] + b"\xff" + content[11:], ["corrupt"]),  # no such block
+        (gzip.decompress, ["not a gzip"]),
+        (lambda content: b"<html>Not found</html>", ["not a gzip"]),
+        (_repack(lambda data: b""), ["truncated", "0 bytes"]),
+        (_repack(lambda data: data[:15]), ["truncated", "15 bytes"]),
+        (_repack(lambda data: b"\0\0\x08\1" + data[4:]), ["0x00000801", "0x00000803"]),
+        (_repack(lambda data: data[:-1]), ["header"]),
+        (_repack(lambda data: data + b"\0"), ["header"]),
+        (_repack(lambda data: data[:-1] + bytes([data[-1] ^ 1])), ["SHA-256", ".npz"]),
+    ],
+)
+def test_damaged_idx_files(small_mnist, name, damage, words):
+    folder, _, _ = small_mnist
+    path = folder / f"{name}.gz"
+    path.write_bytes(damage(path.read_bytes()))
+    message = load_error("binary_mnist", data_dir=folder)
+    assert all(word in message for word in [path.name, *words]), message
+
+
+def test_incomplete_folders(small_mnist, tmp_path):
+    folder, _, _ = small_mnist
+    (folder / f"{TEST}.gz").unlink()
+    message = load_error("mnist", data_dir=folder)
+    assert f"nor {TEST}.gz" in message
+    assert "does not exist" in load_error("mnist", data_dir=tmp_path / "nowhere")
+    file = tmp_path / "file"
+    file.write_text("")
+    assert "not a directory" in load_error("mnist", data_dir=file)
+    (folder / f"{TEST}.gz").mkdir()
+    assert "cannot be read" in load_error("mnist", data_dir=folder)
+    assert "binary_mnist" in load_error("binarized_mnist", data_dir=folder)
+
+
+def test_without_files_tensorflow_or_network_one_line_says_what_to_do(monkeypatch, tmp_path):
+    message = load_error("mnist")
+    for word in ("tfds_default", "pip install tensorflow-cpu", f"{TRAIN}.gz", "--data_dir=FOLDER"):
+        assert word in message
+    assert "binary_mnist" in load_error("binarized_mnist")
+
+    def unreachable(request, timeout):
+        assert 0 < timeout <= 30
+        raise OSError("Name or service not known")
+
+    prepared = []
+    monkeypatch.setattr(tfds, "has_tensorflow", lambda: True)
+    monkeypatch.setattr(tfds.urllib.request, "urlopen", unreachable)
+    monkeypatch.setattr(tfds, "prepare", lambda *args: prepared.append(args))
+    for name in ("mnist", "binarized_mnist"):
+        message = load_error(name)
+        assert "not known" in message
+        assert "--data_dir=FOLDER" in message
+    assert not prepared
+
+
+def test_published_mnist(mnist_dir):
+    grey = load_dataset("mnist", data_dir=mnist_dir)
+    assert grey.train.shape == (60000, 28, 28)
+    assert grey.test.shape == (10000, 28, 28)
+    # The mean of the training pixels, as everyone's normalisation has it.
+    assert abs(grey.train.mean() / 255 - 0.1307) < 5e-5
+    expected = "512880b4cede307e31b0407d3cbddd585204b591963f8c44dad4b9616ee3b73a"
+    assert grey.provenance["sha256"] == expected
+    for name, checksum in grey.provenance["files"].items():
+        assert checksum == mnist._FILES_SHA256[name]
+    rounded = load_dataset("binary_mnist", data_dir=mnist_dir)
+    assert rounded.levels == 2
+    np.testing.assert_array_equal(rounded.test, grey.test / 255 >= 0.5)
+
+
+def test_small_files_do_not_pass_for_the_published_ones(tmp_path):
+    for name in (TRAIN, TEST):
+        (tmp_path / f"{name}.gz").write_bytes(gzip.compress(idx_bytes(random_images(4))))
+    assert "SHA-256" in load_error("mnist", data_dir=tmp_path)
