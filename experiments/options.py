@@ -9,7 +9,7 @@ from absl import flags
 
 from experiments.presets import PRESETS
 from gapjax.data.datasets import BINARIZATIONS, DATASETS
-from gapjax.fit.training import SWEEPS
+from gapjax.fit.executor import SWEEPS
 from gapjax.model.distributions import MIN_UNIFORM_WEIGHT
 from gapjax.model.mlp import LIKELIHOODS, POSTERIORS, UNIFORM_WEIGHT
 

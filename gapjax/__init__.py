@@ -1,25 +1,24 @@
 """gapjax: measure and close the generalization gap of amortized inference."""
 
 from gapjax.data.datasets import DATASETS, Dataset, DatasetError, load_dataset
+from gapjax.fit.loop import Curve, Progress
 from gapjax.fit.optimizers import adam, encoder_only
+from gapjax.fit.plateau import Convergence
 from gapjax.fit.posteriors import (
     OptimalPosteriors,
     PosteriorSearch,
     optimal_posteriors,
     posterior_bounds,
 )
-from gapjax.fit.sources import Source, data_source, mixture_source, model_source
-from gapjax.fit.training import (
-    Convergence,
-    Curve,
-    Progress,
+from gapjax.fit.refits import (
     Refit,
-    TrainState,
     optimal_inference,
     refit_encoder,
     self_consistent,
-    train,
 )
+from gapjax.fit.sources import Source, data_source, mixture_source, model_source
+from gapjax.fit.steps import TrainState
+from gapjax.fit.training import train
 from gapjax.measure.likelihoods import (
     Annealing,
     LogLikelihood,

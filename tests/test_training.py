@@ -118,7 +118,7 @@ def test_an_epoch_is_sgd_by_hand_on_unpadded_batches(linear, batch_size, sizes):
     for a, b in zip(jax.tree.leaves(ours.params), jax.tree.leaves(params), strict=True):
         np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-5)
     np.testing.assert_allclose(curve.loss_bpd, losses, rtol=1e-4)
-    assert curve.epoch == [1, 2]
+    assert curve.epoch == (1, 2)
     assert int(ours.step) == num_epochs * len(sizes)
 
     # One program in all: neither the second epoch nor going on from the state is a new one.
@@ -131,7 +131,7 @@ def test_an_epoch_is_sgd_by_hand_on_unpadded_batches(linear, batch_size, sizes):
 
 
 def test_training_improves_the_model_and_says_so(small):
-    assert small.curve.epoch == list(range(1, small.num_epochs + 1))
+    assert small.curve.epoch == tuple(range(1, small.num_epochs + 1))
     assert int(small.state.step) == 5 * small.num_epochs  # 90 images in batches of 20
     losses = np.array(small.curve.loss_bpd)
     assert losses[-5:].mean() < losses[:2].mean() - 0.1
@@ -156,14 +156,14 @@ def test_interrupted_and_resumed_is_uninterrupted_bit_for_bit(small, tmp_path):
         small, 4, state=restored, on_epoch=lambda epoch, bpd: epochs.append((epoch, bpd))
     )
     assert_same_bits(resumed, straight)
-    assert early.epoch + late.epoch == curve.epoch == [1, 2, 3, 4]
+    assert early.epoch + late.epoch == curve.epoch == (1, 2, 3, 4)
     assert early.loss_bpd + late.loss_bpd == curve.loss_bpd
     assert epochs == list(zip(late.epoch, late.loss_bpd, strict=True))
     assert num_programs() == before
     # A run that is done already does nothing.
     again, nothing = _small_train(small, 4, state=resumed)
     assert_same_bits(again, straight)
-    assert nothing.epoch == []
+    assert nothing.epoch == ()
 
 
 def test_noise_differs_from_epoch_to_epoch_and_from_key_to_key(small):
@@ -243,7 +243,7 @@ def test_self_consistent_training_leaves_the_decoder_bit_for_bit(small):
     moved = jax.tree.map(lambda a, b: bool((a != b).any()), refit.params.encoder, params.encoder)
     assert all(jax.tree.leaves(moved))
     assert (refit.num_steps, refit.converged, refit.last_improvement) == (25, None, None)
-    assert refit.curve.epoch == [1, 2, 3, 4, 5] and refit.curve.monitor_bpd == []
+    assert refit.curve.epoch == (1, 2, 3, 4, 5) and refit.curve.monitor_bpd == ()
 
 
 def test_optimal_inference_improves_the_test_set_and_leaves_the_decoder(small):
@@ -259,7 +259,7 @@ def test_optimal_inference_improves_the_test_set_and_leaves_the_decoder(small):
     )
     gain = gapjax.paired_difference(before, after)
     assert gain.bpd > 3 * gain.stderr > 0
-    assert refit.curve.monitor_epoch[:2] == [0, 25]
+    assert refit.curve.monitor_epoch[:2] == (0, 25)
     assert min(refit.curve.monitor_bpd) < refit.curve.monitor_bpd[0] - 0.01
     assert refit.curve.monitor_bpd[0] == pytest.approx(before.bpd, abs=0.05)
     assert isinstance(refit.converged, bool)
@@ -287,8 +287,8 @@ def test_the_test_set_does_not_reach_self_consistent_training(small):
     assert_same_bits(poisoned.params, clean.params)
     assert poisoned.curve.loss_bpd == clean.curve.loss_bpd
     # Without `until` a monitor measures and changes nothing.
-    assert poisoned.curve.monitor_epoch == [0, 2, 4, 5]
-    assert poisoned.curve.monitor_bpd == watched
+    assert poisoned.curve.monitor_epoch == (0, 2, 4, 5)
+    assert poisoned.curve.monitor_bpd == tuple(watched)
     assert (poisoned.converged, poisoned.num_steps) == (None, clean.num_steps)
 
 
@@ -327,9 +327,9 @@ def test_convergence_follows_its_rule_and_keeps_the_best(linear):
         until=Convergence(tolerance=0.01, decay=0.0, num_decays=1),
     )  # fmt: skip
     assert refit.converged is True
-    assert refit.curve.monitor_epoch == [0, 3, 6, 9]
-    assert refit.curve.monitor_bpd == [1.0, 0.8, 0.795, 0.85]
-    assert refit.curve.epoch == list(range(1, 10)) and refit.num_steps == 9
+    assert refit.curve.monitor_epoch == (0, 3, 6, 9)
+    assert refit.curve.monitor_bpd == (1.0, 0.8, 0.795, 0.85)
+    assert refit.curve.epoch == tuple(range(1, 10)) and refit.num_steps == 9
     assert refit.last_improvement == pytest.approx(0.795 - 0.85)
     assert_same_bits(jax.tree.map(np.asarray, refit.params.encoder), monitor.seen[2].encoder)
     # The learning rate was lowered at the plateau, here to nothing, and not before.
@@ -353,7 +353,7 @@ def test_convergence_says_when_it_was_not_reached(linear):
     before = num_programs()
     refit = _linear_refit(linear, 7, monitor=monitor, monitor_every=3, until=Convergence())
     assert refit.converged is False
-    assert refit.curve.monitor_epoch == [0, 3, 6, 7]
+    assert refit.curve.monitor_epoch == (0, 3, 6, 7)
     assert refit.num_steps == 7
     assert refit.last_improvement == pytest.approx(0.1)
     assert_same_bits(jax.tree.map(np.asarray, refit.params.encoder), monitor.seen[3].encoder)

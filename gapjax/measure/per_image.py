@@ -59,7 +59,8 @@ def per_image_bounds(
     devices = parallel.all_devices(devices)
     images = jnp.asarray(images)
     program = _program(vae, num_samples, min(batch_size, len(images)), bound, devices)
-    return parallel.collect(program(None, *parallel.replicate((params, rng_key, images), devices)))
+    arguments = parallel.replicate((params, rng_key, images), devices)
+    return parallel.unreplicate(program(None, *arguments))
 
 
 def encoder_gradient_norms(
