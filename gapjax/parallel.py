@@ -73,6 +73,26 @@ class Shard(NamedTuple):
         flat, unravel = ravel_pytree(tree)
         return unravel(jax.lax.psum(flat, self.axis_name))
 
+    def split(self, tree: Any) -> Any:
+        """This share's part of arrays [N, ...]: [N / count rounded up, ...].
+
+        Parts beyond the end are padded with the last entry; `merge` is the inverse.
+        """
+        if self.count == 1:
+            return tree
+
+        def part(leaf: jax.Array) -> jax.Array:
+            size = -(-len(leaf) // self.count)
+            return leaf[jnp.minimum(self.index * size + jnp.arange(size), len(leaf) - 1)]
+
+        return jax.tree.map(part, tree)
+
+    def merge(self, tree: Any, num_entries: int) -> Any:
+        """Arrays [N, ...] from the parts of all shares; the inverse of `split`."""
+        if self.count == 1:
+            return tree
+        return jax.tree.map(lambda part: self.concatenate(part)[:num_entries], tree)
+
     def concatenate(self, values: jax.Array) -> jax.Array:
         """The values [n, ...] of all shares in their order, [count n, ...]."""
         if self.axis_name is None:
@@ -257,9 +277,22 @@ def join_members(tree: Any, num_members: int, devices: Devices) -> Any:
     return jax.tree.map(join, tree)
 
 
-def replicate(tree: Any, devices: Devices) -> Any:
-    """Copies the tree to each of `devices` that belongs to this process."""
+def replicate(tree: Any, devices: Devices, *, commit: bool = True) -> Any:
+    """Copies the tree to each of `devices` that belongs to this process.
+
+    Args:
+      tree: of arrays.
+      devices: where to.
+      commit: on a single device, commit the arrays to it, as `jax.device_put` does. Otherwise
+        arrays are left as they are where JAX would compute on this device anyway. XLA compiles
+        the two to different programs, whose last bits may differ.
+
+    Returns:
+      A tree of the same structure.
+    """
     local = local_devices(devices)
+    if len(devices) == 1 and not commit:
+        return jax.tree.map(lambda leaf: _move(leaf, local[0]), tree)
     if len(devices) == 1:
         return jax.device_put(tree, local[0])
     return jax.device_put(tree, NamedSharding(Mesh(np.asarray(local), (_AXIS,)), PartitionSpec()))
@@ -269,7 +302,8 @@ def unreplicate(tree: Any) -> Any:
     """A replicated tree as arrays on one device of this process."""
 
     def one(leaf: jax.Array) -> jax.Array:
-        return leaf.addressable_data(0) if len(leaf.sharding.device_set) > 1 else leaf
+        is_replicated = isinstance(leaf, jax.Array) and len(leaf.sharding.device_set) > 1
+        return leaf.addressable_data(0) if is_replicated else leaf
 
     return jax.tree.map(one, tree)
 
@@ -329,6 +363,15 @@ class _Program(NamedTuple):
 
     def lower(self, donated: Any, *kept: Any) -> Any:
         return self.program.lower(*self.arrange(donated, *kept))
+
+
+def _move(leaf: Any, device: jax.Device) -> Any:
+    """A leaf on this device, or as it is where JAX would place it there."""
+    if isinstance(leaf, jax.Array) and leaf.committed:
+        is_there = leaf.devices() == {device}
+    else:
+        is_there = device == (jax.config.jax_default_device or jax.local_devices()[0])
+    return leaf if is_there else jax.device_put(leaf, device)
 
 
 def _named(wrapper: Callable, function: Callable) -> Callable:
