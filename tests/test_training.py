@@ -1,4 +1,4 @@
-"""The training loop: gradients by hand, resuming, refits that reach what is known, frozen parts."""
+"""Rooms `fit/training`, `fit/refits` and `fit/arguments`: gradients by hand, resuming, refits."""
 
 import dataclasses
 import math
@@ -12,6 +12,7 @@ from conftest import assert_same_bits, num_programs, random_params
 
 import gapjax
 from gapjax import Convergence, TrainState, checkpoints
+from gapjax.fit.arguments import is_sweep
 
 FAST = gapjax.adam(5e-2)
 
@@ -399,6 +400,53 @@ def test_missing_arguments_are_named(linear):
         gapjax.train(linear.vae, gapjax.data_source(linear.images), num_epochs=1, batch_size=5)
     with pytest.raises(ValueError, match="until is given without monitor"):
         _linear_refit(linear, 1, until=Convergence())
+
+
+def test_an_optimizer_whose_learning_rate_is_hidden_is_refused_before_any_step(linear):
+    before, monitor = num_programs(), Script([1.0])
+    refit = lambda optimizer, **options: gapjax.optimal_inference(
+        linear.vae, linear.wrong, linear.images, jax.random.key(0), num_epochs=1, batch_size=20,
+        optimizer=optimizer, **options,
+    )  # fmt: skip
+    for optimizer in (optax.adam(1e-3), optax.chain(gapjax.adam(1e-3), gapjax.adam(1e-3))):
+        with pytest.raises(ValueError, match=r"gapjax\.adam.*optax\.inject_hyperparams"):
+            refit(optimizer)
+    assert num_programs() == before and monitor.seen == []
+    assert refit(optax.inject_hyperparams(optax.sgd)(learning_rate=1e-3)).converged is False
+    assert refit(optax.sgd(1e-3), until=None).num_steps == 1
+
+
+def test_lists_without_a_list_of_keys_are_named(linear):
+    with pytest.raises(ValueError, match="alpha is a list of 2, but rng_key is not a list"):
+        gapjax.self_consistent(
+            linear.vae, linear.wrong, linear.images, jax.random.key(0), alpha=[0.0, 0.5]
+        )
+    with pytest.raises(ValueError, match="alpha is a list of 3, but rng_key"):
+        gapjax.self_consistent(
+            linear.vae, linear.wrong, linear.images, jax.random.key(0), alpha=np.ones(3)
+        )
+    with pytest.raises(ValueError, match="params is a list of 1, but rng_key"):
+        gapjax.refit_encoder(
+            linear.vae, [linear.wrong], gapjax.data_source(linear.images), jax.random.key(0),
+            num_epochs=1, batch_size=20,
+        )  # fmt: skip
+    with pytest.raises(ValueError, match="alpha is a list of 3 beside 2 keys"):
+        gapjax.self_consistent(
+            linear.vae, linear.wrong, linear.images, jax.random.split(jax.random.key(0)),
+            alpha=(0.0, 0.5, 1.0),
+        )  # fmt: skip
+
+
+def test_a_sweep_is_known_by_several_keys_of_any_form(linear):
+    keys = jax.random.split(jax.random.key(0))
+    refits = [_linear_refit(linear, 1, rng_key=given) for given in (list(keys), tuple(keys), keys)]
+    params = [[refit.params for refit in each] for each in refits]
+    assert [len(each) for each in params] == [2, 2, 2]
+    assert_same_bits(params[1], params[0])
+    assert_same_bits(params[2], params[0])
+    assert is_sweep(jnp.zeros((3, 2), jnp.uint32))  # keys of the old kind
+    for key in (jax.random.key(0), jax.random.PRNGKey(0), None):
+        assert not is_sweep(key)
 
 
 def test_a_loss_that_is_not_a_number_ends_the_run(linear):
