@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypedDict
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from gapjax import parallel
@@ -46,7 +47,7 @@ def is_sweep(rng_key: Any) -> bool:
     """Whether this is several keys: a list or tuple of them, or an array [R]."""
     if rng_key is None or not hasattr(rng_key, "dtype"):
         return is_several(rng_key)
-    is_typed = jax.dtypes.issubdtype(rng_key.dtype, jax.dtypes.prng_key)
+    is_typed = jnp.issubdtype(rng_key.dtype, jax.dtypes.prng_key)
     return rng_key.ndim > (0 if is_typed else 1)  # a key of the old kind is itself an array [2]
 
 

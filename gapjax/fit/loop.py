@@ -186,7 +186,8 @@ def _common_step(runs: Sequence[Progress], active: Sequence[bool]) -> int:
 
 def _start(run: Progress, monitor: Monitor | None) -> _Record:
     """The record of a run, with a measurement of its start."""
-    record = _Record(run.encoders, Curve(*map(tuple, run.curve)), run.epoch_nats, run.plateaus)
+    curve = Curve(*(tuple(values) for values in run.curve))  # JSON gives lists back
+    record = _Record(run.encoders, curve, run.epoch_nats, run.plateaus)
     if monitor is None or record.curve.monitor_epoch:
         return record
     return record._replace(curve=_measured(record.curve, 0, monitor(run.state.params)))

@@ -10,7 +10,8 @@ from typing import NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
+
+Value = float | jax.Array | np.ndarray
 
 
 class Rule(Protocol):
@@ -60,8 +61,8 @@ class PlateauState(NamedTuple):
       num_plateaus: number of values that were a plateau.
     """
 
-    best: ArrayLike
-    num_plateaus: ArrayLike
+    best: Value
+    num_plateaus: Value
 
 
 class Judgement(NamedTuple):
@@ -73,12 +74,12 @@ class Judgement(NamedTuple):
       factor: on the learning rate: `decay` at a plateau, otherwise 1.
     """
 
-    improvement: ArrayLike
-    is_best: ArrayLike
-    factor: ArrayLike
+    improvement: Value
+    is_best: Value
+    factor: Value
 
 
-def judge(rule: Rule, state: PlateauState, value: ArrayLike) -> tuple[PlateauState, Judgement]:
+def judge(rule: Rule, state: PlateauState, value: Value) -> tuple[PlateauState, Judgement]:
     """Judges a value by the best before it. A NaN is a plateau.
 
     Args:
@@ -101,6 +102,6 @@ def judge(rule: Rule, state: PlateauState, value: ArrayLike) -> tuple[PlateauSta
     )
 
 
-def is_finished(rule: Rule, num_plateaus: ArrayLike) -> ArrayLike:
+def is_finished(rule: Rule, num_plateaus: Value) -> bool | jax.Array | np.ndarray:
     """Whether the search is over: the rate was lowered `num_decays` times and it did not help."""
     return num_plateaus > rule.num_decays

@@ -178,7 +178,7 @@ def optimal_posteriors(
     for _ in range(search.max_rounds):
         state = advance(state, search.steps_per_round)
         plateaus = np.asarray(parallel.unreplicate(state.plateaus))
-        active = np.flatnonzero(~plateau.is_finished(search, plateaus))
+        active = np.flatnonzero(np.logical_not(plateau.is_finished(search, plateaus)))
         if on_progress is not None:
             on_progress(len(images) - len(active))
         if not len(active):
