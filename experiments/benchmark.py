@@ -38,7 +38,7 @@ import gapjax
 from experiments.files import write_json
 from experiments.run import environment
 from gapjax import parallel
-from gapjax.fit import training
+from gapjax.fit.steps import init_state, run_steps
 from gapjax.measure import per_image
 from gapjax.model.mlp import UNIFORM_WEIGHT, min_log_scale
 
@@ -141,11 +141,11 @@ def _program(phase: str, likelihood: str, levels: int, steps: int):
         model = gapjax.model_source(vae, params.decoder, len(images))
         source = gapjax.mixture_source(model, source, _ALPHA)
     program = functools.partial(
-        training.run_steps, vae=vae, optimizer=optimizer, batch_size=_BATCH.value,
+        run_steps, vae=vae, optimizer=optimizer, batch_size=_BATCH.value,
         objective=gapjax.elbo, num_steps=steps,
     )  # fmt: skip
     compiled = parallel.data_parallel(program, devices)
-    state = training.init_state(params, jax.random.key(1), optimizer)
+    state = init_state(params, jax.random.key(1), optimizer)
     state, source = parallel.replicate((state, source), devices)
 
     def run() -> None:
@@ -279,7 +279,7 @@ def _sweeps(kind: str, cores: parallel.Devices) -> dict:
             functools.partial(gapjax.self_consistent, vae, member, images, key, **options)
             for member, key in zip(params, keys, strict=True)
         ]
-        parallel.side_by_side(jobs, devices, stop=lambda: None)
+        parallel.run_concurrently(jobs, devices, stop=lambda: None)
 
     def together(sweep: str) -> None:
         gapjax.self_consistent(vae, params, images, keys, sweep=sweep, **options)
@@ -311,8 +311,8 @@ def _scaling() -> list[dict]:
 def main(_) -> None:
     """Prints the table, and writes it where --json says."""
     logging.set_verbosity(logging.WARNING)
-    cores = parallel.divide_cpu()
-    with parallel.only(cores[:1]):
+    cores = parallel.expose_cpu_cores()
+    with parallel.use_devices(cores[:1]):
         _benchmark(cores)
 
 

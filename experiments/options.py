@@ -8,7 +8,7 @@ from absl import flags
 
 from experiments.presets import PRESETS
 from gapjax.data import BINARIZATIONS, DATASETS, closest_name
-from gapjax.fit.training import SWEEPS
+from gapjax.fit.executor import SWEEPS
 from gapjax.model.distributions import MIN_UNIFORM_WEIGHT
 from gapjax.model.mlp import LIKELIHOODS, POSTERIORS, UNIFORM_WEIGHT
 

@@ -51,7 +51,7 @@ def run_program(phases: Callable[[Run], None], *, new_runs: bool) -> None:
             config = workdir.config()
         _use_compilation_cache()
         # What is not done on each core is done on the first device, which computes with them all.
-        with parallel.only(cores[:1]):
+        with parallel.use_devices(cores[:1]):
             prepared = prepare(config, values.data_dir)
             if new_runs and values.dry_run:
                 config, dataset, _, vae = prepared
@@ -150,7 +150,7 @@ def _join(values: flags.FlagValues) -> tuple[jax.Device, ...]:
         )  # fmt: skip
     except RuntimeError as error:
         raise UsageError(str(error)) from error
-    cores = parallel.divide_cpu() if values.sweep in ("auto", "cores") else ()
+    cores = parallel.expose_cpu_cores() if values.sweep in ("auto", "cores") else ()
     if parallel.process()[0] > 0:
         sys.stdout = Path(os.devnull).open("w")
     return cores

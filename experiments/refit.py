@@ -28,7 +28,9 @@ from experiments.run import (
     trained_params,
 )
 from gapjax import checkpoints
-from gapjax.fit import training
+from gapjax.fit.executor import SWEEPS
+from gapjax.fit.loop import Curve, Monitor, Progress
+from gapjax.fit.steps import steps_per_epoch
 
 _UNFINISHED = "refit_partial"  # the store of refits that are under way; `_number` names an entry
 _MONITOR_EVERY = 10  # epochs between two points of a refit's curve
@@ -70,10 +72,10 @@ def _refit(run: Run, kind: str, epochs: list[int], missing: list[int]) -> None:
     batch_size = config.batch_size
     if kind != "optimal":
         batch_size = config.refit_batch_size or batch_size
-    steps = training.steps_per_epoch(len(images), batch_size)
+    steps = steps_per_epoch(len(images), batch_size)
     every = run.saving.every * steps
 
-    def keep(progress: list[training.Progress] | training.Progress) -> None:
+    def keep(progress: list[Progress] | Progress) -> None:
         several = progress if isinstance(progress, list) else [progress]
         step = max(int(member.state.step) for member in several)
         interrupted = run.interrupted()
@@ -87,7 +89,7 @@ def _refit(run: Run, kind: str, epochs: list[int], missing: list[int]) -> None:
     common = {
         "batch_size": batch_size, "optimizer": gapjax.adam(config.learning_rate),
         "resume": resume, "on_chunk": keep,
-        "sweep": run.sweep if run.sweep in training.SWEEPS else "auto",
+        "sweep": run.sweep if run.sweep in SWEEPS else "auto",
     }  # fmt: skip
     with progress_bar(run, name, most, done) as bar:
         if kind == "optimal":
@@ -122,7 +124,7 @@ def _refit(run: Run, kind: str, epochs: list[int], missing: list[int]) -> None:
     checkpoints.prune(store, lambda saved: [number for number in saved if number == own])
 
 
-def _monitor(run: Run) -> training.Monitor:
+def _monitor(run: Run) -> Monitor:
     """Test BPD with few samples, for the curve of a refit."""
     test = jnp.asarray(run.dataset.test)
 
@@ -170,8 +172,8 @@ def _unfinished(run: Run, kind: str, epochs: list[int]) -> tuple[list | None, fl
         print(f"skipped: {error}; the refit begins anew", flush=True)
         return None, 0.0
     members = [
-        training.Progress(
-            arrays["state"], arrays["encoders"], training.Curve(*member["curve"]),
+        Progress(
+            arrays["state"], arrays["encoders"], Curve(*member["curve"]),
             member["epoch_nats"], member["plateaus"],
         )
         for arrays, member in zip(tree, facts["members"], strict=True)

@@ -23,7 +23,8 @@ from experiments.cost import check_memory
 from experiments.options import Config, Saving, UsageError, checkpoints_of
 from experiments.workdir import Workdir, WorkdirError
 from gapjax import checkpoints, parallel
-from gapjax.fit import training
+from gapjax.fit.executor import SWEEPS
+from gapjax.fit.steps import TrainState, init_state
 from gapjax.model.mlp import UNIFORM_WEIGHT
 from gapjax.results.schema import AVERAGED, REFITS
 
@@ -81,7 +82,7 @@ class Run(NamedTuple):
         if self.sweep == "auto":
             everywhere, alone = parallel.all_devices(), parallel.process()[1] == 1
             return alone and (parallel.is_accelerated(everywhere) or len(everywhere) > 1)
-        return self.sweep in training.SWEEPS
+        return self.sweep in SWEEPS
 
     def each(self, jobs: Sequence[Callable[[], None]]) -> None:
         """Does what may be done in any order: at once, a thing on each of `cores`; else in turn.
@@ -101,7 +102,7 @@ class Run(NamedTuple):
                 raise KeyboardInterrupt
             job()
 
-        parallel.side_by_side(
+        parallel.run_concurrently(
             [functools.partial(unless_interrupted, job) for job in jobs], self.cores, stop
         )
 
@@ -279,11 +280,11 @@ def encoders(run: Run, epoch: int, kinds: Sequence[str]) -> tuple[gapjax.VAEPara
     return trained, {"as_trained": trained.encoder, **refits}
 
 
-def state_like(run: Run, optimizer: object = None) -> training.TrainState:
+def state_like(run: Run, optimizer: object = None) -> TrainState:
     """The shapes of a run's state, for restoring it."""
     optimizer = optimizer or gapjax.adam(run.config.learning_rate)
     rng_key = run.key("train")
-    return jax.eval_shape(lambda: training.init_state(run.vae.init(rng_key), rng_key, optimizer))
+    return jax.eval_shape(lambda: init_state(run.vae.init(rng_key), rng_key, optimizer))
 
 
 def refitted_like(run: Run) -> dict:

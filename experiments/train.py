@@ -9,7 +9,8 @@ import gapjax
 from experiments import options, program
 from experiments.run import Run, entry_facts, good_entries, progress_bar, state_like
 from gapjax import checkpoints
-from gapjax.fit import training
+from gapjax.fit.loop import Curve, Progress
+from gapjax.fit.steps import TrainState, steps_per_epoch
 
 _BETWEEN = "train_partial"  # the store of states between checkpoints, by optimizer step
 
@@ -26,7 +27,7 @@ def train_phase(run: Run) -> None:
     if not missing:
         return
     source = gapjax.data_source(run.dataset.train)
-    steps = training.steps_per_epoch(source.num_examples, config.batch_size)
+    steps = steps_per_epoch(source.num_examples, config.batch_size)
     optimizer = gapjax.adam(config.learning_rate)
     saved = {epoch * steps: ("train", epoch) for epoch in good}
     between = good_entries(run, _BETWEEN, like, "an older one is used")
@@ -37,7 +38,7 @@ def train_phase(run: Run) -> None:
         bar(epoch, bpd)
         run.workdir.log("train", epoch, {"loss_bpd": bpd})
 
-    def stop_if_interrupted(progress: training.Progress) -> None:
+    def stop_if_interrupted(progress: Progress) -> None:
         if run.interrupted():
             save_between(run, progress.state, _between(progress, clock))
             raise KeyboardInterrupt
@@ -59,7 +60,7 @@ def train_phase(run: Run) -> None:
                 )
             )
             for stop in _stops(run, first, epoch):
-                state, _ = training.train(
+                state, _ = gapjax.train(
                     run.vae, source, run.key("train"), num_epochs=stop,
                     batch_size=config.batch_size, optimizer=optimizer, resume=progress,
                     on_epoch=log, on_chunk=stop_if_interrupted,
@@ -71,7 +72,7 @@ def train_phase(run: Run) -> None:
             done = epoch * steps
 
 
-def save_between(run: Run, state: training.TrainState, facts: dict) -> None:
+def save_between(run: Run, state: TrainState, facts: dict) -> None:
     """Saves a state of joint training that is no checkpoint; the newest --keep of these stay.
 
     Args:
@@ -85,11 +86,11 @@ def save_between(run: Run, state: training.TrainState, facts: dict) -> None:
     checkpoints.prune(store, lambda saved: [number for number in saved if number <= step][:-keep])
 
 
-def _resumed(state: training.TrainState, epoch_nats: float = 0.0) -> training.Progress:
-    return training.Progress(state, None, training.Curve([], [], [], []), epoch_nats, 0)
+def _resumed(state: TrainState, epoch_nats: float = 0.0) -> Progress:
+    return Progress(state, None, Curve(), epoch_nats, 0)
 
 
-def _between(progress: training.Progress, clock: float) -> dict:
+def _between(progress: Progress, clock: float) -> dict:
     """Record of a state between checkpoints."""
     facts = entry_facts(int(progress.state.step), clock)
     return {"step": facts.pop("epoch"), "epoch_nats": progress.epoch_nats, **facts}

@@ -9,25 +9,19 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # the same names as in _ROOMS, for type checkers and editors
     from gapjax.data import DATASETS, Dataset, DatasetError, load_dataset
+    from gapjax.fit.loop import Curve, Progress
     from gapjax.fit.optimizers import adam, encoder_only
+    from gapjax.fit.plateau import Convergence
     from gapjax.fit.posteriors import (
         OptimalPosteriors,
         PosteriorSearch,
         optimal_posteriors,
         posterior_bounds,
     )
+    from gapjax.fit.refits import Refit, optimal_inference, refit_encoder, self_consistent
     from gapjax.fit.sources import Source, data_source, mixture_source, model_source
-    from gapjax.fit.training import (
-        Convergence,
-        Curve,
-        Progress,
-        Refit,
-        TrainState,
-        optimal_inference,
-        refit_encoder,
-        self_consistent,
-        train,
-    )
+    from gapjax.fit.steps import TrainState
+    from gapjax.fit.training import train
     from gapjax.measure.likelihoods import (
         Annealing,
         LogLikelihood,
@@ -103,25 +97,19 @@ __all__ = [
 # The public names by the module that defines them.
 _ROOMS = {
     "data": ("DATASETS", "Dataset", "DatasetError", "load_dataset"),
+    "fit.loop": ("Curve", "Progress"),
     "fit.optimizers": ("adam", "encoder_only"),
+    "fit.plateau": ("Convergence",),
     "fit.posteriors": (
         "OptimalPosteriors",
         "PosteriorSearch",
         "optimal_posteriors",
         "posterior_bounds",
     ),
+    "fit.refits": ("Refit", "optimal_inference", "refit_encoder", "self_consistent"),
     "fit.sources": ("Source", "data_source", "mixture_source", "model_source"),
-    "fit.training": (
-        "Convergence",
-        "Curve",
-        "Progress",
-        "Refit",
-        "TrainState",
-        "optimal_inference",
-        "refit_encoder",
-        "self_consistent",
-        "train",
-    ),
+    "fit.steps": ("TrainState",),
+    "fit.training": ("train",),
     "measure.likelihoods": ("Annealing", "LogLikelihood", "Sandwich", "log_likelihood", "sandwich"),
     "measure.per_image": ("encoder_gradient_norms",),
     "measure.statistics": ("effective_number",),

@@ -1,16 +1,35 @@
-"""Where programs run: one device, several by pmap, those of several processes. Named here alone.
+"""Running programs on one device, on several, and in several processes.
 
-Two ways to use many devices:
+There are three ways to use several devices:
 
-    data_parallel    one run: every device computes its share of each batch, and the shares'
-                     gradients are summed over the devices once a step
-    member_parallel  many runs: every device computes runs of its own; nothing is communicated
+    data_parallel     one run: every device computes its share of each batch, and the gradients
+                      are summed over the devices once a step
+    member_parallel   many runs in one program: every device computes some of them, and nothing
+                      is communicated
+    run_concurrently  independent jobs, such as refits: each in a thread, on its own device
 
-and one for work in pieces that know nothing of each other, such as refits: `side_by_side`, each
-on a device of its own. A CPU is one device, whose cores share every matrix product; pieces on a
-core each are done sooner, so `divide_cpu` makes every core a device.
+A CPU is one device by default, and its cores share every matrix product. Independent small jobs
+finish sooner on one core each, so `expose_cpu_cores` makes every core a device.
 
-One device is not a special case for a caller: it gets a jitted program without any axis.
+Callers do not treat one device specially: for one device both functions compile with `jax.jit`,
+without a mapped axis.
+
+`jax.pmap` and `jax.distributed` are used in this file only. JAX keeps `pmap` as a layer over
+`jax.shard_map`. A move to `shard_map` would stay within this file:
+
+  * One `Mesh((devices,), ("shards",))` takes the place of the `devices` argument, also for the
+    layouts of `split_members` and `replicate`, which use such a mesh already.
+  * `data_parallel` becomes `jax.jit(shard_map(share, mesh, in_specs=(P(), P()), out_specs=P()),
+    donate_argnums=0)`. `Shard.index` becomes `jax.lax.axis_index`, so the argument that holds the
+    indices is dropped. `psum` and `all_gather` stay as they are. Results of `all_gather` count as
+    varying over the axis, so either `check_vma=False` or `all_gather_invariant` is needed.
+  * `member_parallel` takes `P("shards")` for members. `shard_map` keeps the mapped axis: a member
+    block is [R / D, ...] of a global [R, ...], so `split_members` only pads, and no reshape to
+    [D, R / D, ...] is needed.
+  * With several processes, arrays are global: `replicate` places them on the devices of all
+    processes (`jax.make_array_from_process_local_data`), where today it uses the local ones.
+
+The compiled programs would differ, so the last bits of results on several devices may change.
 """
 
 import contextlib
@@ -30,17 +49,17 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 Devices = Sequence[jax.Device]
 _AXIS = "shards"
-_MOST_CORES = 4  # each compiles for itself and has its own data: some 0.7 GB
+_MOST_CORES = 4  # each core compiles its own programs and holds its own data, about 0.7 GB
 _default: ContextVar[tuple[jax.Device, ...] | None] = ContextVar("devices", default=None)
 
 
 class Shard(NamedTuple):
-    """The share of a computation that one device has; `WHOLE` where there is only one.
+    """The share of a computation that one device does; `WHOLE` on a single device.
 
     Attributes:
-      index: [] int32, which share this is.
-      count: how many there are, static.
-      axis_name: of the mapped axis; None without one.
+      index: [] int32, number of this share.
+      count: number of shares, static.
+      axis_name: name of the mapped axis; None on a single device.
     """
 
     index: jax.Array | int
@@ -48,14 +67,34 @@ class Shard(NamedTuple):
     axis_name: str | None
 
     def sum(self, tree: Any) -> Any:
-        """The sum of every share's `tree` of floats, as one all-reduce; known to every share."""
+        """The sum of a tree of floats over all shares, by one all-reduce."""
         if self.axis_name is None:
             return tree
         flat, unravel = ravel_pytree(tree)
         return unravel(jax.lax.psum(flat, self.axis_name))
 
+    def split(self, tree: Any) -> Any:
+        """This share's part of arrays [N, ...]: [N / count rounded up, ...].
+
+        Parts beyond the end are padded with the last entry; `merge` is the inverse.
+        """
+        if self.count == 1:
+            return tree
+
+        def part(leaf: jax.Array) -> jax.Array:
+            size = -(-len(leaf) // self.count)
+            return leaf[jnp.minimum(self.index * size + jnp.arange(size), len(leaf) - 1)]
+
+        return jax.tree.map(part, tree)
+
+    def merge(self, tree: Any, num_entries: int) -> Any:
+        """Arrays [N, ...] from the parts of all shares; the inverse of `split`."""
+        if self.count == 1:
+            return tree
+        return jax.tree.map(lambda part: self.concatenate(part)[:num_entries], tree)
+
     def concatenate(self, values: jax.Array) -> jax.Array:
-        """Every share's values [n, ...], in the order of the shares: [count n, ...]."""
+        """The values [n, ...] of all shares in their order, [count n, ...]."""
         if self.axis_name is None:
             return values
         return jax.lax.all_gather(values, self.axis_name, tiled=True)
@@ -65,15 +104,15 @@ WHOLE = Shard(0, 1, None)
 
 
 def all_devices(devices: Devices | None = None) -> tuple[jax.Device, ...]:
-    """The devices given, or those of `only`, or all there are, those of other processes too."""
+    """The devices given, else those of `use_devices`, else all, including other processes'."""
     if devices is None:
         devices = _default.get() or jax.devices()
     return tuple(devices)
 
 
 @contextlib.contextmanager
-def only(devices: Devices) -> Iterator[None]:
-    """Within it these are all devices that there are, in this thread; none says nothing."""
+def use_devices(devices: Devices) -> Iterator[None]:
+    """Sets this thread's default devices; an empty sequence changes nothing."""
     if not devices:
         yield
         return
@@ -85,41 +124,41 @@ def only(devices: Devices) -> Iterator[None]:
         _default.reset(token)
 
 
-def divide_cpu() -> tuple[jax.Device, ...]:
-    """Makes every core of the CPU a device of JAX; to be called before it has any.
+def expose_cpu_cores() -> tuple[jax.Device, ...]:
+    """Makes every core of the CPU a JAX device. Call it before JAX is initialized.
 
-    A program on one of them still computes with all cores that are idle.
+    A program on one of these devices still uses all cores that are idle.
 
     Returns:
-      The cores; none where there is an accelerator, one core, in one of several processes, or
-      where JAX was told how many devices a CPU is.
+      The devices, at most 4. An empty tuple if there is an accelerator or a single core, if this
+      is one of several processes, or if the number of CPU devices is configured already.
     """
-    told = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
-    told = told or jax.config.jax_num_cpu_devices > 0
+    configured = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    configured = configured or jax.config.jax_num_cpu_devices > 0
     number = min(_num_cores(), _MOST_CORES)
-    if told or number == 1 or jax.distributed.is_initialized():
+    if configured or number == 1 or jax.distributed.is_initialized():
         return ()
     jax.config.update("jax_num_cpu_devices", number)
     everything = all_devices()
     return () if is_accelerated(everything) else everything
 
 
-def side_by_side(
+def run_concurrently(
     jobs: Sequence[Callable[[], None]], devices: Devices, stop: Callable[[], None]
 ) -> None:
-    """Does all jobs, in threads, at any time one on each device; all in turn where there is one.
+    """Runs all jobs in threads, at most one on each device at a time.
 
-    What a job computes is the same on whichever device, bit for bit, where these are equal.
+    On devices of one kind the result of a job does not depend on its device, bit for bit.
 
     Args:
-      jobs: each finds its device as the only one there is. They may begin in this order and end
-        in any.
-      devices: for a job each; of this process. One or none: where the caller computes.
-      stop: called where a job raises: has those that are under way end soon. Those that have not
-        begun are left.
+      jobs: functions that are called with their device as the thread's only default device. They
+        start in this order and may end in any.
+      devices: of this process. With one or none the jobs run in turn in the calling thread.
+      stop: called when a job raises. It should make the running jobs end soon; those that have not
+        started are dropped.
 
     Raises:
-      BaseException: what the first job raised that did, once all have ended.
+      BaseException: the exception of the first job that raised, after all jobs have ended.
     """
     if len(devices) < 2:
         for job in jobs:
@@ -132,7 +171,7 @@ def side_by_side(
     def do(job: Callable[[], None]) -> None:
         device = idle.get()
         try:
-            with only([device]):
+            with use_devices([device]):
                 job()
         finally:
             idle.put(device)
@@ -149,27 +188,27 @@ def side_by_side(
 
 
 def local_devices(devices: Devices) -> tuple[jax.Device, ...]:
-    """Those of them that belong to this process."""
+    """The devices that belong to this process."""
     here = jax.process_index()
     return tuple(device for device in devices if device.process_index == here)
 
 
 def is_accelerated(devices: Devices) -> bool:
-    """Whether these are GPUs or TPUs, where many small runs are faster side by side."""
+    """Whether these are GPUs or TPUs, where many small runs are faster in one vmapped program."""
     return devices[0].platform != "cpu"
 
 
 def data_parallel(function: Callable[..., Any], devices: Devices) -> Callable[..., Any]:
-    """Compiles `function(shard, donated, *kept)` for `devices`, all of them at one computation.
+    """Compiles `function(shard, donated, *kept)` for one computation on all `devices`.
 
     Args:
-      function: pure; the same results on every device, which `Shard.sum` and
-        `Shard.concatenate` see to.
+      function: pure. Its results must be the same on every device, which is what `Shard.sum` and
+        `Shard.concatenate` are for.
       devices: on which it runs.
 
     Returns:
-      A function of (donated, *kept), both as `replicate` gives them; its results are such too.
-      The buffers of `donated` are used up. With `.lower` as a jitted function has it.
+      A function of (donated, *kept) with `.lower`, like a jitted function. Its arguments and
+      results are replicated, see `replicate`. The buffers of `donated` are donated.
     """
     if len(devices) == 1:
 
@@ -199,8 +238,8 @@ def member_parallel(function: Callable[..., Any], devices: Devices) -> Callable[
       devices: among which the members are divided; all of this process.
 
     Returns:
-      A function of (donated, split, shared): the first two as `split_members` gives them, its
-      results too; the last as `replicate` does. The buffers of `donated` are used up.
+      A function of (donated, split, shared). The first two and the results are in the layout of
+      `split_members`, the last is replicated. The buffers of `donated` are donated.
     """
     if len(devices) == 1:
         return jax.jit(function, donate_argnums=0)
@@ -210,8 +249,8 @@ def member_parallel(function: Callable[..., Any], devices: Devices) -> Callable[
 def split_members(tree: Any, devices: Devices) -> Any:
     """Divides stacked members [R, ...] among devices: [D, R/D rounded up, ...].
 
-    Where R is no multiple of D the first member stands in for those that are missing; what is
-    computed for them is dropped by `join_members`. On one device the members stay as they are.
+    If R is not a multiple of D, the members are padded with copies of the first, which
+    `join_members` drops. On one device the shapes do not change.
     """
     if len(devices) == 1:
         return jax.device_put(tree, devices[0])
@@ -238,19 +277,33 @@ def join_members(tree: Any, num_members: int, devices: Devices) -> Any:
     return jax.tree.map(join, tree)
 
 
-def replicate(tree: Any, devices: Devices) -> Any:
-    """The tree on each of `devices` that this process has."""
+def replicate(tree: Any, devices: Devices, *, commit: bool = True) -> Any:
+    """Copies the tree to each of `devices` that belongs to this process.
+
+    Args:
+      tree: of arrays.
+      devices: where to.
+      commit: on a single device, commit the arrays to it, as `jax.device_put` does. Otherwise
+        arrays are left as they are where JAX would compute on this device anyway. XLA compiles
+        the two to different programs, whose last bits may differ.
+
+    Returns:
+      A tree of the same structure.
+    """
     local = local_devices(devices)
+    if len(devices) == 1 and not commit:
+        return jax.tree.map(lambda leaf: _move(leaf, local[0]), tree)
     if len(devices) == 1:
         return jax.device_put(tree, local[0])
     return jax.device_put(tree, NamedSharding(Mesh(np.asarray(local), (_AXIS,)), PartitionSpec()))
 
 
-def collect(tree: Any) -> Any:
-    """A replicated tree as ordinary arrays on one device of this process."""
+def unreplicate(tree: Any) -> Any:
+    """A replicated tree as arrays on one device of this process."""
 
     def one(leaf: jax.Array) -> jax.Array:
-        return leaf.addressable_data(0) if len(leaf.sharding.device_set) > 1 else leaf
+        is_replicated = isinstance(leaf, jax.Array) and len(leaf.sharding.device_set) > 1
+        return leaf.addressable_data(0) if is_replicated else leaf
 
     return jax.tree.map(one, tree)
 
@@ -262,19 +315,19 @@ def join_processes(
     *,
     detect: bool = False,
 ) -> None:
-    """Joins the processes of one run; to be called before anything else touches JAX.
+    """Connects the processes of one run. Call it before JAX is initialized.
 
-    Without arguments JAX finds out from the cluster what it has to know, where the environment
-    says that there are several tasks (SLURM, Open MPI, GKE); otherwise the run has one process.
+    Without arguments JAX takes the settings from the cluster if the environment shows several
+    tasks (SLURM, Open MPI, GKE); otherwise the run has one process.
 
     Args:
-      coordinator_address: host:port of process 0, reachable from all.
-      num_processes: how many there are.
-      process_id: which this one is, from 0.
+      coordinator_address: host:port of process 0, reachable from all processes.
+      num_processes: number of processes.
+      process_id: index of this process, from 0.
       detect: let JAX look for a cluster that the environment does not show (a TPU pod).
 
     Raises:
-      RuntimeError: the others could not be reached, or what was given is incomplete.
+      RuntimeError: the other processes could not be reached, or the arguments are incomplete.
     """
     given = (coordinator_address, num_processes, process_id)
     if all(value is None for value in given) and not (detect or _in_cluster()):
@@ -286,21 +339,21 @@ def join_processes(
 
 
 def process() -> tuple[int, int]:
-    """(Which process this is, how many there are)."""
+    """(Index of this process, number of processes)."""
     return jax.process_index(), jax.process_count()
 
 
 def any_process(flag: bool) -> bool:
-    """Whether `flag` is true in any process; every process has to ask."""
+    """Whether `flag` is true in any process. Every process must call it."""
     if jax.process_count() == 1:
         return flag
-    from jax.experimental import multihost_utils  # starts backends when imported
+    from jax.experimental import multihost_utils  # importing it initializes JAX
 
     return bool(multihost_utils.process_allgather(np.asarray(flag)).any())
 
 
 class _Program(NamedTuple):
-    """A compiled function behind a change of its arguments' layout."""
+    """A compiled function, with a function that arranges its arguments."""
 
     arrange: Callable[..., tuple]
     program: Any
@@ -312,20 +365,29 @@ class _Program(NamedTuple):
         return self.program.lower(*self.arrange(donated, *kept))
 
 
+def _move(leaf: Any, device: jax.Device) -> Any:
+    """A leaf on this device, or as it is where JAX would place it there."""
+    if isinstance(leaf, jax.Array) and leaf.committed:
+        is_there = leaf.devices() == {device}
+    else:
+        is_there = device == (jax.config.jax_default_device or jax.local_devices()[0])
+    return leaf if is_there else jax.device_put(leaf, device)
+
+
 def _named(wrapper: Callable, function: Callable) -> Callable:
-    """Gives a wrapper the name of what it wraps, which profiles and logs then show."""
+    """Gives a wrapper the name of the wrapped function, for profiles and logs."""
     return functools.update_wrapper(wrapper, getattr(function, "func", function), ["__name__"], [])
 
 
 def _num_cores() -> int:
-    """Cores that this process may use."""
+    """Number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def _in_cluster() -> bool:
-    """Whether the environment names several tasks, or a TPU slice of several workers."""
+    """Whether the environment shows several tasks, or a TPU slice of several workers."""
     tasks = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
     if any(os.environ.get(name, "1") not in ("", "0", "1") for name in tasks):
         return True

@@ -14,7 +14,7 @@ from small_data import no_default_directory, small_mnist  # noqa: F401  (fixture
 
 import gapjax
 from gapjax import parallel
-from gapjax.fit import training
+from gapjax.fit import steps
 
 # Most of the suite's time is LLVM's. What is tested is left as it is: XLA's own passes all run.
 _SOON_COMPILED = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
@@ -152,13 +152,13 @@ def small() -> SmallModel:
 _TRACED = []
 
 
-def _counted(*args, _run_steps=training.run_steps, **options):
-    """Every program of training is traced through here, once."""
+def _counted(*args, _run_steps=steps.run_steps, **options):
+    """Every training program is traced through here, once."""
     _TRACED.append(1)
     return _run_steps(*args, **options)
 
 
-training.run_steps = _counted
+steps.run_steps = _counted
 
 
 def num_programs():

@@ -18,7 +18,7 @@ from conftest import assert_same_bits, random_params
 import gapjax
 from gapjax import checkpoints
 from gapjax.checkpoints import CheckpointError, CorruptCheckpointError
-from gapjax.fit.training import init_state
+from gapjax.fit.steps import init_state
 
 RECORD = {"epoch": 30, "config": {"alpha": 0.5, "name": "digits", "sizes": [3, 4]}}
 

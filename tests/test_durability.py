@@ -22,7 +22,7 @@ from experiments import evaluate, options, program, refit, train, workdir
 from experiments import run as experiment
 from experiments.presets import PRESETS
 from gapjax import checkpoints, parallel
-from gapjax.fit import training
+from gapjax.fit import executor
 from gapjax.results import schema
 
 _ROOT = Path(__file__).parent.parent
@@ -112,8 +112,8 @@ def _damage(entry):
 @contextlib.contextmanager
 def _in_chunks(num_devices):
     """Several compiled calls to an epoch of 7 steps."""
-    with pytest.MonkeyPatch.context() as patch, parallel.only(jax.devices()[:num_devices]):
-        patch.setattr(training, "_CHUNK_STEPS", 5)
+    with pytest.MonkeyPatch.context() as patch, parallel.use_devices(jax.devices()[:num_devices]):
+        patch.setattr(executor, "_CHUNK_STEPS", 5)
         yield
 
 

@@ -47,7 +47,7 @@ def test_it_runs_from_top_to_bottom_at_a_reduced_setting(tmp_path, monkeypatch):
     for cell in _cells():
         if cell["cell_type"] != "code":
             continue
-        with parallel.only(jax.devices()[:2]):
+        with parallel.use_devices(jax.devices()[:2]):
             exec(compile("".join(cell["source"]), str(NOTEBOOK), "exec"), names)
         if "parameters" in cell["metadata"].get("tags", ()):
             assert set(reduced) <= set(names)

@@ -15,7 +15,7 @@ from conftest import NUM_DEVICES, assert_same_bits, num_programs
 
 import gapjax
 from gapjax import checkpoints, parallel
-from gapjax.fit import training
+from gapjax.fit import executor, steps
 
 EIGHT = jax.devices()[:8]
 SGD_LIKE = gapjax.adam(2e-3)
@@ -117,15 +117,15 @@ def test_a_step_is_one_all_reduce_and_never_visits_the_host(small):
     """Read off the compiled program of eight devices: the body of its loop."""
     source = gapjax.data_source(_images(small))
     optimizer = SGD_LIKE
-    state = training.init_state(small.params, jax.random.key(0), optimizer)
+    state = steps.init_state(small.params, jax.random.key(0), optimizer)
 
-    def steps(shard, state, source):
-        return training.run_steps(
+    def several(shard, state, source):
+        return steps.run_steps(
             shard, state, source, vae=small.vae, optimizer=optimizer, batch_size=100,
             objective=gapjax.elbo, num_steps=2,
         )  # fmt: skip
 
-    program = parallel.data_parallel(steps, EIGHT)
+    program = parallel.data_parallel(several, EIGHT)
     arguments = parallel.replicate((state, source), EIGHT)
     text = program.lower(*arguments).compile().as_text()
     assert len(re.findall(r" all-reduce(-start)?\(", text)) == 1
@@ -160,7 +160,7 @@ def test_jobs_are_under_way_at_once_each_on_a_device_that_is_all_it_finds():
         both.wait()
 
     everything = parallel.all_devices()
-    parallel.side_by_side([job] * 6, EIGHT[5:7], pytest.fail)
+    parallel.run_concurrently([job] * 6, EIGHT[5:7], pytest.fail)
     assert sorted(found, key=EIGHT.index) == [*EIGHT[5:6] * 3, *EIGHT[6:7] * 3]
     assert parallel.all_devices() == everything
 
@@ -178,7 +178,7 @@ def test_where_a_job_fails_the_others_are_ended_and_the_rest_left():
 
     jobs = [functools.partial(job, number) for number in range(9)]
     with pytest.raises(FloatingPointError, match="the first"):
-        parallel.side_by_side(jobs, EIGHT[:2], stopped.set)
+        parallel.run_concurrently(jobs, EIGHT[:2], stopped.set)
     assert 0 in ended and set(begun) <= {0, 1, 2}
     assert set(ended) == set(begun) - {1}
 
@@ -188,7 +188,7 @@ def test_one_device_does_its_jobs_in_turn_where_the_caller_is():
     jobs = [lambda n=n: done.append((n, threading.current_thread())) for n in range(3)]
     for used in (EIGHT[3:4], ()):
         done.clear()
-        parallel.side_by_side(jobs, used, pytest.fail)
+        parallel.run_concurrently(jobs, used, pytest.fail)
         assert done == [(n, threading.main_thread()) for n in range(3)]
 
 
@@ -200,8 +200,8 @@ told = []
 for cores, flags in ((1, ""), (3, "--xla_force_host_platform_device_count=2"), (99, "")):
     os.environ["XLA_FLAGS"] = flags
     parallel._num_cores = lambda: cores
-    told.append(len(parallel.divide_cpu()))
-print(told, len(jax.devices()), parallel.divide_cpu())
+    told.append(len(parallel.expose_cpu_cores()))
+print(told, len(jax.devices()), parallel.expose_cpu_cores())
 """
 
 
@@ -247,7 +247,7 @@ def test_a_sweep_is_its_members_alone(small, count, sweep):
         _close(ours.averaged_params.encoder, single.averaged_params.encoder, atol=2e-4)
         np.testing.assert_allclose(ours.curve.loss_bpd, single.curve.loss_bpd, rtol=1e-4)
         assert_same_bits(ours.params.decoder, all_params[index].decoder)
-        assert ours.curve.monitor_epoch == [0, 2, 3]
+        assert ours.curve.monitor_epoch == (0, 2, 3)
 
 
 @pytest.mark.parametrize("count, sweep", [(1, "vmap"), (2, "auto")])
@@ -282,7 +282,7 @@ def test_what_all_members_share_is_there_once(small):
         gapjax.mixture_source(gapjax.model_source(small.vae, params.decoder, 130), data, 0.5)
         for params in _several(small, 4)[0]
     ]
-    varying, shared, _ = training._stack_sources(sources)
+    varying, shared, _ = executor._stack_sources(sources)
     assert any(leaf is data.images for leaf in shared.values())
     assert data.images.shape not in {leaf.shape[1:] for leaf in varying.values()}
 
@@ -315,12 +315,12 @@ parallel.join_processes(f"localhost:{port}", 2, number)
 import numpy as np
 import gapjax
 from gapjax import checkpoints
-from gapjax.fit import training
+from gapjax.fit import steps
 assert parallel.process() == (number, 2) and len(parallel.all_devices()) == 8
 images = np.load(sys.argv[3])
 vae = gapjax.mlp_vae((5, 5), "bernoulli", latent_dim=3, hidden_sizes=(32,))
 options = dict(num_epochs=3, batch_size=100, optimizer=gapjax.adam(2e-3))
-like = training.init_state(
+like = steps.init_state(
     vae.init(jax.random.key(0)), jax.random.key(0), options["optimizer"])
 state, _ = checkpoints.restore(sys.argv[4], 1, like)  # of one process
 state, curve = gapjax.train(vae, gapjax.data_source(images), state=state, **options)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import gapjax
+from gapjax import parallel
 from gapjax.fit import posteriors
 from gapjax.fit.posteriors import PosteriorSearch, optimal_posteriors
 
@@ -64,6 +65,30 @@ def test_an_image_is_searched_for_by_itself(linear, found):
         np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4)
 
 
+def test_a_search_is_divided_among_the_devices(linear, found):
+    """Batches of seven on three devices; and so are bounds and estimates of log p(x)."""
+    if len(jax.devices()) < 3:
+        pytest.skip("needs three devices; XLA_FLAGS was set from outside")
+    result, used = found[0], {"devices": jax.devices()[:3]}
+    other = _search(linear, **used)
+    np.testing.assert_array_equal(result.num_steps, other.num_steps)
+    for ours, theirs in zip(
+        jax.tree.leaves(result.posteriors), jax.tree.leaves(other.posteriors), strict=True
+    ):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4)
+    arguments = linear.vae, linear.wrong, jax.random.key(1), linear.images
+    measures = [
+        lambda **options: gapjax.posterior_bounds(
+            *arguments, result.posteriors, num_samples=3, batch_size=7, **options
+        ),
+        lambda **options: (
+            gapjax.log_likelihood(*arguments, num_samples=20, batch_size=7, **options).log_prob
+        ),
+    ]
+    for measure in measures:
+        np.testing.assert_allclose(measure(**used), measure(), rtol=1e-4, atol=1e-4)
+
+
 def test_it_is_never_worse_than_the_best_of_its_starts(linear):
     """A learning rate that throws every image away: the better encoder's q comes back."""
     encoders = [linear.wrong.encoder, linear.exact.encoder]
@@ -86,9 +111,10 @@ def test_an_image_goes_back_to_its_best_from_where_it_is_worse_and_on_from_where
     def judge(state, free, candidate):
         state = state._replace(free=[*map(jnp.array, free)], candidate=[*map(jnp.array, candidate)])
         encoder, decoder = linear.exact
-        return posteriors._judge(
-            state, encoder, decoder, keys, images, batch, vae=linear.vae, search=_SEARCH
+        program = posteriors._program(
+            posteriors._judge, linear.vae, _SEARCH, parallel.all_devices()[:1]
         )
+        return program(state, encoder, decoder, keys, images, batch)
 
     state = judge(posteriors._place(None, [*map(jnp.array, wrong)], _SEARCH), wrong, wrong)
     elsewhere = [leaf + 1 for leaf in wrong]
@@ -152,8 +178,10 @@ def test_a_posterior_that_cannot_be_optimised_is_refused(linear):
 def test_sizes_are_checked(linear, options):
     with pytest.raises(ValueError, match="must be positive"):
         _search(linear, **options)
-    with pytest.raises(ValueError, match="empty"):
+    with pytest.raises(ValueError, match="images is empty"):
         optimal_posteriors(linear.vae, linear.exact, jax.random.key(0), linear.images[:0])
+    with pytest.raises(ValueError, match="encoders is empty"):
+        _search(linear, encoders=[])
 
 
 def test_the_posteriors_reach_the_public_names():

@@ -1,4 +1,4 @@
-"""The training loop: gradients by hand, resuming, refits that reach what is known, frozen parts."""
+"""Rooms `fit/training`, `fit/refits` and `fit/arguments`: gradients by hand, resuming, refits."""
 
 import dataclasses
 import math
@@ -12,6 +12,7 @@ from conftest import assert_same_bits, num_programs, random_params
 
 import gapjax
 from gapjax import Convergence, TrainState, checkpoints
+from gapjax.fit.arguments import is_sweep
 
 FAST = gapjax.adam(5e-2)
 
@@ -118,7 +119,7 @@ def test_an_epoch_is_sgd_by_hand_on_unpadded_batches(linear, batch_size, sizes):
     for a, b in zip(jax.tree.leaves(ours.params), jax.tree.leaves(params), strict=True):
         np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-5)
     np.testing.assert_allclose(curve.loss_bpd, losses, rtol=1e-4)
-    assert curve.epoch == [1, 2]
+    assert curve.epoch == (1, 2)
     assert int(ours.step) == num_epochs * len(sizes)
 
     # One program in all: neither the second epoch nor going on from the state is a new one.
@@ -131,7 +132,7 @@ def test_an_epoch_is_sgd_by_hand_on_unpadded_batches(linear, batch_size, sizes):
 
 
 def test_training_improves_the_model_and_says_so(small):
-    assert small.curve.epoch == list(range(1, small.num_epochs + 1))
+    assert small.curve.epoch == tuple(range(1, small.num_epochs + 1))
     assert int(small.state.step) == 5 * small.num_epochs  # 90 images in batches of 20
     losses = np.array(small.curve.loss_bpd)
     assert losses[-5:].mean() < losses[:2].mean() - 0.1
@@ -156,14 +157,14 @@ def test_interrupted_and_resumed_is_uninterrupted_bit_for_bit(small, tmp_path):
         small, 4, state=restored, on_epoch=lambda epoch, bpd: epochs.append((epoch, bpd))
     )
     assert_same_bits(resumed, straight)
-    assert early.epoch + late.epoch == curve.epoch == [1, 2, 3, 4]
+    assert early.epoch + late.epoch == curve.epoch == (1, 2, 3, 4)
     assert early.loss_bpd + late.loss_bpd == curve.loss_bpd
     assert epochs == list(zip(late.epoch, late.loss_bpd, strict=True))
     assert num_programs() == before
     # A run that is done already does nothing.
     again, nothing = _small_train(small, 4, state=resumed)
     assert_same_bits(again, straight)
-    assert nothing.epoch == []
+    assert nothing.epoch == ()
 
 
 def test_noise_differs_from_epoch_to_epoch_and_from_key_to_key(small):
@@ -243,7 +244,7 @@ def test_self_consistent_training_leaves_the_decoder_bit_for_bit(small):
     moved = jax.tree.map(lambda a, b: bool((a != b).any()), refit.params.encoder, params.encoder)
     assert all(jax.tree.leaves(moved))
     assert (refit.num_steps, refit.converged, refit.last_improvement) == (25, None, None)
-    assert refit.curve.epoch == [1, 2, 3, 4, 5] and refit.curve.monitor_bpd == []
+    assert refit.curve.epoch == (1, 2, 3, 4, 5) and refit.curve.monitor_bpd == ()
 
 
 def test_optimal_inference_improves_the_test_set_and_leaves_the_decoder(small):
@@ -259,7 +260,7 @@ def test_optimal_inference_improves_the_test_set_and_leaves_the_decoder(small):
     )
     gain = gapjax.paired_difference(before, after)
     assert gain.bpd > 3 * gain.stderr > 0
-    assert refit.curve.monitor_epoch[:2] == [0, 25]
+    assert refit.curve.monitor_epoch[:2] == (0, 25)
     assert min(refit.curve.monitor_bpd) < refit.curve.monitor_bpd[0] - 0.01
     assert refit.curve.monitor_bpd[0] == pytest.approx(before.bpd, abs=0.05)
     assert isinstance(refit.converged, bool)
@@ -287,8 +288,8 @@ def test_the_test_set_does_not_reach_self_consistent_training(small):
     assert_same_bits(poisoned.params, clean.params)
     assert poisoned.curve.loss_bpd == clean.curve.loss_bpd
     # Without `until` a monitor measures and changes nothing.
-    assert poisoned.curve.monitor_epoch == [0, 2, 4, 5]
-    assert poisoned.curve.monitor_bpd == watched
+    assert poisoned.curve.monitor_epoch == (0, 2, 4, 5)
+    assert poisoned.curve.monitor_bpd == tuple(watched)
     assert (poisoned.converged, poisoned.num_steps) == (None, clean.num_steps)
 
 
@@ -327,9 +328,9 @@ def test_convergence_follows_its_rule_and_keeps_the_best(linear):
         until=Convergence(tolerance=0.01, decay=0.0, num_decays=1),
     )  # fmt: skip
     assert refit.converged is True
-    assert refit.curve.monitor_epoch == [0, 3, 6, 9]
-    assert refit.curve.monitor_bpd == [1.0, 0.8, 0.795, 0.85]
-    assert refit.curve.epoch == list(range(1, 10)) and refit.num_steps == 9
+    assert refit.curve.monitor_epoch == (0, 3, 6, 9)
+    assert refit.curve.monitor_bpd == (1.0, 0.8, 0.795, 0.85)
+    assert refit.curve.epoch == tuple(range(1, 10)) and refit.num_steps == 9
     assert refit.last_improvement == pytest.approx(0.795 - 0.85)
     assert_same_bits(jax.tree.map(np.asarray, refit.params.encoder), monitor.seen[2].encoder)
     # The learning rate was lowered at the plateau, here to nothing, and not before.
@@ -353,7 +354,7 @@ def test_convergence_says_when_it_was_not_reached(linear):
     before = num_programs()
     refit = _linear_refit(linear, 7, monitor=monitor, monitor_every=3, until=Convergence())
     assert refit.converged is False
-    assert refit.curve.monitor_epoch == [0, 3, 6, 7]
+    assert refit.curve.monitor_epoch == (0, 3, 6, 7)
     assert refit.num_steps == 7
     assert refit.last_improvement == pytest.approx(0.1)
     assert_same_bits(jax.tree.map(np.asarray, refit.params.encoder), monitor.seen[3].encoder)
@@ -399,6 +400,53 @@ def test_missing_arguments_are_named(linear):
         gapjax.train(linear.vae, gapjax.data_source(linear.images), num_epochs=1, batch_size=5)
     with pytest.raises(ValueError, match="until is given without monitor"):
         _linear_refit(linear, 1, until=Convergence())
+
+
+def test_an_optimizer_whose_learning_rate_is_hidden_is_refused_before_any_step(linear):
+    before, monitor = num_programs(), Script([1.0])
+    refit = lambda optimizer, **options: gapjax.optimal_inference(
+        linear.vae, linear.wrong, linear.images, jax.random.key(0), num_epochs=1, batch_size=20,
+        optimizer=optimizer, **options,
+    )  # fmt: skip
+    for optimizer in (optax.adam(1e-3), optax.chain(gapjax.adam(1e-3), gapjax.adam(1e-3))):
+        with pytest.raises(ValueError, match=r"gapjax\.adam.*optax\.inject_hyperparams"):
+            refit(optimizer)
+    assert num_programs() == before and monitor.seen == []
+    assert refit(optax.inject_hyperparams(optax.sgd)(learning_rate=1e-3)).converged is False
+    assert refit(optax.sgd(1e-3), until=None).num_steps == 1
+
+
+def test_lists_without_a_list_of_keys_are_named(linear):
+    with pytest.raises(ValueError, match="alpha is a list of 2, but rng_key is not a list"):
+        gapjax.self_consistent(
+            linear.vae, linear.wrong, linear.images, jax.random.key(0), alpha=[0.0, 0.5]
+        )
+    with pytest.raises(ValueError, match="alpha is a list of 3, but rng_key"):
+        gapjax.self_consistent(
+            linear.vae, linear.wrong, linear.images, jax.random.key(0), alpha=np.ones(3)
+        )
+    with pytest.raises(ValueError, match="params is a list of 1, but rng_key"):
+        gapjax.refit_encoder(
+            linear.vae, [linear.wrong], gapjax.data_source(linear.images), jax.random.key(0),
+            num_epochs=1, batch_size=20,
+        )  # fmt: skip
+    with pytest.raises(ValueError, match="alpha is a list of 3 beside 2 keys"):
+        gapjax.self_consistent(
+            linear.vae, linear.wrong, linear.images, jax.random.split(jax.random.key(0)),
+            alpha=(0.0, 0.5, 1.0),
+        )  # fmt: skip
+
+
+def test_a_sweep_is_known_by_several_keys_of_any_form(linear):
+    keys = jax.random.split(jax.random.key(0))
+    refits = [_linear_refit(linear, 1, rng_key=given) for given in (list(keys), tuple(keys), keys)]
+    params = [[refit.params for refit in each] for each in refits]
+    assert [len(each) for each in params] == [2, 2, 2]
+    assert_same_bits(params[1], params[0])
+    assert_same_bits(params[2], params[0])
+    assert is_sweep(jnp.zeros((3, 2), jnp.uint32))  # keys of the old kind
+    for key in (jax.random.key(0), jax.random.PRNGKey(0), None):
+        assert not is_sweep(key)
 
 
 def test_a_loss_that_is_not_a_number_ends_the_run(linear):

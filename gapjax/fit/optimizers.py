@@ -1,28 +1,32 @@
-"""What is optimised: the whole VAE, or its encoder alone."""
+"""Optimizers of the whole VAE, or of its encoder alone, and their learning rate."""
 
 import functools
 
+import jax
 import optax
+from jax.typing import ArrayLike
 
 from gapjax.model.vae import VAEParams
 
+_MAX_OPTIMIZERS = 64
 
-@functools.cache
+
+@functools.lru_cache(_MAX_OPTIMIZERS)
 def adam(learning_rate: float) -> optax.GradientTransformation:
-    """Adam as in the paper, with the learning rate in its state where it can be lowered.
+    """Adam as in the paper, with the learning rate in its state, so that it can be lowered.
 
-    Equal arguments give the same object, so programs compiled for it are found again.
+    Equal arguments give the same object, so that compiled programs are reused.
     """
     return optax.inject_hyperparams(optax.adam)(learning_rate=learning_rate)
 
 
-@functools.cache
+@functools.lru_cache(_MAX_OPTIMIZERS)
 def encoder_only(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
     """Restricts `optimizer` to the encoder of `VAEParams`; the decoder is frozen.
 
     The decoder gets updates of zero and no optimizer state. (`optax.masked` would not do: it
     passes raw gradients through where the mask is false.) The gradient of the decoder is then
-    used by nothing, and a compiler leaves it out.
+    unused, and the compiler removes it.
 
     Args:
       optimizer: any optax transformation.
@@ -40,8 +44,15 @@ def encoder_only(optimizer: optax.GradientTransformation) -> optax.GradientTrans
     )
 
 
-def scale_learning_rate(opt_state: optax.OptState, factor: float) -> optax.OptState:
+def scale_learning_rate(opt_state: optax.OptState, factor: ArrayLike) -> optax.OptState:
     """Multiplies the learning rate held in `opt_state` (see `adam`) by `factor`.
+
+    Args:
+      opt_state: the state of an optimizer.
+      factor: a number, or an array that may be traced.
+
+    Returns:
+      A state of the same structure.
 
     Raises:
       KeyError: the state holds no learning rate; wrap with `optax.inject_hyperparams`.
@@ -50,3 +61,19 @@ def scale_learning_rate(opt_state: optax.OptState, factor: float) -> optax.OptSt
     if learning_rate is None:
         raise KeyError("opt_state holds no learning_rate; wrap with optax.inject_hyperparams")
     return optax.tree.set(opt_state, learning_rate=learning_rate * factor)
+
+
+def check_learning_rate(optimizer: optax.GradientTransformation, params: VAEParams) -> None:
+    """Raises ValueError unless the optimizer's state holds one learning rate, see `adam`.
+
+    Args:
+      optimizer: to be checked; nothing is computed.
+      params: of the shapes that it is for.
+    """
+    opt_state = jax.eval_shape(optimizer.init, params)
+    found = optax.tree.get_all_with_path(opt_state, "learning_rate")
+    if len(found) != 1:
+        raise ValueError(
+            f"until lowers the learning rate, but the optimizer's state holds {len(found)} entries "
+            "named learning_rate; use gapjax.adam(...) or optax.inject_hyperparams, or until=None"
+        )

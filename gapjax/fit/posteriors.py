@@ -1,8 +1,8 @@
-"""The best posterior of every single image: what an encoder without limits would give.
+"""The best posterior of each image by itself, as an encoder of unlimited capacity would give it.
 
-The mathematics is that of one example; `_walk` and `_judge` are where images are vmapped. All
-randomness is a function of (rng_key, image, step): not of the batch size, nor of when other
-images were finished.
+The mathematics is written for one example; `_walk` and `_judge` are where images are vmapped and
+divided among the devices. All randomness is a function of (rng_key, image, step). It does not
+depend on the batch size, the devices, or when other images were finished.
 """
 
 import functools
@@ -14,23 +14,26 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from gapjax import parallel
+from gapjax.fit import plateau
 from gapjax.fit.optimizers import adam, scale_learning_rate
+from gapjax.fit.plateau import PlateauState
 from gapjax.model.bounds import elbo
 from gapjax.model.distributions import from_free, to_free
-from gapjax.model.vae import VAE, VAEParams, local_inference
+from gapjax.model.vae import VAE, Params, VAEParams, local_inference
 
-Params = Any
+_MAX_PROGRAMS = 64  # see `executor`
 
 
 class PosteriorSearch(NamedTuple):
-    """How the best posterior of an image is looked for, and when it is found.
+    """How the best posterior of an image is searched for, and when the search ends.
 
     Adam with `num_samples` fresh posterior samples for each gradient, in rounds. After a round
-    the mean of its iterates is judged by the ELBO on held-out noise, the same at every round.
-    Where that does not improve on the best so far by `tolerance`, the learning rate of the image
-    is multiplied by `decay`; where it happens for the (`num_decays` + 1)th time, the image is
-    finished and costs no more. Where it is worse than the best, the image goes back to that. The
-    best is kept, and the start counts as one.
+    the mean of its iterates is judged by the ELBO on held-out noise, which is the same in every
+    round. If it does not improve on the best so far by `tolerance`, that is a plateau: the
+    learning rate of the image is multiplied by `decay`, and at the (`num_decays` + 1)th plateau
+    the image is finished and takes part in no more rounds. If it is worse than the best, the
+    image continues from the best. The result is the best candidate, the start included.
 
     Attributes:
       num_samples: S, posterior samples in each gradient.
@@ -54,12 +57,12 @@ class PosteriorSearch(NamedTuple):
 
 
 class OptimalPosteriors(NamedTuple):
-    """The best posteriors of N images, and what it took.
+    """The best posteriors of N images, with statistics of the search.
 
     Attributes:
       posteriors: a pytree as `encode` returns it, every leaf with a leading axis [N].
-      kept_start: [N] bool, no round was better than the start, which was kept.
-      converged: [N] bool, the image was finished before `max_rounds`.
+      kept_start: [N] bool, whether no round was better than the start.
+      converged: [N] bool, whether the image was finished before `max_rounds`.
       num_steps: [N] int, optimizer steps taken.
     """
 
@@ -75,11 +78,11 @@ class _Search(NamedTuple):
     Attributes:
       free: free parameters of q, where the optimizer is.
       opt_state: the optimizer's state.
-      candidate: what is to be judged: a start, or the mean of a round's iterates.
+      candidate: the posterior to judge: a start, or the mean of a round's iterates.
       best: the best candidate so far.
       best_value: its ELBO on held-out noise, nats.
       num_steps: optimizer steps taken.
-      plateaus: judgements without an improvement that counts.
+      plateaus: number of plateaus.
       improved: whether any round was better than the start.
     """
 
@@ -102,74 +105,89 @@ def optimal_posteriors(
     encoders: Sequence[Params] | None = None,
     search: PosteriorSearch = PosteriorSearch(),  # noqa: B008 (an immutable tuple)
     batch_size: int = 50,
+    devices: parallel.Devices | None = None,
     on_progress: Callable[[int], None] | None = None,
 ) -> OptimalPosteriors:
-    """The q of the encoder's family with the highest ELBO, for every image by itself (eq. 10).
+    """The q of the encoder's family with the highest ELBO, for each image by itself (eq. 10).
 
         q*(z given x) = argmax over q of E_q[log p(x, z) - log q(z)]
 
-    The family is whatever `vae.encode` returns. On unseen images this is fitted to them: it
-    measures what the encoder loses, as optimal inference does, but with no limit of capacity.
+    The family is that of the distributions which `vae.encode` returns. On unseen images q is
+    fitted to them. So this measures the loss due to the encoder, like optimal inference, but for
+    an encoder of unlimited capacity.
 
     Args:
       vae: the model.
       params: trained parameters; the decoder is not changed.
       rng_key: of the search; folded with each image's index.
       images: [N, *event].
-      encoders: parameters of encoders to start from, the best of them for each image, judged on
-        held-out noise; that of `params` alone by default.
-      search: how to look and when to stop.
-      batch_size: images at work at once; bounds memory, changes nothing else.
+      encoders: parameters of encoders to start from, by default that of `params` alone. Each
+        image starts from the best of them, judged on held-out noise.
+      search: how to search and when to stop.
+      batch_size: images that are searched for together, on all devices; bounds memory and changes
+        nothing else.
+      devices: among which the images of a batch are divided; all by default.
       on_progress: called with the number of images that are finished.
 
     Returns:
-      `OptimalPosteriors`; none is worse than its start on the held-out noise. What they are worth
-      is to be measured on fresh noise: see `posterior_bounds`.
+      `OptimalPosteriors`; none is worse than its start on the held-out noise. Measure them on
+      fresh noise, see `posterior_bounds`.
 
     Raises:
-      ValueError: no images, or a size that is not positive.
-      TypeError: what `encode` returns cannot be optimised; the message says why.
+      ValueError: no images, no encoders, or a size that is not positive.
+      TypeError: the distribution that `encode` returns cannot be optimised; the message says why.
 
     References:
       Cremer, Li, Duvenaud, Inference Suboptimality in Variational Autoencoders, 2018.
     """
     if len(images) == 0:
         raise ValueError("images is empty; there is no posterior to look for")
+    if encoders is not None and not len(encoders):
+        raise ValueError("encoders is empty; give at least one to start from, or None")
     if batch_size < 1 or search.num_decays < 0 or min(search._replace(num_decays=1)) <= 0:
         raise ValueError(f"batch_size is {batch_size} and {search}; all must be positive")
-    images = jnp.asarray(images)
+    devices = parallel.all_devices(devices)
     encoders = tuple(encoders) if encoders is not None else (params.encoder,)
+    arrays = (rng_key, encoders, params.decoder, jnp.asarray(images))
+    on_all = parallel.replicate(arrays, devices, commit=False)
+    rng_key, encoders, _, images = parallel.unreplicate(on_all)
+    _, (encoder, *_), decoder, all_images = on_all
     batch_size = min(batch_size, len(images))
+    walk, judge = (_program(function, vae, search, devices) for function in (_walk, _judge))
     active = np.arange(len(images))
 
     def advance(state: _Search, steps: int) -> _Search:
         for batch in _batches(active, batch_size):
             if steps:
-                keys = _keys(rng_key, batch, state.num_steps, steps, search.num_samples)
-                state = _walk(
-                    state, encoders[0], params.decoder, keys, images, batch, vae=vae, search=search
-                )
+                num_steps = parallel.unreplicate(state.num_steps)
+                keys = _keys(rng_key, batch, num_steps, steps, search.num_samples)
+                keys, where = parallel.replicate((keys, batch), devices, commit=False)
+                state = walk(state, encoder, decoder, keys, all_images, where)
             keys = _keys(rng_key, batch, None, 1, search.num_heldout)
-            state = _judge(
-                state, encoders[0], params.decoder, keys, images, batch, vae=vae, search=search
-            )
+            keys, where = parallel.replicate((keys, batch), devices, commit=False)
+            state = judge(state, encoder, decoder, keys, all_images, where)
         return state
 
     state = None
-    for encoder in encoders:
-        state = advance(_place(state, _encode(encoder, images, vae=vae), search), 0)
-    state = _place(None, state.best, search)._replace(best_value=state.best_value)
+    for each in encoders:
+        placed = _place(parallel.unreplicate(state), _encode(each, images, vae=vae), search)
+        state = advance(parallel.replicate(placed, devices, commit=False), 0)
+    best = parallel.unreplicate(state)
+    placed = _place(None, best.best, search)._replace(best_value=best.best_value)
+    state = parallel.replicate(placed, devices, commit=False)
     for _ in range(search.max_rounds):
         state = advance(state, search.steps_per_round)
-        active = np.flatnonzero(np.asarray(state.plateaus) <= search.num_decays)
+        plateaus = np.asarray(parallel.unreplicate(state.plateaus))
+        active = np.flatnonzero(np.logical_not(plateau.is_finished(search, plateaus)))
         if on_progress is not None:
             on_progress(len(images) - len(active))
         if not len(active):
             break
+    state = parallel.unreplicate(state)
     return OptimalPosteriors(
         posteriors=_finish(state.best, encoders[0], images, vae=vae),
         kept_start=~np.asarray(state.improved),
-        converged=np.asarray(state.plateaus) > search.num_decays,
+        converged=np.asarray(plateau.is_finished(search, state.plateaus)),
         num_steps=np.asarray(state.num_steps),
     )
 
@@ -183,11 +201,12 @@ def posterior_bounds(
     *,
     num_samples: int = 20,
     batch_size: int = 50,
+    devices: parallel.Devices | None = None,
 ) -> np.ndarray:
     """The ELBO of every image with a posterior of its own.
 
-    With the key that `evaluate` had the noise is that of `evaluate`, so that a q and an encoder
-    are compared on common noise.
+    With the key that `evaluate` was given the noise is that of `evaluate`, so that a q and an
+    encoder are compared on common noise.
 
     Args:
       vae: the model.
@@ -196,30 +215,49 @@ def posterior_bounds(
       images: [N, *event].
       posteriors: a q for every image, a pytree with a leading axis [N].
       num_samples: S, posterior samples for each image.
-      batch_size: images at once; bounds memory, changes nothing else.
+      batch_size: images at once; bounds memory and changes nothing else.
+      devices: among which the images are divided; all by default.
 
     Returns:
       [N] float32, nats.
     """
-    return np.asarray(
-        _own_bounds(
-            params.decoder, rng_key, jnp.asarray(images), posteriors,
-            vae=vae, num_samples=num_samples, batch_size=min(batch_size, len(images)),
-        )
-    )  # fmt: skip
+    devices = parallel.all_devices(devices)
+    arrays = (params.decoder, rng_key, jnp.asarray(images), posteriors)
+    program = _bounds_program(vae, num_samples, min(batch_size, len(images)), devices)
+    nats = program(None, *parallel.replicate(arrays, devices, commit=False))
+    return np.asarray(parallel.unreplicate(nats))
 
 
-@functools.partial(jax.jit, static_argnames=("vae", "num_samples", "batch_size"))
-def _own_bounds(decoder, rng_key, images, posteriors, *, vae, num_samples, batch_size):
+# Bounded, because the programs hold the models for which they were compiled.
+@functools.lru_cache(_MAX_PROGRAMS)
+def _bounds_program(vae, num_samples, batch_size, devices):
+    """The compiled `_own_bounds` of these constants."""
+    function = functools.partial(
+        _own_bounds, vae=vae, num_samples=num_samples, batch_size=batch_size
+    )
+    return parallel.data_parallel(function, devices)
+
+
+@functools.lru_cache(_MAX_PROGRAMS)
+def _program(function, vae, search, devices):
+    """The compiled `_walk` or `_judge` of these constants; the state is donated."""
+    return parallel.data_parallel(functools.partial(function, vae=vae, search=search), devices)
+
+
+def _own_bounds(
+    shard, donated, decoder, rng_key, images, posteriors, *, vae, num_samples, batch_size
+) -> jax.Array:
     """The ELBO [N] of every image with its own posterior, nats."""
+    del donated
 
     def one(xs: tuple) -> jax.Array:
         index, x, posterior = xs
         key = jax.random.fold_in(rng_key, index)
         return elbo(local_inference(vae), VAEParams(posterior, decoder), key, x, num_samples)
 
-    xs = jnp.arange(len(images)), images, posteriors
-    return jax.lax.map(one, xs, batch_size=batch_size)
+    xs = shard.split((jnp.arange(len(images)), images, posteriors))
+    nats = jax.lax.map(one, xs, batch_size=-(-batch_size // shard.count))
+    return shard.merge(nats, len(images))
 
 
 def _batches(indices: np.ndarray, batch_size: int) -> list[np.ndarray]:
@@ -229,7 +267,7 @@ def _batches(indices: np.ndarray, batch_size: int) -> list[np.ndarray]:
 
 
 def _place(state: _Search | None, free: list[jax.Array], search: PosteriorSearch) -> _Search:
-    """Puts the candidates at `free`; without a state, a search that sets out from there."""
+    """Replaces the candidates by `free`; without a state, a new search that starts there."""
     if state is not None:
         return state._replace(candidate=free)
     count = len(free[0])
@@ -248,9 +286,9 @@ def _place(state: _Search | None, free: list[jax.Array], search: PosteriorSearch
 
 @functools.partial(jax.jit, static_argnames=("steps", "count"))
 def _keys(rng_key, batch, num_steps, steps, count) -> jax.Array:
-    """Keys [B, steps, count]: of the steps that follow, or of the held-out noise.
+    """Keys [B, steps, count]: of the next steps, or of the held-out noise.
 
-    They are made apart from the draws, which makes the programs that draw quick to compile.
+    They are made by a program of their own, because hashing slows the compilation of the others.
     """
 
     def one(index: jax.Array, first: jax.Array) -> jax.Array:
@@ -258,19 +296,18 @@ def _keys(rng_key, batch, num_steps, steps, count) -> jax.Array:
         step_keys = jax.vmap(lambda step: jax.random.fold_in(image_key, first + step))
         return jax.vmap(lambda key: jax.random.split(key, count))(step_keys(jnp.arange(steps)))
 
-    # 0 is the number of the held-out noise, that of the first step is 1.
+    # The held-out noise has the number 0, the first step has 1.
     return jax.vmap(one)(batch, 1 + num_steps[batch] if num_steps is not None else 0 * batch)
 
 
 @functools.partial(jax.jit, static_argnames="vae")
 def _encode(encoder, images, *, vae) -> list[jax.Array]:
-    """The free parameters of what an encoder gives for every image."""
+    """The free parameters of the posterior that an encoder gives for each image."""
     return jax.vmap(lambda x: to_free(vae.encode(encoder, x)))(images)
 
 
-@functools.partial(jax.jit, static_argnames=("vae", "search"), donate_argnames="state")
-def _walk(state, encoder, decoder, keys, images, batch, *, vae, search) -> _Search:
-    """A round of optimizer steps for the images of `batch`; the others stay where they are."""
+def _walk(shard, state, encoder, decoder, keys, images, batch, *, vae, search) -> _Search:
+    """A round of optimizer steps for the images of `batch`; the others are not changed."""
     optimizer = adam(search.learning_rate)
 
     def one(step_keys: jax.Array, x: jax.Array, free: list[jax.Array], opt_state: Any) -> tuple:
@@ -286,42 +323,48 @@ def _walk(state, encoder, decoder, keys, images, batch, *, vae, search) -> _Sear
         (free, opt_state), path = jax.lax.scan(step, (free, opt_state), step_keys)
         return free, opt_state, jax.tree.map(lambda leaf: leaf.mean(0), path)
 
-    chosen = jax.tree.map(lambda leaf: leaf[batch], state)
-    free, opt_state, mean = jax.vmap(one)(keys, images[batch], chosen.free, chosen.opt_state)
+    part, keys = shard.split((batch, keys))
+    chosen = jax.tree.map(lambda leaf: leaf[part], state)
+    free, opt_state, mean = jax.vmap(one)(keys, images[part], chosen.free, chosen.opt_state)
     num_steps = chosen.num_steps + search.steps_per_round
     new = chosen._replace(free=free, opt_state=opt_state, candidate=mean, num_steps=num_steps)
-    return jax.tree.map(lambda leaf, part: leaf.at[batch].set(part), state, new)
+    return _put(shard, state, batch, new)
 
 
-@functools.partial(jax.jit, static_argnames=("vae", "search"), donate_argnames="state")
-def _judge(state, encoder, decoder, keys, images, batch, *, vae, search) -> _Search:
-    """Compares the candidates of `batch` with their best; the others stay as they are."""
+def _judge(shard, state, encoder, decoder, keys, images, batch, *, vae, search) -> _Search:
+    """Compares the candidates of `batch` with their best; the others are not changed."""
 
     def one(heldout_keys: jax.Array, x: jax.Array, state: _Search) -> _Search:
         like = vae.encode(encoder, x)
         value = _value(vae, decoder, heldout_keys[0], x, like, state.candidate)
-        better = value > state.best_value  # never where the value is NaN
-        plateau = ~(value - state.best_value >= search.tolerance)
-        pick = lambda new, old: jnp.where(better, new, old)
+        seen = PlateauState(state.best_value, state.plateaus)
+        seen, judgement = plateau.judge(search, seen, value)
+        pick = lambda new, old: jnp.where(judgement.is_best, new, old)
         best = jax.tree.map(pick, state.candidate, state.best)
-        factor = jnp.where(plateau, search.decay, 1.0)
         return state._replace(
             free=jax.tree.map(pick, state.free, best),
-            opt_state=scale_learning_rate(state.opt_state, factor),
+            opt_state=scale_learning_rate(state.opt_state, judgement.factor),
             best=best,
-            best_value=pick(value, state.best_value),
-            plateaus=state.plateaus + plateau,
-            improved=state.improved | better,
+            best_value=seen.best,
+            plateaus=seen.num_plateaus,
+            improved=state.improved | judgement.is_best,
         )
 
-    chosen = jax.tree.map(lambda leaf: leaf[batch], state)
-    new = jax.vmap(one)(keys, images[batch], chosen)
-    return jax.tree.map(lambda leaf, part: leaf.at[batch].set(part), state, new)
+    part, keys = shard.split((batch, keys))
+    chosen = jax.tree.map(lambda leaf: leaf[part], state)
+    new = jax.vmap(one)(keys, images[part], chosen)
+    return _put(shard, state, batch, new)
+
+
+def _put(shard: parallel.Shard, state: _Search, batch: jax.Array, part: _Search) -> _Search:
+    """The state with the images of `batch` replaced, from the parts of all shares."""
+    new = shard.merge(part, len(batch))
+    return jax.tree.map(lambda leaf, new: leaf.at[batch].set(new), state, new)
 
 
 @functools.partial(jax.jit, static_argnames="vae")
 def _finish(best, encoder, images, *, vae) -> Any:
-    """The distributions of the free parameters found."""
+    """The distributions that have these free parameters."""
     return jax.vmap(lambda x, free: from_free(vae.encode(encoder, x), free))(images, best)
 
 

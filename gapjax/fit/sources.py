@@ -1,14 +1,14 @@
-"""Where x comes from: sources are pure draws of one example, and pytrees of their arrays.
+"""Sources of x: pytrees of arrays with a pure function that draws one example.
 
-A source is anything with
+A source is any object with
 
     num_examples              examples in an epoch, static
-    begin_epoch(rng_key)      -> plan, whatever an epoch needs decided at its start
+    begin_epoch(rng_key)      -> plan, what has to be decided at the start of an epoch
     draw(plan, rng_key, i)    -> x [*event], the example at position i of the epoch
 
-and registered as a pytree, so that its arrays (images, decoder parameters, alpha) are traced:
-they are never copied into a program, and a stack of sources is one vmapped program. `draw` is
-written for one example; `draw_examples` vmaps it over many, of a mixture over no more than needed.
+that is registered as a pytree. Its arrays (images, decoder parameters, alpha) are then traced:
+they are arguments of a compiled program, not constants in it, and several sources can be vmapped.
+`draw` is written for one example; `draw_examples` draws many.
 """
 
 import dataclasses
@@ -24,31 +24,31 @@ from gapjax.model.vae import VAE, Params, sample_model
 
 Plan = Any
 _STATIC = {"static": True}
-_BLOCK = 250  # examples drawn side by side: many for a matrix product, few for a CPU's cache
+_BLOCK = 250  # examples drawn together: enough for a matrix product, few enough for the cache
 
 
 class Source(Protocol):
-    """The interface that training asks of a source; see the module's text."""
+    """The protocol of a source; see the docstring of this module."""
 
     @property
     def num_examples(self) -> int:
         """Examples in one epoch."""
 
     def begin_epoch(self, rng_key: jax.Array) -> Plan:
-        """Decides what an epoch needs decided at its start."""
+        """Returns the plan of an epoch."""
 
     def draw(self, plan: Plan, rng_key: jax.Array, position: jax.Array) -> jax.Array:
         """Draws the example [*event] at `position` of the epoch."""
 
 
 def data_source(images: ArrayLike) -> "DataSource":
-    """The empirical distribution of `images`: each once an epoch, in a fresh random order.
+    """The empirical distribution of `images`: each once per epoch, in a new random order.
 
     Args:
-      images: [N, *event], resident on the device as given (uint8 levels, or floats).
+      images: [N, *event], kept on the device in their dtype (uint8 levels, or floats).
 
     Returns:
-      A source of N examples an epoch.
+      A source of N examples per epoch.
 
     Raises:
       ValueError: `images` is empty.
@@ -59,15 +59,15 @@ def data_source(images: ArrayLike) -> "DataSource":
 
 
 def model_source(vae: VAE, decoder_params: Params, num_examples: int) -> "ModelSource":
-    """Fresh samples of the model: z ~ p(z), x ~ p_theta(x given z), new at every draw.
+    """Samples of the model, new at every draw: z ~ p(z), x ~ p_theta(x given z).
 
     Args:
       vae: the model.
       decoder_params: theta.
-      num_examples: how many draws to call an epoch.
+      num_examples: number of draws that count as an epoch.
 
     Returns:
-      A source of `num_examples` examples an epoch, none of them ever seen again.
+      A source of `num_examples` examples per epoch.
     """
     return ModelSource(decoder_params, vae, num_examples)
 
@@ -78,23 +78,23 @@ def mixture_source(
     """The mixture of eq. 14: m(x) = alpha p_theta(x) + (1 - alpha) p_data(x).
 
     Each example is drawn from `model` with probability alpha and from `data` otherwise. Both
-    ends are exact: alpha = 0 draws from `data` alone and alpha = 1 from `model` alone, with the
-    very draws that any other alpha would have taken from it.
+    ends are exact: alpha = 0 draws from `data` alone and alpha = 1 from `model` alone. The draw
+    at a position is the same for every alpha that takes it from the same source.
 
     A stratified mixture has the same expectation with less variance: of the first n examples of
-    an epoch, floor(alpha n) are the model's, for every n. So at alpha = 0.5 every second example
-    is the model's, and each batch of an even size is half and half, as in the authors' code.
+    an epoch, floor(alpha n) are drawn from `model`, for every n. At alpha = 0.5 every second
+    example is, so half of each batch of an even size, as in the authors' code.
 
     Args:
-      model: the source taken with probability alpha.
-      data: the source taken otherwise; its number of examples is the mixture's.
-      alpha: in [0, 1]; a number, or an array that may be traced. Where it is a Python 0 or 1
-        the source that is never used is not computed.
+      model: the source that is used with probability alpha.
+      data: the source that is used otherwise; the mixture has its number of examples.
+      alpha: in [0, 1]; a number, or an array that may be traced. If it is the Python number 0 or
+        1, the other source is not computed.
       stratified: take a fixed share of every batch from `model`, instead of deciding for each
         example at random.
 
     Returns:
-      A source with `data.num_examples` examples an epoch.
+      A source with `data.num_examples` examples per epoch.
 
     Raises:
       ValueError: alpha is a concrete number outside [0, 1].
@@ -113,13 +113,13 @@ def draw_examples(
 ) -> jax.Array:
     """Many draws at once: `source.draw(plan, rng_keys[i], positions[i])` for every i.
 
-    Of a mixture, each example is drawn from the one source that it is taken from: at alpha = 0.5
-    half as many samples of the model are made as examples are drawn.
+    For a mixture, samples of the model are made only for the examples that use them: at
+    alpha = 0.5, half as many as examples are drawn.
 
     Args:
       source: where x comes from.
-      plan: of the epoch.
-      rng_keys: [M], a key for every example.
+      plan: the plan of the epoch.
+      rng_keys: [M], a key for each example.
       positions: [M], their positions in the epoch.
 
     Returns:
@@ -134,7 +134,7 @@ def draw_examples(
 def _draw_mixture(
     source: "MixtureSource", plan: Plan, rng_keys: jax.Array, positions: jax.Array
 ) -> jax.Array:
-    """See `draw_examples`. The examples of the model are made in blocks, until there are enough."""
+    """See `draw_examples`. The samples of the model are made in blocks, as many as needed."""
     _, model_plan, data_plan = plan
     keys = jax.vmap(jax.random.split)(rng_keys)
     model_keys, data_keys = keys[:, 0], keys[:, 1]
@@ -165,7 +165,7 @@ def _draw_mixture(
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class DataSource:
-    """See `data_source`. The plan is the epoch's order, a permutation [N]."""
+    """See `data_source`. The plan is the order of the epoch, a permutation [N]."""
 
     images: jax.Array
 
@@ -175,11 +175,11 @@ class DataSource:
         return self.images.shape[0]
 
     def begin_epoch(self, rng_key: jax.Array) -> jax.Array:
-        """Shuffles, on the device."""
+        """A random order, computed on the device."""
         return jax.random.permutation(rng_key, self.num_examples)
 
     def draw(self, plan: jax.Array, rng_key: jax.Array, position: jax.Array) -> jax.Array:
-        """The image at `position` of this epoch's order; positions past the end are clamped."""
+        """The image at `position` of the order; positions past the end are clamped."""
         del rng_key
         return self.images[plan[jnp.minimum(position, self.num_examples - 1)]]
 
@@ -187,14 +187,14 @@ class DataSource:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class ModelSource:
-    """See `model_source`. There is nothing to plan."""
+    """See `model_source`. There is no plan."""
 
     decoder_params: Params
     vae: VAE = dataclasses.field(metadata=_STATIC)
     num_examples: int = dataclasses.field(metadata=_STATIC)
 
     def begin_epoch(self, rng_key: jax.Array) -> None:
-        """Nothing: every draw is fresh."""
+        """Returns None: draws do not depend on a plan."""
         del rng_key
 
     def draw(self, plan: None, rng_key: jax.Array, position: jax.Array) -> jax.Array:
@@ -206,7 +206,7 @@ class ModelSource:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class MixtureSource:
-    """See `mixture_source`. The plan is the choice for every position, and the two plans."""
+    """See `mixture_source`. The plan is the choice for each position, and the two plans."""
 
     model: Source
     data: Source
@@ -216,11 +216,11 @@ class MixtureSource:
 
     @property
     def num_examples(self) -> int:
-        """That of the data."""
+        """Number of examples of `data`."""
         return self.data.num_examples
 
     def begin_epoch(self, rng_key: jax.Array) -> tuple[jax.Array, Plan, Plan]:
-        """Which positions take the model's draw [N], and both sources' plans."""
+        """Which positions use the model [N] bool, and the plans of both sources."""
         choice_key, model_key, data_key = jax.random.split(rng_key, 3)
         if self.stratified:
             of_the_model = jnp.floor(self.alpha * jnp.arange(self.num_examples + 1))
@@ -230,13 +230,13 @@ class MixtureSource:
         return from_model, self.model.begin_epoch(model_key), self.data.begin_epoch(data_key)
 
     def takes_model(self, plan: tuple[jax.Array, Plan, Plan], position: jax.Array) -> jax.Array:
-        """Whether the example at `position` is the model's."""
+        """Whether the example at `position` is drawn from the model."""
         return plan[0][jnp.minimum(position, self.num_examples - 1)]
 
     def draw(
         self, plan: tuple[jax.Array, Plan, Plan], rng_key: jax.Array, position: jax.Array
     ) -> jax.Array:
-        """One example of the mixture, in the data's dtype."""
+        """One example of the mixture, in the dtype of the data."""
         _, model_plan, data_plan = plan
         model_key, data_key = jax.random.split(rng_key)
         draw_data = functools.partial(self.data.draw, data_plan, data_key, position)

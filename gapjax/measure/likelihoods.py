@@ -15,11 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from gapjax import parallel
 from gapjax.measure.statistics import mean_and_stderr
 from gapjax.model.bounds import log_joint, sample_and_log_prob
 from gapjax.model.vae import VAE, VAEParams, local_inference
 
-Params = Any
+_MAX_PROGRAMS = 64  # that are kept; they hold the models for which they were compiled
 
 
 class Annealing(NamedTuple):
@@ -207,6 +208,7 @@ def log_likelihood(
     num_samples: int = 5000,
     chunk_size: int = 250,
     batch_size: int = 20,
+    devices: parallel.Devices | None = None,
     on_progress: Callable[[int], None] | None = None,
 ) -> LogLikelihood:
     """Estimates of log p(x) for every image of a set.
@@ -222,6 +224,7 @@ def log_likelihood(
       num_samples: S of importance sampling.
       chunk_size: samples at once for an image.
       batch_size: images at once; with `chunk_size` it bounds memory and changes nothing else.
+      devices: among which the images of a batch are divided; all by default.
       on_progress: called with the number of images that are done.
 
     Returns:
@@ -240,18 +243,20 @@ def log_likelihood(
             f"num_samples {num_samples}, chunk_size {chunk_size}, batch_size {batch_size} and "
             f"{method} must be positive"
         )
-    images = jnp.asarray(images)
+    devices = parallel.all_devices(devices)
     inference = params.encoder if posteriors is None else posteriors
+    arrays = parallel.replicate(
+        (inference, params.decoder, rng_key, jnp.asarray(images)), devices, commit=False
+    )
+    program = _log_likelihood_program(
+        vae, annealing, posteriors is not None, num_samples, chunk_size, devices
+    )
     batch_size = min(batch_size, len(images))
     parts = []
     for start in range(0, len(images), batch_size):
         batch = np.minimum(np.arange(start, start + batch_size), len(images) - 1)
-        parts.append(
-            _log_likelihoods(
-                inference, params.decoder, rng_key, images, batch, vae=vae, annealing=annealing,
-                local=posteriors is not None, num_samples=num_samples, chunk_size=chunk_size,
-            )
-        )  # fmt: skip
+        part = program(None, *arrays, parallel.replicate(batch, devices, commit=False))
+        parts.append(parallel.unreplicate(part))
         if on_progress is not None:
             jax.block_until_ready(parts[-1])
             on_progress(min(start + batch_size, len(images)))
@@ -266,6 +271,7 @@ def sandwich(
     *,
     annealing: Annealing = Annealing(),  # noqa: B008 (an immutable tuple)
     batch_size: int = 20,
+    devices: parallel.Devices | None = None,
     on_progress: Callable[[int], None] | None = None,
 ) -> Sandwich:
     """Bidirectional Monte Carlo: log p(x) of simulated images from both sides.
@@ -279,6 +285,7 @@ def sandwich(
       num_images: N, how many to simulate: z ~ p(z), x ~ p(x given z).
       annealing: the path.
       batch_size: images at once; bounds memory and changes nothing else.
+      devices: among which the images of a batch are divided; all by default.
       on_progress: called with the number of images that are done.
 
     Returns:
@@ -295,11 +302,15 @@ def sandwich(
         raise ValueError(
             f"num_images {num_images}, batch_size {batch_size} and {annealing} must be positive"
         )
+    devices = parallel.all_devices(devices)
+    arrays = parallel.replicate((params, rng_key), devices, commit=False)
+    program = _sandwich_program(vae, annealing, devices)
     batch_size = min(batch_size, num_images)
     parts = []
     for start in range(0, num_images, batch_size):
         batch = start + np.arange(batch_size)
-        parts.append(_sandwiches(params, rng_key, batch, vae=vae, annealing=annealing))
+        part = program(None, *arrays, parallel.replicate(batch, devices, commit=False))
+        parts.append(parallel.unreplicate(part))
         if on_progress is not None:
             jax.block_until_ready(parts[-1])
             on_progress(min(start + batch_size, num_images))
@@ -316,13 +327,29 @@ def sandwich(
     )
 
 
-@functools.partial(
-    jax.jit, static_argnames=("vae", "annealing", "local", "num_samples", "chunk_size")
-)
+@functools.lru_cache(_MAX_PROGRAMS)
+def _log_likelihood_program(vae, annealing, local, num_samples, chunk_size, devices):
+    """The compiled `_log_likelihoods` of these constants."""
+    function = functools.partial(
+        _log_likelihoods, vae=vae, annealing=annealing, local=local, num_samples=num_samples,
+        chunk_size=chunk_size,
+    )  # fmt: skip
+    return parallel.data_parallel(function, devices)
+
+
+@functools.lru_cache(_MAX_PROGRAMS)
+def _sandwich_program(vae, annealing, devices):
+    """The compiled `_sandwiches` of these constants."""
+    function = functools.partial(_sandwiches, vae=vae, annealing=annealing)
+    return parallel.data_parallel(function, devices)
+
+
 def _log_likelihoods(
-    inference, decoder, rng_key, images, batch, *, vae, annealing, local, num_samples, chunk_size
-) -> LogLikelihood:
+    shard, donated, inference, decoder, rng_key, images, batch,
+    *, vae, annealing, local, num_samples, chunk_size,
+) -> LogLikelihood:  # fmt: skip
     """Estimates for the images of `batch`; `inference` is an encoder or a q for each image."""
+    del donated
 
     def one(index: jax.Array) -> LogLikelihood:
         own = jax.tree.map(lambda leaf: leaf[index], inference) if local else inference
@@ -334,12 +361,12 @@ def _log_likelihoods(
             )
         return annealed_importance_sampling(model, params, image_key, images[index], annealing)
 
-    return jax.vmap(one)(batch)
+    return _vmap_shares(shard, one, batch)
 
 
-@functools.partial(jax.jit, static_argnames=("vae", "annealing"))
-def _sandwiches(params, rng_key, batch, *, vae, annealing) -> tuple:
+def _sandwiches(shard, donated, params, rng_key, batch, *, vae, annealing) -> tuple:
     """The simulated images of these indices, their upper and their lower estimates."""
+    del donated
 
     def one(index: jax.Array) -> tuple[jax.Array, jax.Array, LogLikelihood]:
         latent_key, pixel_key, chain_key = jax.random.split(jax.random.fold_in(rng_key, index), 3)
@@ -348,7 +375,12 @@ def _sandwiches(params, rng_key, batch, *, vae, annealing) -> tuple:
         upper = reverse_annealing(vae, params, chain_key, x, z, annealing)
         return x, upper, annealed_importance_sampling(vae, params, chain_key, x, annealing)
 
-    return jax.vmap(one)(batch)
+    return _vmap_shares(shard, one, batch)
+
+
+def _vmap_shares(shard: parallel.Shard, one: Callable, batch: jax.Array) -> Any:
+    """`one` of every index of a batch [B], divided among the devices."""
+    return shard.merge(jax.vmap(one)(shard.split(batch)), len(batch))
 
 
 class _Path(NamedTuple):

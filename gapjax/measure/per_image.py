@@ -59,7 +59,8 @@ def per_image_bounds(
     devices = parallel.all_devices(devices)
     images = jnp.asarray(images)
     program = _program(vae, num_samples, min(batch_size, len(images)), bound, devices)
-    return parallel.collect(program(None, *parallel.replicate((params, rng_key, images), devices)))
+    arguments = parallel.replicate((params, rng_key, images), devices)
+    return parallel.unreplicate(program(None, *arguments))
 
 
 def encoder_gradient_norms(
@@ -128,7 +129,8 @@ def _encoder_gradient_norm(
     return jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in gradient))
 
 
-@functools.cache
+# Bounded, because the programs hold the models for which they were compiled.
+@functools.lru_cache(64)
 def _program(vae, num_samples, batch_size, bound, devices):
     """The compiled program of these constants; equal constants give the same one."""
     one = functools.partial(

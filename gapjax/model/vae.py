@@ -4,7 +4,6 @@ Letters: x [*event] one example, z [Z] one latent. Nothing here knows of batches
 applied where batches are made, in `fit` and `measure`.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, cast
 
@@ -65,8 +64,35 @@ class VAE(NamedTuple):
     decode: Callable[[Params, jax.Array], Distribution]
     prior: Distribution
 
+    # A VAE is a static argument of compiled programs and a key of their caches. A prior that is
+    # a dataclass of arrays has no hash, and an encoder may be a callable object without one.
+    # Such fields are compared by identity.
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, VAE):
+            return NotImplemented
+        return all(map(_same_field, self, other))
 
-@functools.cache
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def __hash__(self) -> int:
+        return hash(tuple(hash(field) if _has_hash(field) else id(field) for field in self))
+
+
+def _has_hash(field: object) -> bool:
+    try:
+        hash(field)
+    except TypeError:
+        return False
+    return True
+
+
+def _same_field(first: object, second: object) -> bool:
+    if first is second:
+        return True
+    return _has_hash(first) and _has_hash(second) and bool(first == second)
+
+
 def local_inference(vae: VAE) -> VAE:
     """The same model where every image has a posterior of its own, given in place of an encoder.
 

@@ -1,0 +1,359 @@
+"""Refits of the encoder alone.
+
+`refit_encoder` trains the encoder on any source of x; `optimal_inference` and `self_consistent`
+are two named calls of it. They run the same loop as `train`.
+
+A sweep is several runs in one compiled program. If `rng_key` is a list of keys (or a tuple, or an
+array [R]), a list of results is returned. Any other argument is then either shared by all members
+or a list with one entry for each.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple, Unpack, overload
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.typing import ArrayLike
+
+from gapjax import parallel
+from gapjax.fit import plateau
+from gapjax.fit.arguments import (
+    OnChunk,
+    OnEpoch,
+    RefitOptions,
+    RunOptions,
+    is_sweep,
+    members,
+)
+from gapjax.fit.executor import make_executor
+from gapjax.fit.loop import Curve, Monitor, Progress, advance
+from gapjax.fit.optimizers import adam, check_learning_rate, encoder_only
+from gapjax.fit.plateau import Convergence
+from gapjax.fit.sources import Source, data_source, mixture_source, model_source
+from gapjax.fit.steps import Objective, init_state
+from gapjax.fit.training import drive
+from gapjax.measure.per_image import per_image_bounds
+from gapjax.measure.statistics import mean_and_stderr
+from gapjax.model.bounds import bits_per_dim, elbo
+from gapjax.model.vae import VAE, VAEParams
+
+
+class Refit(NamedTuple):
+    """The result of an encoder refit.
+
+    Attributes:
+      params: the refitted encoder, with the decoder given, bit for bit.
+      averaged_params: the same with the mean of the encoder's weights at the ends of all epochs of
+        the refit, which removes the noise of the last steps at a constant learning rate
+        (Izmailov et al., Averaging Weights Leads to Wider Optima, 2018).
+      curve: what the refit did.
+      num_steps: number of optimizer steps taken.
+      converged: whether a `Convergence` rule was met; None without a rule.
+      last_improvement: improvement of the last measurement on the best before it, BPD (negative
+        where it was worse); None without a rule.
+    """
+
+    params: VAEParams
+    averaged_params: VAEParams
+    curve: Curve
+    num_steps: int
+    converged: bool | None
+    last_improvement: float | None
+
+
+@overload
+def refit_encoder(
+    vae: VAE,
+    params: VAEParams,
+    source: Source,
+    rng_key: jax.Array,
+    *,
+    num_epochs: int,
+    **options: Unpack[RefitOptions],
+) -> Refit: ...
+
+
+@overload
+def refit_encoder(
+    vae: VAE,
+    params: VAEParams | Sequence[VAEParams],
+    source: Source | Sequence[Source],
+    rng_key: Sequence[jax.Array],
+    *,
+    num_epochs: int,
+    **options: Unpack[RefitOptions],
+) -> list[Refit]: ...
+
+
+def refit_encoder(
+    vae: VAE,
+    params: VAEParams | Sequence[VAEParams],
+    source: Source | Sequence[Source],
+    rng_key: jax.Array | Sequence[jax.Array],
+    *,
+    num_epochs: int,
+    batch_size: int = 100,
+    optimizer: optax.GradientTransformation | None = None,
+    objective: Objective = elbo,
+    monitor: Monitor | Sequence[Monitor] | None = None,
+    monitor_every: int = 5,
+    until: Convergence | None = None,
+    resume: Progress | Sequence[Progress] | None = None,
+    on_epoch: OnEpoch | None = None,
+    on_chunk: OnChunk | None = None,
+    devices: parallel.Devices | None = None,
+    sweep: str = "auto",
+) -> Refit | list[Refit]:
+    """Trains the encoder alone on `source`, from given parameters; the decoder is frozen.
+
+    The one operation behind optimal inference (eq. 12: the source is the test set) and
+    self-consistent training (eqs. 14-16: the source is a mixture of model and training data).
+
+    Args:
+      vae: the model.
+      params: where to start.
+      source: where x comes from.
+      rng_key: of the refit. A list of keys is a sweep of refits in one compiled program: then
+        `params`, `source`, `monitor` and `resume` may be lists too, and a list is returned. The
+        sources of a sweep differ in their arrays alone; arrays that they share are kept once.
+      num_epochs: epochs of `source` to run; with `until`, at most.
+      batch_size: examples in a step; the last step of an epoch takes the examples that are left.
+      optimizer: optax transformation over `VAEParams`; it is restricted to the encoder here.
+        Adam at 1e-3 by default.
+      objective: per-example objective to maximise, in nats.
+      monitor: measures a BPD of the parameters, for the curve. Without `until` it does not
+        influence the refit.
+      monitor_every: epochs between two measurements.
+      until: end by this rule on the monitored BPD, and keep the best parameters.
+      resume: continue from a `Progress` that `on_chunk` was given.
+      on_epoch: see `train`.
+      on_chunk: see `train`.
+      devices: see `train`.
+      sweep: see `train`.
+
+    Returns:
+      A `Refit`, or a list of them; their decoder is the one given, bit for bit.
+
+    Raises:
+      ValueError: a size that is not positive or does not fit, `until` without `monitor` or with
+        an optimizer whose learning rate cannot be lowered, or sources that cannot be swept
+        together.
+      FloatingPointError: the loss or a parameter became NaN or infinite.
+    """
+    if num_epochs < 1 or monitor_every < 1:
+        raise ValueError(
+            f"num_epochs is {num_epochs} and monitor_every {monitor_every}; both must be positive"
+        )
+    if until is not None and monitor is None:
+        raise ValueError("until is given without monitor; the rule needs a BPD to judge by")
+    optimizer = encoder_only(optimizer or adam(1e-3))
+    keys, starts, sources, monitors, resumes = members(
+        rng_key, params=params, source=source, monitor=monitor, resume=resume
+    )
+    if until is not None:
+        check_learning_rate(optimizer, starts[0])
+
+    def begin(params: VAEParams, key: jax.Array, resume: Progress | None) -> Progress:
+        if resume is not None:
+            state, encoders = jax.tree.map(jnp.copy, (resume.state, resume.encoders))
+            return resume._replace(state=state, encoders=encoders)
+        state = init_state(params, key, optimizer)
+        encoders = {name: jax.tree.map(jnp.copy, params.encoder) for name in ("best", "averaged")}
+        return Progress(state, encoders, Curve(), 0.0, 0)
+
+    executor = make_executor(
+        vae, sources, optimizer, batch_size=batch_size, objective=objective, devices=devices,
+        sweep=sweep,
+    )  # fmt: skip
+    runs = list(map(begin, starts, keys, resumes))
+    updates = advance(
+        executor, runs, num_epochs, monitors=monitors, monitor_every=monitor_every, until=until
+    )
+    done = drive(updates, on_epoch, on_chunk)
+    results = [
+        _refit(progress, start, until, executor.num_steps)
+        for progress, start in zip(done, starts, strict=True)
+    ]
+    return results if is_sweep(rng_key) else results[0]
+
+
+@overload
+def optimal_inference(
+    vae: VAE,
+    params: VAEParams,
+    test_images: ArrayLike,
+    rng_key: jax.Array,
+    *,
+    num_epochs: int = 1000,
+    until: Convergence | None = ...,
+    monitor_every: int = 20,
+    num_samples: int = 4,
+    **refit_options: Unpack[RunOptions],
+) -> Refit: ...
+
+
+@overload
+def optimal_inference(
+    vae: VAE,
+    params: VAEParams | Sequence[VAEParams],
+    test_images: ArrayLike,
+    rng_key: Sequence[jax.Array],
+    *,
+    num_epochs: int = 1000,
+    until: Convergence | None = ...,
+    monitor_every: int = 20,
+    num_samples: int = 4,
+    **refit_options: Unpack[RunOptions],
+) -> list[Refit]: ...
+
+
+def optimal_inference(
+    vae: VAE,
+    params: VAEParams | Sequence[VAEParams],
+    test_images: ArrayLike,
+    rng_key: jax.Array | Sequence[jax.Array],
+    *,
+    num_epochs: int = 1000,
+    until: Convergence | None = Convergence(),  # noqa: B008 (an immutable tuple)
+    monitor_every: int = 20,
+    num_samples: int = 4,
+    **refit_options: Unpack[RunOptions],
+) -> Refit | list[Refit]:
+    """Optimal inference (eq. 12): refits the encoder on the *test* set until it has converged.
+
+    Diagnostic only, because it is fitted on test data: it measures how much of the test BPD is
+    due to the over-fitting of the encoder. Convergence is judged by the BPD of these images on
+    fixed noise; see `Convergence`.
+
+    Args:
+      vae: the model.
+      params: trained parameters, where the refit starts; a list in a sweep.
+      test_images: [N, *event].
+      rng_key: of the refit; a list of keys is a sweep.
+      num_epochs: at most this many.
+      until: the rule that ends it; None runs `num_epochs`.
+      monitor_every: epochs between two measurements.
+      num_samples: posterior samples for each image where convergence is judged.
+      **refit_options: see `refit_encoder`.
+
+    Returns:
+      A `Refit`; a list of them in a sweep.
+    """
+    images = jnp.asarray(test_images)
+
+    def monitor_of(monitor_key: jax.Array) -> Monitor:
+        def bpd(candidate: VAEParams) -> float:
+            nats = per_image_bounds(
+                vae, candidate, monitor_key, images, num_samples=num_samples,
+                devices=refit_options.get("devices"),
+            )  # fmt: skip
+            return mean_and_stderr(np.asarray(bits_per_dim(nats, images.shape[1:])))[0]
+
+        return bpd
+
+    (keys,) = members(rng_key)
+    pairs = [jax.random.split(key) for key in keys]
+    refit_keys, monitors = [pair[0] for pair in pairs], [monitor_of(pair[1]) for pair in pairs]
+    source, several = data_source(images), is_sweep(rng_key)
+    return refit_encoder(
+        vae, params, source, refit_keys if several else refit_keys[0], num_epochs=num_epochs,
+        monitor=monitors if several else monitors[0], monitor_every=monitor_every, until=until,
+        **refit_options,
+    )  # fmt: skip
+
+
+@overload
+def self_consistent(
+    vae: VAE,
+    params: VAEParams,
+    train_images: ArrayLike,
+    rng_key: jax.Array,
+    *,
+    alpha: ArrayLike = 0.5,
+    stratified: bool = False,
+    num_epochs: int = 100,
+    **refit_options: Unpack[RefitOptions],
+) -> Refit: ...
+
+
+@overload
+def self_consistent(
+    vae: VAE,
+    params: VAEParams | Sequence[VAEParams],
+    train_images: ArrayLike,
+    rng_key: Sequence[jax.Array],
+    *,
+    alpha: ArrayLike | Sequence[ArrayLike] = 0.5,
+    stratified: bool = False,
+    num_epochs: int = 100,
+    **refit_options: Unpack[RefitOptions],
+) -> list[Refit]: ...
+
+
+def self_consistent(
+    vae: VAE,
+    params: VAEParams | Sequence[VAEParams],
+    train_images: ArrayLike,
+    rng_key: jax.Array | Sequence[jax.Array],
+    *,
+    alpha: ArrayLike | Sequence[ArrayLike] = 0.5,
+    stratified: bool = False,
+    num_epochs: int = 100,
+    **refit_options: Unpack[RefitOptions],
+) -> Refit | list[Refit]:
+    """Self-consistent training (eqs. 14-16): refits the encoder on model samples and data.
+
+    Every x is a fresh sample of the model with probability alpha, and a training image
+    otherwise. Test data is never used. alpha = 0 is the control: the same refit, with the same
+    noise and order, on training data alone.
+
+    Args:
+      vae: the model.
+      params: trained parameters, where the refit starts; a list in a sweep.
+      train_images: [N, *event].
+      rng_key: of the refit; a list of keys is a sweep.
+      alpha: share of model samples, in [0, 1]; a list or an array [R] in a sweep.
+      stratified: give every batch that share, instead of deciding for each example at random;
+        see `mixture_source`. The authors' code takes 100 training images and 100 samples in each
+        step: that is `stratified=True, batch_size=200` for twice as many epochs.
+      num_epochs: epochs of N examples.
+      **refit_options: see `refit_encoder`.
+
+    Returns:
+      A `Refit`; a list of them in a sweep.
+    """
+    data = data_source(train_images)
+    if np.ndim(alpha) == 1 and not isinstance(alpha, list | tuple):
+        alpha = list(alpha)
+    _, all_params, alphas = members(rng_key, params=params, alpha=alpha)
+    if len({alpha for alpha in alphas if isinstance(alpha, int | float)}) > 1:
+        # Python numbers 0 and 1 make programs of their own; a sweep is one program.
+        alphas = [jnp.asarray(alpha, jnp.float32) for alpha in alphas]
+    sources = [
+        mixture_source(
+            model_source(vae, each.decoder, data.num_examples), data, alpha, stratified=stratified
+        )
+        for each, alpha in zip(all_params, alphas, strict=True)
+    ]
+    source = sources if is_sweep(rng_key) else sources[0]
+    return refit_encoder(vae, params, source, rng_key, num_epochs=num_epochs, **refit_options)
+
+
+def _refit(
+    progress: Progress, start: VAEParams, until: Convergence | None, num_steps: int
+) -> Refit:
+    """The result of a refit whose epochs have `num_steps` steps."""
+    curve, encoders = progress.curve, progress.encoders
+    assert encoders is not None
+    encoder = progress.state.params.encoder if until is None else encoders["best"]
+    measured = curve.monitor_bpd
+    return Refit(
+        params=VAEParams(encoder=encoder, decoder=start.decoder),
+        averaged_params=VAEParams(encoder=encoders["averaged"], decoder=start.decoder),
+        curve=curve,
+        num_steps=curve.epoch[-1] * num_steps,
+        converged=None if until is None else bool(plateau.is_finished(until, progress.plateaus)),
+        last_improvement=min(measured[:-1]) - measured[-1] if until is not None else None,
+    )

@@ -1,0 +1,258 @@
+"""One optimizer step of one run, and the compiled scan of many of them.
+
+`kernel` is the public pair of pure functions, in the manner of optax and blackjax, for a user who
+drives the loop. `run_steps` is what `train` and the refits compile: it plans and draws for many
+steps at once and scans `train_step` over them.
+
+All randomness is a function of (state.rng_key, epoch, position of the example in the epoch).
+Evaluating, interrupting and resuming, the number of devices, and being one run of a sweep do not
+change it.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gapjax import parallel
+from gapjax.fit.sources import Source, draw_examples
+from gapjax.model.bounds import elbo
+from gapjax.model.vae import VAE, VAEParams
+
+Objective = Callable[[VAE, VAEParams, jax.Array, jax.Array], jax.Array]
+
+
+class TrainState(NamedTuple):
+    """Everything that the next step depends on. A run that is saved and restored is unchanged.
+
+    Attributes:
+      params: the VAE's parameters.
+      opt_state: the optimizer's state.
+      step: [] int32, number of optimizer steps taken. It determines the epoch and the batch.
+      rng_key: [] typed key of the run. It is folded with epoch and position, and never changes.
+    """
+
+    params: VAEParams
+    opt_state: optax.OptState
+    step: jax.Array
+    rng_key: jax.Array
+
+
+class StepInfo(NamedTuple):
+    """What a step reports; nothing later depends on it.
+
+    Attributes:
+      objective: [] sum of the objective over the examples of the step, nats.
+      num_examples: [] int32, number of examples of the step. The last step of an epoch may have
+        fewer than the others.
+      is_finite: [] bool, whether every parameter is finite after the step.
+    """
+
+    objective: jax.Array
+    num_examples: jax.Array
+    is_finite: jax.Array
+
+
+class Kernel(NamedTuple):
+    """A pair of pure functions, see `kernel`.
+
+    Attributes:
+      init: `init(params, rng_key) -> TrainState`.
+      step: `step(state) -> (state, StepInfo)`.
+    """
+
+    init: Callable[[VAEParams, jax.Array], TrainState]
+    step: Callable[[TrainState], tuple[TrainState, StepInfo]]
+
+
+def kernel(
+    vae: VAE,
+    source: Source,
+    optimizer: optax.GradientTransformation,
+    *,
+    batch_size: int,
+    objective: Objective = elbo,
+) -> Kernel:
+    """The pure step of one run, for a loop of your own.
+
+    A step draws its batch, takes the gradient of the mean objective and updates the parameters.
+    Driven from the same state it computes what `gapjax.train` computes, up to the rounding of
+    differently compiled programs; with `encoder_only(optimizer)` it is the step of a refit.
+
+    `step` is compiled at its first call and takes the arrays of `source` as arguments. It may be
+    used inside `jax.jit`, `jax.lax.scan` and `jax.vmap`; there the arrays of `source` become
+    constants of the program. Every call plans the epoch anew (`source.begin_epoch`), which for a
+    `data_source` is a permutation of the data.
+
+    Args:
+      vae: the model.
+      source: where x comes from.
+      optimizer: optax transformation over `VAEParams`.
+      batch_size: examples in a step; the last step of an epoch takes the examples that are left.
+      objective: per-example objective to maximise, in nats.
+
+    Returns:
+      A `Kernel`.
+
+    Raises:
+      ValueError: `batch_size` is not positive or exceeds the examples of an epoch.
+
+    Example:
+      >>> init, step = kernel(vae, data_source(images), gapjax.adam(1e-3), batch_size=100)
+      >>> state = init(vae.init(jax.random.key(0)), jax.random.key(1))
+      >>> for _ in range(1000):
+      ...     state, info = step(state)
+    """
+    check_batch_size(batch_size, source.num_examples)
+
+    @jax.jit
+    def step_on(state: TrainState, source: Source) -> tuple[TrainState, StepInfo]:
+        _, _, size = _batch_positions(state.step, source.num_examples, batch_size, 1)
+        state, sums, is_finite = run_steps(
+            parallel.WHOLE, state, source, vae=vae, optimizer=optimizer, batch_size=batch_size,
+            objective=objective, num_steps=1,
+        )  # fmt: skip
+        return state, StepInfo(sums[0], size[0], is_finite)
+
+    return Kernel(
+        init=lambda params, rng_key: init_state(params, rng_key, optimizer),
+        step=lambda state: step_on(state, source),
+    )
+
+
+def init_state(
+    params: VAEParams, rng_key: jax.Array, optimizer: optax.GradientTransformation
+) -> TrainState:
+    """A state at step 0. It holds copies of the arguments, because a run donates its state."""
+    params, rng_key = jax.tree.map(jnp.copy, (params, rng_key))
+    return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32), rng_key)
+
+
+def steps_per_epoch(num_examples: int, batch_size: int) -> int:
+    """Number of steps that see every example once; the last may have fewer examples."""
+    return -(-num_examples // batch_size)
+
+
+def check_batch_size(batch_size: int, num_examples: int) -> None:
+    """Raises ValueError unless 1 <= batch_size <= num_examples."""
+    if batch_size < 1:
+        raise ValueError(f"batch_size {batch_size} is not positive")
+    if batch_size > num_examples:
+        raise ValueError(
+            f"batch_size is {batch_size}, more than the {num_examples} examples of an epoch"
+        )
+
+
+def run_steps(
+    shard: parallel.Shard,
+    state: TrainState,
+    source: Source,
+    *,
+    vae: VAE,
+    optimizer: optax.GradientTransformation,
+    batch_size: int,
+    objective: Objective,
+    num_steps: int,
+) -> tuple[TrainState, jax.Array, jax.Array]:
+    """The next `num_steps` steps of an epoch as one scan. They must not cross its end.
+
+    Each device takes its share of the positions of every batch. Where the batch does not divide
+    evenly, and at the end of an epoch, a share is padded with examples of weight zero.
+
+    Args:
+      shard: the share of this device.
+      state: where to start.
+      source: where x comes from.
+      vae: the model.
+      optimizer: optax transformation over `VAEParams`.
+      batch_size: examples in a step, over all devices.
+      objective: per-example objective, in nats.
+      num_steps: number of steps, static.
+
+    Returns:
+      The state after them; the sum of the objective over each step's examples [num_steps], nats;
+      whether every parameter is finite.
+    """
+    epoch, first_positions, num_examples = _batch_positions(
+        state.step, source.num_examples, batch_size, num_steps
+    )
+    epoch_key = jax.random.fold_in(state.rng_key, epoch)
+    plan_key, examples_key = jax.random.split(epoch_key)
+    plan = source.begin_epoch(plan_key)
+    share = -(-batch_size // shard.count)
+    slots = shard.index * share + jnp.arange(share)
+    positions = first_positions[:, None] + slots[None]
+    positions = jnp.where(slots[None] < batch_size, positions, source.num_examples)
+    # Keys and examples of all steps are made together: one large program is cheaper than many
+    # small ones inside the scan.
+    draw_keys, objective_keys = _example_keys(examples_key, positions.ravel())
+    x = draw_examples(source, plan, draw_keys, positions.ravel())
+    x, objective_keys = (a.reshape(*positions.shape, *a.shape[1:]) for a in (x, objective_keys))
+    weights = (positions < source.num_examples).astype(jnp.float32)
+
+    def step(state: TrainState, xs: tuple[jax.Array, ...]) -> tuple[TrainState, jax.Array]:
+        return train_step(shard, state, *xs, vae=vae, optimizer=optimizer, objective=objective)
+
+    state, sums = jax.lax.scan(step, state, (x, objective_keys, weights, num_examples))
+    finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params)])
+    return state, sums, finite.all()
+
+
+def train_step(
+    shard: parallel.Shard,
+    state: TrainState,
+    x: jax.Array,
+    rng_keys: jax.Array,
+    weights: jax.Array,
+    num_examples: jax.Array,
+    *,
+    vae: VAE,
+    optimizer: optax.GradientTransformation,
+    objective: Objective,
+) -> tuple[TrainState, jax.Array]:
+    """One optimizer step on a given batch.
+
+        loss = -(sum_b weights_b objective(x_b)) / num_examples,   summed over the devices
+
+    This is where examples are vmapped and where the gradients of the devices are summed.
+
+    Args:
+      shard: the share of this device.
+      state: the state before the step.
+      x: examples [B, *event] of this device.
+      rng_keys: [B], a key for the objective of each.
+      weights: [B], 1 for an example and 0 for padding.
+      num_examples: [] int32, examples of the batch over all devices.
+      vae: the model.
+      optimizer: optax transformation over `VAEParams`.
+      objective: per-example objective, in nats.
+
+    Returns:
+      The state after the step, and the sum of the objective over the batch, nats.
+    """
+
+    def loss(params: VAEParams) -> jax.Array:
+        values = jax.vmap(lambda key, one: objective(vae, params, key, one))(rng_keys, x)
+        return -jnp.vdot(weights, values) / num_examples
+
+    value, gradients = shard.sum(jax.value_and_grad(loss)(state.params))
+    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    params = jax.tree.map(lambda p, u: p + u.astype(p.dtype), state.params, updates)
+    return TrainState(params, opt_state, state.step + 1, state.rng_key), -value * num_examples
+
+
+def _batch_positions(
+    step: jax.Array, num_examples: int, batch_size: int, num_steps: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The epoch [] of these steps, their first positions [num_steps] in it, and their sizes."""
+    epoch, first_step = jnp.divmod(step, steps_per_epoch(num_examples, batch_size))
+    first_positions = (first_step + jnp.arange(num_steps)) * batch_size
+    return epoch, first_positions, jnp.clip(num_examples - first_positions, 1, batch_size)
+
+
+def _example_keys(rng_key: jax.Array, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Two keys for every position [M] of an epoch: to draw x, and for the objective's noise."""
+    keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(rng_key, i)))(positions)
+    return keys[:, 0], keys[:, 1]

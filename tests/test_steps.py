@@ -1,0 +1,135 @@
+"""Rooms `fit/steps`, `fit/loop`, `fit/executor`: a loop that a user drives, and what it yields."""
+
+import gc
+import weakref
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from conftest import assert_same_bits
+
+import gapjax
+from gapjax import parallel
+from gapjax.fit import executor, loop, steps
+
+FAST = gapjax.adam(5e-2)
+
+
+def _executor(linear, num_members=1):
+    return executor.make_executor(
+        linear.vae, [gapjax.data_source(linear.images)] * num_members, FAST,
+        batch_size=20, objective=gapjax.elbo, devices=None, sweep="auto",
+    )  # fmt: skip
+
+
+def _start(linear):
+    state = steps.init_state(linear.wrong, jax.random.key(0), FAST)
+    return loop.Progress(state, None, loop.Curve(), 0.0, 0)
+
+
+def test_a_loop_of_ones_own_computes_what_train_computes(linear):
+    """20 examples in batches of 8, so the last of three steps has 4."""
+    source = gapjax.data_source(linear.images)
+    kernel = steps.kernel(linear.vae, source, FAST, batch_size=8)
+    state, infos = kernel.init(linear.wrong, jax.random.key(0)), []
+    for _ in range(6):
+        state, info = kernel.step(state)
+        infos.append(jax.device_get(info))
+    assert [int(info.num_examples) for info in infos] == [8, 8, 4] * 2
+    assert all(info.is_finite for info in infos)
+    assert_same_bits(kernel.init(linear.wrong, jax.random.key(0)), _start(linear).state)
+
+    trained, curve = gapjax.train(
+        linear.vae, source, state=_start(linear).state, num_epochs=2, batch_size=8, optimizer=FAST
+    )
+    assert int(state.step) == int(trained.step) == 6
+    for ours, theirs in zip(
+        jax.tree.leaves(state.params), jax.tree.leaves(trained.params), strict=True
+    ):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+    nats = np.reshape([info.objective for info in infos], (2, 3)).sum(1) / 20
+    np.testing.assert_allclose(gapjax.bits_per_dim(nats, (6,)), curve.loss_bpd, rtol=1e-5)
+
+
+def test_a_step_is_pure_and_can_be_scanned(linear):
+    source = gapjax.data_source(linear.images)
+    init, step = steps.kernel(linear.vae, source, FAST, batch_size=20)
+    state = init(linear.wrong, jax.random.key(0))
+    first, _ = step(state)
+    again, _ = step(state)
+    assert_same_bits(first, again)
+    scanned, infos = jax.lax.scan(lambda carry, _: step(carry), state, length=2)
+    assert infos.objective.shape == (2,)
+    for ours, theirs in zip(
+        jax.tree.leaves(scanned.params), jax.tree.leaves(step(first)[0].params), strict=True
+    ):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_a_kernel_checks_its_batch_size(linear):
+    with pytest.raises(ValueError, match=r"batch_size is 21.* 20 examples"):
+        steps.kernel(linear.vae, gapjax.data_source(linear.images), FAST, batch_size=21)
+
+
+def test_the_loop_yields_and_computes_nothing_ahead(linear):
+    updates = loop.advance(_executor(linear), [_start(linear)], 3)
+    first = next(updates)
+    assert (first.epoch, first.epoch_bpd) == (0, None)
+    assert int(first.progress()[0].state.step) == 0
+    second = next(updates)
+    (progress,) = second.progress()
+    assert (second.epoch, second.epoch_bpd) == (1, progress.curve.loss_bpd[0])
+    assert int(progress.state.step) == 1
+    assert [update.epoch for update in updates] == [2, 3]
+
+
+@pytest.mark.parametrize("num_members", [1, 2])
+def test_progress_that_was_kept_does_not_change(linear, num_members):
+    """But for the arrays of its state, which the next call uses up."""
+    kept, copies = [], []
+
+    def on_chunk(progress):
+        several = progress if isinstance(progress, list) else [progress]
+        kept.append([each._replace(state=None) for each in several])
+        copies.append(jax.tree.map(lambda leaf: np.array(leaf), kept[-1]))
+
+    keys = [jax.random.key(number) for number in range(num_members)]
+    refits = gapjax.refit_encoder(
+        linear.vae, linear.wrong, gapjax.data_source(linear.images), keys, num_epochs=3,
+        batch_size=20, optimizer=FAST, monitor=lambda params: 1.0, monitor_every=1,
+        until=gapjax.Convergence(num_decays=9), on_chunk=on_chunk,
+    )  # fmt: skip
+    assert len(kept) == 3
+    for now, then in zip(kept, copies, strict=True):
+        assert_same_bits(jax.tree.map(lambda leaf: np.array(leaf), now), then)
+    assert [each[0].curve.epoch for each in kept] == [(1,), (1, 2), (1, 2, 3)]
+    assert [each[0].plateaus for each in kept] == [1, 2, 3]
+    assert kept[-1][0].curve == refits[0].curve
+
+
+def test_a_resumed_run_leaves_what_it_was_given(linear):
+    """Also a curve of lists, as JSON gives it back."""
+    given = _start(linear)._replace(curve=loop.Curve([1], [2.0], [], []))
+    start = given._replace(state=given.state._replace(step=jnp.int32(1)))
+    _, curve = gapjax.train(
+        linear.vae, gapjax.data_source(linear.images), resume=start, num_epochs=2, batch_size=20,
+        optimizer=FAST,
+    )  # fmt: skip
+    assert curve.epoch == (1, 2) and curve.loss_bpd[0] == 2.0
+    assert given.curve == ([1], [2.0], [], [])
+
+
+def test_optimizers_of_finished_refits_are_freed(linear):
+    """Programs are kept for a bounded number of them; making one compiles nothing."""
+    alive = []
+    for _ in range(2 * executor._MAX_PROGRAMS):
+        inner = optax.sgd(1e-3)
+        alive.append(weakref.ref(inner.update))
+        optimizer = gapjax.encoder_only(inner)
+        executor._one_run_program(linear.vae, optimizer, 20, gapjax.elbo, 1, parallel.all_devices())
+    del inner, optimizer
+    gc.collect()
+    assert sum(ref() is not None for ref in alive) <= executor._MAX_PROGRAMS
+    assert alive[-1]() is not None
