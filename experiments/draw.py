@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 import gapjax
-from experiments.run import Run, encoders, evaluated_like, trained_params
+from experiments.run import Run
 from experiments.show import figures
 from experiments.show.report import write_report
+from experiments.stores import encoders, evaluated_like, trained_params
 from gapjax import checkpoints
 
 if TYPE_CHECKING:

@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 import gapjax
-from experiments.run import Run, encoders
+from experiments.run import Run
 from experiments.show.formatting import at_epochs, measured, percent
+from experiments.stores import encoders
 from gapjax.fit.sources import draw_examples
 
 COMPARED = ("control", "self_consistent")

@@ -17,25 +17,21 @@ from experiments import effects, options, program
 from experiments.draw import draw_phase
 from experiments.effects import effects_like
 from experiments.files import write_atomically
-from experiments.run import (
-    AVERAGED,
-    OPTIMAL_NOTE,
-    REFITS,
-    Run,
+from experiments.run import OPTIMAL_NOTE, Run, environment, progress_bar
+from experiments.show.formatting import at_epochs, percent, signed
+from experiments.stores import (
     chosen_epochs,
-    entry_facts,
-    environment,
+    entry_metadata,
     evaluated_like,
-    good_entries,
-    progress_bar,
     refitted_params,
     trained_params,
+    valid_entries,
 )
-from experiments.show.formatting import at_epochs, percent, signed
 from gapjax import checkpoints
 from gapjax.results import schema
 from gapjax.results.claims import claims, sign_test_contradicts_mean
 from gapjax.results.estimates import summarize
+from gapjax.results.schema import AVERAGED, REFITS
 
 _MADE = ("train", *REFITS)  # the stores of what is evaluated
 
@@ -54,7 +50,7 @@ def evaluate_phase(run: Run, epochs: Sequence[int] | None = None) -> schema.Resu
     rows, seconds = [], dict.fromkeys((*_MADE, "evaluate"), 0.0)
     commits = {phase: set() for phase in seconds}
     done = {
-        name: good_entries(run, name, like)
+        name: valid_entries(run, name, like)
         for name, like in (("evaluation", evaluated_like(run)), ("effects", effects_like(run)))
     }
     with progress_bar(run, "evaluate", len(epochs)) as bar:
@@ -134,7 +130,7 @@ def _load_or_compute(
     store = run.workdir.checkpoints / name
     if epoch not in done[name]:
         clock = time.monotonic()
-        checkpoints.save(store, epoch, compute(), entry_facts(epoch, clock))
+        checkpoints.save(store, epoch, compute(), entry_metadata(epoch, clock))
     return checkpoints.restore(store, epoch, like)
 
 

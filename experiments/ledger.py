@@ -21,10 +21,12 @@ import gapjax
 from experiments import options, program
 from experiments.draw import draw_phase
 from experiments.files import write_json
-from experiments.run import REFITS, Run, encoders, entry_facts, environment, plain_bar
+from experiments.run import Run, environment, plain_bar
 from experiments.show import figures
+from experiments.stores import encoders, entry_metadata
 from gapjax import checkpoints
 from gapjax.results import gaps
+from gapjax.results.schema import REFITS
 
 _REFIT = "optimal"
 _NOTES = (
@@ -122,7 +124,11 @@ def ledger_phase(run: Run, settings: Settings) -> dict:
             model = encoders(run, epoch, kinds)
             tree = _measure(run, settings, epoch, *model)
             between = _sandwich(run, settings, epoch, *model) if settings.num_simulated else None
-            record = {**entry_facts(epoch, clock), "settings": measured_with, "sandwich": between}
+            record = {
+                **entry_metadata(epoch, clock),
+                "settings": measured_with,
+                "sandwich": between,
+            }
             checkpoints.save(store, epoch, tree, record)
         tree, record = checkpoints.restore(store, epoch, _like(run, settings, kinds))
         book = gaps.balance(

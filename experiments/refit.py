@@ -16,21 +16,20 @@ from absl import flags
 
 import gapjax
 from experiments import options, program
-from experiments.run import (
-    REFITS,
-    Run,
+from experiments.run import Run, progress_bar
+from experiments.stores import (
     chosen_epochs,
-    entry_facts,
-    good_entries,
-    progress_bar,
+    entry_metadata,
     refitted_like,
     state_like,
     trained_params,
+    valid_entries,
 )
 from gapjax import checkpoints
 from gapjax.fit.executor import SWEEPS
 from gapjax.fit.loop import Curve, Monitor, Progress
 from gapjax.fit.steps import steps_per_epoch
+from gapjax.results.schema import REFITS
 
 _UNFINISHED = "refit_partial"  # the store of refits that are under way; `_number` names an entry
 _MONITOR_EVERY = 10  # epochs between two points of a refit's curve
@@ -48,7 +47,7 @@ def refit_phase(
       kinds: of `REFITS`, which to make.
     """
     epochs, like = list(epochs or run.epochs), refitted_like(run)
-    good = {kind: good_entries(run, kind, like) for kind in kinds}
+    good = {kind: valid_entries(run, kind, like) for kind in kinds}
     missing = [(epoch, kind) for epoch in epochs for kind in kinds if epoch not in good[kind]]
     run.workdir.forget(lambda entry: (entry.get("checkpoint"), entry["phase"]) in missing)
     if run.sweeps():
@@ -58,7 +57,7 @@ def refit_phase(
             if absent:
                 _refit(run, kind, epochs, absent)
     else:
-        run.each([partial(_refit, run, kind, [epoch], [epoch]) for epoch, kind in missing])
+        run.run_jobs([partial(_refit, run, kind, [epoch], [epoch]) for epoch, kind in missing])
 
 
 def _refit(run: Run, kind: str, epochs: list[int], missing: list[int]) -> None:
@@ -114,7 +113,7 @@ def _refit(run: Run, kind: str, epochs: list[int], missing: list[int]) -> None:
         # Before the entry: what is logged without it is forgotten, what is saved is not done again.
         for done_epoch, bpd in zip(curve.monitor_epoch, curve.monitor_bpd, strict=True):
             run.workdir.log(kind, done_epoch, {"test_bpd": bpd}, checkpoint=epoch)
-        facts = entry_facts(epoch, clock)
+        facts = entry_metadata(epoch, clock)
         facts["seconds"] /= len(epochs)
         tree = {"encoder": refit.params.encoder, "averaged": refit.averaged_params.encoder}
         checkpoints.save(

@@ -7,7 +7,8 @@ import time
 
 import gapjax
 from experiments import options, program
-from experiments.run import Run, entry_facts, good_entries, progress_bar, state_like
+from experiments.run import Run, progress_bar
+from experiments.stores import entry_metadata, state_like, valid_entries
 from gapjax import checkpoints
 from gapjax.fit.loop import Curve, Progress
 from gapjax.fit.steps import TrainState, steps_per_epoch
@@ -22,7 +23,7 @@ def train_phase(run: Run) -> None:
     """
     config, store = run.config, run.workdir.checkpoints / "train"
     like = state_like(run)
-    good = good_entries(run, "train", like)
+    good = valid_entries(run, "train", like)
     missing = [epoch for epoch in run.epochs if epoch not in good]
     if not missing:
         return
@@ -30,7 +31,7 @@ def train_phase(run: Run) -> None:
     steps = steps_per_epoch(source.num_examples, config.batch_size)
     optimizer = gapjax.adam(config.learning_rate)
     saved = {epoch * steps: ("train", epoch) for epoch in good}
-    between = good_entries(run, _BETWEEN, like, "an older one is used")
+    between = valid_entries(run, _BETWEEN, like, "an older one is used")
     saved |= {step: (_BETWEEN, step) for step in between if step not in saved}
     newest = max((step for step in saved if step < missing[0] * steps), default=0)
 
@@ -68,7 +69,7 @@ def train_phase(run: Run) -> None:
                 progress = _resumed(state)
                 if stop < epoch:
                     save_between(run, state, _between(progress, clock))
-            checkpoints.save(store, epoch, state, entry_facts(epoch, clock))
+            checkpoints.save(store, epoch, state, entry_metadata(epoch, clock))
             done = epoch * steps
 
 
@@ -92,7 +93,7 @@ def _resumed(state: TrainState, epoch_nats: float = 0.0) -> Progress:
 
 def _between(progress: Progress, clock: float) -> dict:
     """Record of a state between checkpoints."""
-    facts = entry_facts(int(progress.state.step), clock)
+    facts = entry_metadata(int(progress.state.step), clock)
     return {"step": facts.pop("epoch"), "epoch_nats": progress.epoch_nats, **facts}
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 import gapjax
-from experiments import evaluate, options, program, refit, train, workdir
+from experiments import evaluate, options, program, refit, stores, train, workdir
 from experiments import run as experiment
 from experiments.presets import PRESETS
 from gapjax import checkpoints, parallel
@@ -39,7 +39,7 @@ _FLAGS = (
     "--hidden_sizes=16", "--latent_dim=2", "--num_eval_samples=2", "--batch_size=200",
     "--validation=37",
 )  # fmt: skip
-_STORES = ("train", *experiment.REFITS, "evaluation", "effects")
+_STORES = ("train", *schema.REFITS, "evaluation", "effects")
 TWO = tuple(jax.devices()[:2])
 _STEPS = 7  # of an epoch: 1,400 images in batches of 200
 
@@ -268,7 +268,7 @@ def test_a_damaged_entry_stays_until_its_replacement_is_whole(copy, monkeypatch)
 
 @pytest.mark.parametrize("saved", [False, True])
 def test_a_refit_killed_as_it_is_saved_is_logged_once(undisturbed, copy, monkeypatch, saved):
-    for kind in experiment.REFITS:
+    for kind in schema.REFITS:
         shutil.rmtree(copy / "checkpoints" / kind / "4")
     save = checkpoints.save
 
@@ -277,7 +277,7 @@ def test_a_refit_killed_as_it_is_saved_is_logged_once(undisturbed, copy, monkeyp
             save(*arguments)
         raise KeyboardInterrupt
 
-    for _ in experiment.REFITS:
+    for _ in schema.REFITS:
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr(checkpoints, "save", killed)
             _go(copy, [refit.refit_phase])
@@ -469,7 +469,7 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(undisturbed, tmp_p
         run = _start(undisturbed)
         run.workdir.close()
         ours, theirs = (
-            checkpoints.restore(path / "checkpoints" / "train", 4, experiment.state_like(run))[0]
+            checkpoints.restore(path / "checkpoints" / "train", 4, stores.state_like(run))[0]
             for path in (disk / "run", undisturbed)
         )
         # Equal, but another number of devices in a program changes the last bits.
@@ -519,7 +519,7 @@ def test_validation_images_are_held_out_of_training(undisturbed):
     assert results["data"]["num_train"] == 1400 and results["data"]["num_validation"] == 37
     run = experiment.Run(_CONFIG, rest, _vae(), workdir.Workdir(undisturbed), validation=held)
     expected = gapjax.evaluate(
-        run.vae, experiment.trained_params(run, 4), run.key("evaluate"), held, num_samples=2
+        run.vae, stores.trained_params(run, 4), run.key("evaluate"), held, num_samples=2
     )
     assert results["checkpoints"][1]["validation"]["bpd"] == pytest.approx(expected.bpd, abs=1e-6)
 
@@ -565,7 +565,7 @@ def test_the_batches_of_a_refit_are_as_the_flags_say(undisturbed, tmp_path, monk
     run.workdir.close()
     steps = {
         kind: checkpoints.record(run.workdir.checkpoints / kind, 2)["steps"]
-        for kind in experiment.REFITS
+        for kind in schema.REFITS
     }
     assert (steps["self_consistent"], steps["control"]) == (4, 4)  # 1,400 images by 400
     as_before = checkpoints.record(undisturbed / "checkpoints" / "optimal", 2)["steps"]

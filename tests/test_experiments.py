@@ -17,7 +17,7 @@ from experiments import draw, evaluate, files, options, refit, train, workdir
 from experiments import run as experiment
 from experiments.presets import PRESETS
 from gapjax import checkpoints, parallel
-from gapjax.results import claims
+from gapjax.results import claims, schema
 
 _ROOT = Path(__file__).parent.parent
 _TINY = (
@@ -242,7 +242,7 @@ def test_test_images_reach_nothing_but_their_own_numbers(finished, tmp_path):
             run = run._replace(dataset=run.dataset._replace(test=noise))
         train.train_phase(run)
         refit.refit_phase(run, [4], ["optimal", "control"])
-        made = [checkpoints.numbers(run.workdir.checkpoints / kind) for kind in experiment.REFITS]
+        made = [checkpoints.numbers(run.workdir.checkpoints / kind) for kind in schema.REFITS]
         assert made == [[], [4], [4]]
         refit.refit_phase(run)
         runs.append(run)

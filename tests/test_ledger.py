@@ -8,7 +8,7 @@ import pytest
 from absl import flags
 
 import gapjax
-from experiments import ledger, options, workdir
+from experiments import ledger, options, stores, workdir
 from experiments import run as experiment
 from gapjax import checkpoints
 from gapjax.results import gaps
@@ -30,7 +30,7 @@ def run(tmp_path):
     config = options.config_from_flags(_parse(tiny))
     run = experiment.start(experiment.prepare(config, None), workdir.Workdir(tmp_path / "run"))
     rng = np.random.default_rng(0)
-    like = experiment.state_like(run)
+    like = stores.state_like(run)
     params = [
         rng.normal(size=leaf.shape).astype(leaf.dtype) for leaf in jax.tree.leaves(like.params)
     ]
@@ -121,7 +121,7 @@ def test_simulated_images_say_how_well_log_p_is_estimated(run, measured, monkeyp
     assert (row["sandwich"]["gap"], row["sandwich"]["upper"]) == (0.25, 1.25)
     (note,) = [note for note in results["notes"] if "simulated" in note]
     assert "epoch 6: on 3 images" in note and "0.250 ± 0.010 nats" in note
-    trained = experiment.trained_params(run, 6).encoder
+    trained = stores.trained_params(run, 6).encoder
     other = jax.tree.map(np.zeros_like, trained)
     refit = {"encoder": other, "averaged": other}
     checkpoints.save(run.workdir.checkpoints / "self_consistent", 6, refit, {})
