@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+from gapjax import parallel
 from gapjax.measure import likelihoods
 from gapjax.measure.likelihoods import Annealing, log_likelihood, sandwich
 
@@ -72,10 +73,12 @@ def test_a_posterior_for_each_image_takes_the_encoders_place(linear, weighted):
 
 def test_memory_is_that_of_a_chunk(linear):
     def temporary_bytes(num_samples):
-        compiled = likelihoods._log_likelihoods.lower(
-            linear.wrong.encoder, linear.wrong.decoder, jax.random.key(0), linear.images,
-            np.arange(10), vae=linear.vae, annealing=None, local=False,
-            num_samples=num_samples, chunk_size=100,
+        program = likelihoods._log_likelihood_program(
+            linear.vae, None, False, num_samples, 100, parallel.all_devices()[:1]
+        )
+        compiled = program.lower(
+            None, linear.wrong.encoder, linear.wrong.decoder, jax.random.key(0), linear.images,
+            np.arange(10),
         ).compile()  # fmt: skip
         return compiled.memory_analysis().temp_size_in_bytes
 
