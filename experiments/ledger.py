@@ -25,7 +25,7 @@ from experiments.run import Run, environment, plain_bar
 from experiments.show import figures
 from experiments.stores import encoders, entry_metadata
 from gapjax import checkpoints
-from gapjax.results import gaps
+from gapjax.results import ledger as results_ledger
 from gapjax.results.schema import REFITS
 
 _REFIT = "optimal"
@@ -131,7 +131,7 @@ def ledger_phase(run: Run, settings: Settings) -> dict:
             }
             checkpoints.save(store, epoch, tree, record)
         tree, record = checkpoints.restore(store, epoch, _like(run, settings, kinds))
-        book = gaps.balance(
+        book = results_ledger.balance(
             tree["train"], tree["test"], refit=refit,
             num_available=(len(run.dataset.train), len(run.dataset.test)),
         )  # fmt: skip
@@ -202,7 +202,7 @@ def _measure(
         jax.random.split(run.key("ledger", epoch)), _images(run, settings).items(), strict=True
     ):
         with _bars(run, f"ledger {epoch} {name}", len(images)) as on_progress:
-            measured[name] = gaps.measure(
+            measured[name] = results_ledger.measure(
                 run.vae, params, key, images, by_name, num_samples=settings.num_samples,
                 batch_size=settings.batch_size, on_progress=on_progress,
             )  # fmt: skip
@@ -255,7 +255,7 @@ def _own_notes(rows: list[dict]) -> list[str]:
 
 def _images(run: Run, settings: Settings) -> dict[str, np.ndarray]:
     return {
-        name: gaps.subset(images, settings.num_images, run.config.seed)
+        name: results_ledger.subset(images, settings.num_images, run.config.seed)
         for name, images in (("train", run.dataset.train), ("test", run.dataset.test))
     }
 
@@ -263,11 +263,11 @@ def _images(run: Run, settings: Settings) -> dict[str, np.ndarray]:
 def _like(run: Run, settings: Settings, kinds: list[str]) -> dict:
     """The shapes of what `_measure` gives."""
 
-    def measured(images: np.ndarray) -> gaps.Measured:
+    def measured(images: np.ndarray) -> results_ledger.Measured:
         number = np.zeros(len(images), np.float32)
         flag, count = np.zeros(len(images), bool), np.zeros(len(images), np.int32)
         elbo = dict.fromkeys(("as_trained", *kinds), number)
-        return gaps.Measured(elbo, number, number, number, number, flag, flag, count)
+        return results_ledger.Measured(elbo, number, number, number, number, flag, flag, count)
 
     return {name: measured(images) for name, images in _images(run, settings).items()}
 

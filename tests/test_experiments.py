@@ -235,7 +235,8 @@ def test_test_images_reach_nothing_but_their_own_numbers(finished, tmp_path):
     config = workdir.Workdir(path).config()
     runs = []
     for name, poison in (("clean", False), ("poisoned", True)):
-        run = experiment.start(config, workdir.Workdir(tmp_path / name), None)
+        prepared = experiment.prepare(config, None)
+        run = experiment.start(prepared, workdir.Workdir(tmp_path / name))
         if poison:
             rng = np.random.default_rng(0)
             noise = rng.integers(0, 2, run.dataset.test.shape, dtype=np.uint8)

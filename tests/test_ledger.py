@@ -11,7 +11,7 @@ import gapjax
 from experiments import ledger, options, stores, workdir
 from experiments import run as experiment
 from gapjax import checkpoints
-from gapjax.results import gaps
+from gapjax.results import ledger as results_ledger
 
 
 def _parse(given):
@@ -68,12 +68,12 @@ def measured(monkeypatch):
         draw = lambda: rng.normal(size=len(images)).astype(np.float32)
         on_progress("posteriors", len(images))
         flag = rng.random(len(images)) < 0.5
-        return gaps.Measured(
+        return results_ledger.Measured(
             {name: draw() for name in encoders}, draw(), draw(), draw() ** 2, draw(), flag, ~flag,
             rng.integers(0, 9, len(images)).astype(np.int32),
         )  # fmt: skip
 
-    monkeypatch.setattr(gaps, "measure", measure)
+    monkeypatch.setattr(results_ledger, "measure", measure)
     return asked
 
 
