@@ -39,7 +39,7 @@ import queue
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextvars import ContextVar
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -47,10 +47,15 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-Devices = Sequence[jax.Device]
+if TYPE_CHECKING:  # jax.Device, which type checkers take for a variable
+    from jaxlib._jax import Device
+else:
+    Device = jax.Device
+
+Devices = Sequence[Device]
 _AXIS = "shards"
 _MOST_CORES = 4  # each core compiles its own programs and holds its own data, about 0.7 GB
-_default: ContextVar[tuple[jax.Device, ...] | None] = ContextVar("devices", default=None)
+_default: ContextVar[tuple[Device, ...] | None] = ContextVar("devices", default=None)
 
 
 class Shard(NamedTuple):
@@ -62,8 +67,8 @@ class Shard(NamedTuple):
       axis_name: name of the mapped axis; None on a single device.
     """
 
-    index: jax.Array | int
-    count: int
+    index: jax.Array | int  # pyright: ignore[reportIncompatibleMethodOverride]
+    count: int  # pyright: ignore[reportIncompatibleMethodOverride]
     axis_name: str | None
 
     def sum(self, tree: Any) -> Any:
@@ -103,7 +108,7 @@ class Shard(NamedTuple):
 WHOLE = Shard(0, 1, None)
 
 
-def all_devices(devices: Devices | None = None) -> tuple[jax.Device, ...]:
+def all_devices(devices: Devices | None = None) -> tuple[Device, ...]:
     """The devices given, else those of `use_devices`, else all, including other processes'."""
     if devices is None:
         devices = _default.get() or jax.devices()
@@ -124,7 +129,7 @@ def use_devices(devices: Devices) -> Iterator[None]:
         _default.reset(token)
 
 
-def expose_cpu_cores() -> tuple[jax.Device, ...]:
+def expose_cpu_cores() -> tuple[Device, ...]:
     """Makes every core of the CPU a JAX device. Call it before JAX is initialized.
 
     A program on one of these devices still uses all cores that are idle.
@@ -134,7 +139,7 @@ def expose_cpu_cores() -> tuple[jax.Device, ...]:
       is one of several processes, or if the number of CPU devices is configured already.
     """
     configured = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
-    configured = configured or jax.config.jax_num_cpu_devices > 0
+    configured = configured or jax.config.read("jax_num_cpu_devices") > 0
     number = min(_num_cores(), _MOST_CORES)
     if configured or number == 1 or jax.distributed.is_initialized():
         return ()
@@ -187,7 +192,7 @@ def run_concurrently(
             raise
 
 
-def local_devices(devices: Devices) -> tuple[jax.Device, ...]:
+def local_devices(devices: Devices) -> tuple[Device, ...]:
     """The devices that belong to this process."""
     here = jax.process_index()
     return tuple(device for device in devices if device.process_index == here)
@@ -365,12 +370,12 @@ class _Program(NamedTuple):
         return self.program.lower(*self.arrange(donated, *kept))
 
 
-def _move(leaf: Any, device: jax.Device) -> Any:
+def _move(leaf: Any, device: Device) -> Any:
     """A leaf on this device, or as it is where JAX would place it there."""
     if isinstance(leaf, jax.Array) and leaf.committed:
         is_there = leaf.devices() == {device}
     else:
-        is_there = device == (jax.config.jax_default_device or jax.local_devices()[0])
+        is_there = device == (jax.config.read("jax_default_device") or jax.local_devices()[0])
     return leaf if is_there else jax.device_put(leaf, device)
 
 

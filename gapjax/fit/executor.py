@@ -106,7 +106,9 @@ def make_executor(
     )
 
 
-def _one_run(sources: Sequence[Source], constants: tuple, devices: tuple[jax.Device, ...]) -> tuple:
+def _one_run(
+    sources: Sequence[Source], constants: tuple, devices: tuple[parallel.Device, ...]
+) -> tuple:
     """(pack, unpack, run) of one run, whose batches are divided among the devices."""
     source = parallel.replicate(sources[0], devices)
 
@@ -123,7 +125,7 @@ def _one_run(sources: Sequence[Source], constants: tuple, devices: tuple[jax.Dev
 
 
 def _many_runs(
-    sources: Sequence[Source], constants: tuple, devices: tuple[jax.Device, ...], *, sweep: str
+    sources: Sequence[Source], constants: tuple, devices: tuple[parallel.Device, ...], *, sweep: str
 ) -> tuple:
     """(pack, unpack, run) of a sweep, whose members are divided among the devices."""
     devices = parallel.local_devices(devices)  # each of several processes computes all members
@@ -162,7 +164,7 @@ def _one_run_program(
     batch_size: int,
     objective: Objective,
     num_steps: int,
-    devices: tuple[jax.Device, ...],
+    devices: tuple[parallel.Device, ...],
 ) -> Callable[..., Any]:
     """The compiled program of these constants; equal constants give the same one."""
     return parallel.data_parallel(
@@ -177,7 +179,7 @@ def _many_runs_program(
     batch_size: int,
     objective: Objective,
     num_steps: int,
-    devices: tuple[jax.Device, ...],
+    devices: tuple[parallel.Device, ...],
     sweep: str,
     treedef: Any,
 ) -> Callable[..., Any]:
@@ -195,7 +197,9 @@ def _many_runs_program(
         varying, active = split
         if sweep == "vmap":
             return jax.vmap(member, in_axes=(0, 0, 0, None))(states, varying, active, shared)
-        return jax.lax.map(lambda xs: member(*xs, shared), (states, varying, active))
+        return jax.lax.map(
+            lambda xs: member(xs[0], xs[1], xs[2], shared), (states, varying, active)
+        )
 
     return parallel.member_parallel(sweep_steps, devices)
 

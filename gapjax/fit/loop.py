@@ -186,7 +186,12 @@ def _common_step(runs: Sequence[Progress], active: Sequence[bool]) -> int:
 
 def _start(run: Progress, monitor: Monitor | None) -> _Record:
     """The record of a run, with a measurement of its start."""
-    curve = Curve(*(tuple(values) for values in run.curve))  # JSON gives lists back
+    curve = Curve(  # JSON gives lists back
+        epoch=tuple(run.curve.epoch),
+        loss_bpd=tuple(run.curve.loss_bpd),
+        monitor_epoch=tuple(run.curve.monitor_epoch),
+        monitor_bpd=tuple(run.curve.monitor_bpd),
+    )
     record = _Record(run.encoders, curve, run.epoch_nats, run.plateaus)
     if monitor is None or record.curve.monitor_epoch:
         return record

@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
 
 from gapjax import parallel
 from gapjax.fit import plateau
 from gapjax.fit.optimizers import adam, scale_learning_rate
 from gapjax.fit.plateau import PlateauState
+from gapjax.measure.per_image import Images
 from gapjax.model.bounds import elbo
 from gapjax.model.distributions import from_free, to_free
 from gapjax.model.vae import VAE, Params, VAEParams, local_inference
@@ -100,7 +100,7 @@ def optimal_posteriors(
     vae: VAE,
     params: VAEParams,
     rng_key: jax.Array,
-    images: ArrayLike,
+    images: Images,
     *,
     encoders: Sequence[Params] | None = None,
     search: PosteriorSearch = PosteriorSearch(),  # noqa: B008 (an immutable tuple)
@@ -147,10 +147,10 @@ def optimal_posteriors(
     if batch_size < 1 or search.num_decays < 0 or min(search._replace(num_decays=1)) <= 0:
         raise ValueError(f"batch_size is {batch_size} and {search}; all must be positive")
     devices = parallel.all_devices(devices)
-    encoders = tuple(encoders) if encoders is not None else (params.encoder,)
-    arrays = (rng_key, encoders, params.decoder, jnp.asarray(images))
+    starts: tuple[Any, ...] = tuple(encoders) if encoders is not None else (params.encoder,)
+    arrays = (rng_key, starts, params.decoder, jnp.asarray(images))
     on_all = parallel.replicate(arrays, devices, commit=False)
-    rng_key, encoders, _, images = parallel.unreplicate(on_all)
+    rng_key, starts, _, images = parallel.unreplicate(on_all)
     _, (encoder, *_), decoder, all_images = on_all
     batch_size = min(batch_size, len(images))
     walk, judge = (_program(function, vae, search, devices) for function in (_walk, _judge))
@@ -168,11 +168,11 @@ def optimal_posteriors(
             state = judge(state, encoder, decoder, keys, all_images, where)
         return state
 
-    state = None
-    for each in encoders:
+    state: Any = None
+    for each in starts:
         placed = _place(parallel.unreplicate(state), _encode(each, images, vae=vae), search)
         state = advance(parallel.replicate(placed, devices, commit=False), 0)
-    best = parallel.unreplicate(state)
+    best: _Search = parallel.unreplicate(state)
     placed = _place(None, best.best, search)._replace(best_value=best.best_value)
     state = parallel.replicate(placed, devices, commit=False)
     for _ in range(search.max_rounds):
@@ -185,7 +185,7 @@ def optimal_posteriors(
             break
     state = parallel.unreplicate(state)
     return OptimalPosteriors(
-        posteriors=_finish(state.best, encoders[0], images, vae=vae),
+        posteriors=_finish(state.best, starts[0], images, vae=vae),
         kept_start=~np.asarray(state.improved),
         converged=np.asarray(plateau.is_finished(search, state.plateaus)),
         num_steps=np.asarray(state.num_steps),
@@ -196,7 +196,7 @@ def posterior_bounds(
     vae: VAE,
     params: VAEParams,
     rng_key: jax.Array,
-    images: ArrayLike,
+    images: Images,
     posteriors: Any,
     *,
     num_samples: int = 20,

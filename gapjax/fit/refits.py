@@ -8,6 +8,7 @@ array [R]), a list of results is returned. Any other argument is then either sha
 or a list with one entry for each.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple, Unpack, overload
 
@@ -34,7 +35,7 @@ from gapjax.fit.plateau import Convergence
 from gapjax.fit.sources import Source, data_source, mixture_source, model_source
 from gapjax.fit.steps import Objective, init_state
 from gapjax.fit.training import drive
-from gapjax.measure.per_image import per_image_bounds
+from gapjax.measure.per_image import Images, per_image_bounds
 from gapjax.measure.statistics import mean_and_stderr
 from gapjax.model.bounds import bits_per_dim, elbo
 from gapjax.model.vae import VAE, VAEParams
@@ -183,7 +184,7 @@ def refit_encoder(
 def optimal_inference(
     vae: VAE,
     params: VAEParams,
-    test_images: ArrayLike,
+    test_images: Images,
     rng_key: jax.Array,
     *,
     num_epochs: int = 1000,
@@ -198,7 +199,7 @@ def optimal_inference(
 def optimal_inference(
     vae: VAE,
     params: VAEParams | Sequence[VAEParams],
-    test_images: ArrayLike,
+    test_images: Images,
     rng_key: Sequence[jax.Array],
     *,
     num_epochs: int = 1000,
@@ -212,7 +213,7 @@ def optimal_inference(
 def optimal_inference(
     vae: VAE,
     params: VAEParams | Sequence[VAEParams],
-    test_images: ArrayLike,
+    test_images: Images,
     rng_key: jax.Array | Sequence[jax.Array],
     *,
     num_epochs: int = 1000,
@@ -257,18 +258,20 @@ def optimal_inference(
     pairs = [jax.random.split(key) for key in keys]
     refit_keys, monitors = [pair[0] for pair in pairs], [monitor_of(pair[1]) for pair in pairs]
     source, several = data_source(images), is_sweep(rng_key)
-    return refit_encoder(
-        vae, params, source, refit_keys if several else refit_keys[0], num_epochs=num_epochs,
-        monitor=monitors if several else monitors[0], monitor_every=monitor_every, until=until,
-        **refit_options,
+    refit = functools.partial(
+        refit_encoder, vae, params, source, num_epochs=num_epochs, monitor_every=monitor_every,
+        until=until, **refit_options,
     )  # fmt: skip
+    if several:
+        return refit(refit_keys, monitor=monitors)
+    return refit(refit_keys[0], monitor=monitors[0])
 
 
 @overload
 def self_consistent(
     vae: VAE,
     params: VAEParams,
-    train_images: ArrayLike,
+    train_images: Images,
     rng_key: jax.Array,
     *,
     alpha: ArrayLike = 0.5,
@@ -282,7 +285,7 @@ def self_consistent(
 def self_consistent(
     vae: VAE,
     params: VAEParams | Sequence[VAEParams],
-    train_images: ArrayLike,
+    train_images: Images,
     rng_key: Sequence[jax.Array],
     *,
     alpha: ArrayLike | Sequence[ArrayLike] = 0.5,
@@ -295,7 +298,7 @@ def self_consistent(
 def self_consistent(
     vae: VAE,
     params: VAEParams | Sequence[VAEParams],
-    train_images: ArrayLike,
+    train_images: Images,
     rng_key: jax.Array | Sequence[jax.Array],
     *,
     alpha: ArrayLike | Sequence[ArrayLike] = 0.5,
@@ -325,7 +328,7 @@ def self_consistent(
       A `Refit`; a list of them in a sweep.
     """
     data = data_source(train_images)
-    if np.ndim(alpha) == 1 and not isinstance(alpha, list | tuple):
+    if isinstance(alpha, jax.Array | np.ndarray) and alpha.ndim == 1:
         alpha = list(alpha)
     _, all_params, alphas = members(rng_key, params=params, alpha=alpha)
     if len({alpha for alpha in alphas if isinstance(alpha, int | float)}) > 1:
@@ -338,7 +341,8 @@ def self_consistent(
         for each, alpha in zip(all_params, alphas, strict=True)
     ]
     source = sources if is_sweep(rng_key) else sources[0]
-    return refit_encoder(vae, params, source, rng_key, num_epochs=num_epochs, **refit_options)
+    refit = functools.partial(refit_encoder, vae, params, num_epochs=num_epochs, **refit_options)
+    return refit(source, rng_key)
 
 
 def _refit(

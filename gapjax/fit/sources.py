@@ -18,8 +18,10 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.typing import ArrayLike
 
+from gapjax.measure.per_image import Images
 from gapjax.model.vae import VAE, Params, sample_model
 
 Plan = Any
@@ -33,15 +35,18 @@ class Source(Protocol):
     @property
     def num_examples(self) -> int:
         """Examples in one epoch."""
+        ...
 
     def begin_epoch(self, rng_key: jax.Array) -> Plan:
         """Returns the plan of an epoch."""
+        ...
 
     def draw(self, plan: Plan, rng_key: jax.Array, position: jax.Array) -> jax.Array:
         """Draws the example [*event] at `position` of the epoch."""
+        ...
 
 
-def data_source(images: ArrayLike) -> "DataSource":
+def data_source(images: Images) -> "DataSource":
     """The empirical distribution of `images`: each once per epoch, in a new random order.
 
     Args:
@@ -100,11 +105,11 @@ def mixture_source(
       ValueError: alpha is a concrete number outside [0, 1].
     """
     only = None
-    if not isinstance(alpha, jax.core.Tracer):
+    if not isinstance(alpha, Tracer):
         if not np.all((np.asarray(alpha) >= 0) & (np.asarray(alpha) <= 1)):
             raise ValueError(f"alpha is {alpha}; a mixture needs a number in [0, 1]")
         if isinstance(alpha, int | float):
-            only = {0: "data", 1: "model"}.get(alpha)
+            only = {0.0: "data", 1.0: "model"}.get(float(alpha))
     return MixtureSource(model, data, jnp.asarray(alpha, jnp.float32), only, stratified)
 
 
@@ -148,7 +153,7 @@ def _draw_mixture(
     first_chosen = jnp.argsort(~chosen, stable=True)
     number, size = len(positions), min(_BLOCK, len(positions))
 
-    def draw_block(state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    def draw_block(state: tuple[ArrayLike, jax.Array]) -> tuple[ArrayLike, jax.Array]:
         start, drawn = state
         these = first_chosen[jnp.minimum(start + jnp.arange(size), number - 1)]
         draw = functools.partial(source.model.draw, model_plan)

@@ -6,7 +6,7 @@ or a list with one entry for each.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Unpack, overload
+from typing import Any, Unpack, cast, overload
 
 import jax
 import jax.numpy as jnp
@@ -100,12 +100,12 @@ def train(
     def begin(key: jax.Array, state: TrainState | None, resume: Progress | None) -> Progress:
         if resume is not None:
             return resume._replace(state=jax.tree.map(jnp.copy, resume.state))
-        if state is None:
-            init_key, run_key = jax.random.split(key)
-            state = init_state(jax.jit(vae.init)(init_key), run_key, optimizer)
-        else:
-            state = jax.tree.map(jnp.copy, state)
-        return Progress(state, None, Curve(), 0.0, 0)
+        if state is not None:
+            return Progress(jax.tree.map(jnp.copy, state), None, Curve(), 0.0, 0)
+        assert key is not None
+        init_key, run_key = jax.random.split(key)
+        fresh = init_state(jax.jit(vae.init)(init_key), run_key, optimizer)
+        return Progress(fresh, None, Curve(), 0.0, 0)
 
     keys, sources, states, resumes = members(rng_key, source=source, state=state, resume=resume)
     executor = make_executor(
@@ -128,5 +128,5 @@ def drive(
             on_epoch(update.epoch, update.epoch_bpd)
         if on_chunk is not None:
             progress = update.progress()
-            on_chunk(progress if len(progress) > 1 else progress[0])
+            cast(Any, on_chunk)(progress if len(progress) > 1 else progress[0])
     return update.progress()

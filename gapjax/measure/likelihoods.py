@@ -16,9 +16,11 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from gapjax import parallel
+from gapjax.measure.per_image import Images
 from gapjax.measure.statistics import mean_and_stderr
 from gapjax.model.bounds import log_joint, sample_and_log_prob
 from gapjax.model.vae import VAE, VAEParams, local_inference
+from gapjax.model.vae import sample as vae_sample
 
 _MAX_PROGRAMS = 64  # that are kept; they hold the models for which they were compiled
 
@@ -201,7 +203,7 @@ def log_likelihood(
     vae: VAE,
     params: VAEParams,
     rng_key: jax.Array,
-    images: ArrayLike,
+    images: Images,
     *,
     posteriors: Any = None,
     method: str | Annealing = "importance",
@@ -409,8 +411,9 @@ def _path(
 
     posterior = vae.encode(params.encoder, x)
     spread_key, pilot_key = jax.random.split(jax.random.fold_in(rng_key, 0))
-    shape = jax.eval_shape(posterior.sample, rng_key).shape
-    sample = lambda sample_key: posterior.sample(sample_key).ravel()
+    draw = functools.partial(vae_sample, posterior)
+    shape = jax.eval_shape(draw, rng_key).shape
+    sample = lambda sample_key: draw(sample_key).ravel()
     draws = jax.vmap(sample)(jax.random.split(spread_key, 100))
     kernel = blackjax.hmc.build_kernel()
 

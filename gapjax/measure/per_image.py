@@ -6,12 +6,12 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
 
 from gapjax import parallel
 from gapjax.model.bounds import elbo
 from gapjax.model.vae import VAE, VAEParams
 
+Images = jax.Array | np.ndarray  # [N, *event]
 Bound = Callable[[VAE, VAEParams, jax.Array, jax.Array, int], jax.Array]
 
 
@@ -22,7 +22,7 @@ def per_image_bounds(
     vae: VAE,
     params: VAEParams,
     rng_key: jax.Array,
-    images: ArrayLike,
+    images: Images,
     *,
     num_samples: int = 1,
     batch_size: int = 500,
@@ -67,7 +67,7 @@ def encoder_gradient_norms(
     vae: VAE,
     params: VAEParams,
     rng_key: jax.Array,
-    images: ArrayLike,
+    images: Images,
     *,
     num_samples: int = 1,
     devices: parallel.Devices | None = None,

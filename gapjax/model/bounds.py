@@ -4,7 +4,7 @@ Letters: x [*event] one example, z [Z] one latent, S posterior samples.
 """
 
 import math
-from typing import Any, cast
+from typing import Any, cast, overload
 
 import chex
 import jax
@@ -100,7 +100,11 @@ def sample_and_log_prob(posterior: Distribution, rng_key: jax.Array) -> tuple[ja
     return z, log_prob(posterior, z)
 
 
-def bits_per_dim(nats: jax.Array, event_shape: tuple[int, ...]) -> jax.Array:
+@overload
+def bits_per_dim(nats: float, event_shape: tuple[int, ...]) -> float: ...
+@overload
+def bits_per_dim(nats: jax.Array, event_shape: tuple[int, ...]) -> jax.Array: ...
+def bits_per_dim(nats: jax.Array | float, event_shape: tuple[int, ...]) -> jax.Array | float:
     """BPD of a bound (note 3): takes nats, higher is better; gives bits, lower is better.
 
         BPD = -nats / (log 2 * number of dimensions)

@@ -4,10 +4,9 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from jax.typing import ArrayLike
 
 from gapjax import parallel
-from gapjax.measure.per_image import Bound, per_image_bounds
+from gapjax.measure.per_image import Bound, Images, per_image_bounds
 from gapjax.measure.statistics import effective_number, mean_and_stderr
 from gapjax.model.bounds import bits_per_dim, elbo
 from gapjax.model.vae import VAE, VAEParams
@@ -66,7 +65,7 @@ def evaluate(
     vae: VAE,
     params: VAEParams,
     rng_key: jax.Array,
-    images: ArrayLike,
+    images: Images,
     *,
     num_samples: int = 1,
     batch_size: int = 500,

@@ -6,11 +6,10 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.typing import ArrayLike
 
 from gapjax.fit.posteriors import PosteriorSearch, optimal_posteriors, posterior_bounds
 from gapjax.measure.likelihoods import Annealing, log_likelihood
-from gapjax.measure.per_image import per_image_bounds
+from gapjax.measure.per_image import Images, per_image_bounds
 from gapjax.measure.statistics import mean_and_stderr
 from gapjax.model.vae import VAE, VAEParams
 
@@ -128,8 +127,8 @@ def ledger(
     vae: VAE,
     params: VAEParams,
     rng_key: jax.Array,
-    train_images: ArrayLike,
-    test_images: ArrayLike,
+    train_images: Images,
+    test_images: Images,
     *,
     encoders: Mapping[str, Any] | None = None,
     refit: str | None = None,
@@ -176,7 +175,7 @@ def ledger(
     )
 
 
-def subset(images: ArrayLike, num_images: int | None, seed: int) -> np.ndarray:
+def subset(images: Images, num_images: int | None, seed: int) -> np.ndarray:
     """At most `num_images` of the images, chosen at random by `seed`, in their own order.
 
     Raises:
@@ -195,7 +194,7 @@ def measure(
     vae: VAE,
     params: VAEParams,
     rng_key: jax.Array,
-    images: ArrayLike,
+    images: Images,
     encoders: Mapping[str, Any],
     *,
     num_samples: int = 50,
