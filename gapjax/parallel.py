@@ -139,7 +139,9 @@ def expose_cpu_cores() -> tuple[Device, ...]:
       is one of several processes, or if the number of CPU devices is configured already.
     """
     configured = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
-    configured = configured or jax.config.read("jax_num_cpu_devices") > 0
+    configured = configured or (
+        jax.config.jax_num_cpu_devices > 0  # pyright: ignore[reportAttributeAccessIssue]
+    )
     number = min(_num_cores(), _MOST_CORES)
     if configured or number == 1 or jax.distributed.is_initialized():
         return ()
@@ -375,7 +377,8 @@ def _move(leaf: Any, device: Device) -> Any:
     if isinstance(leaf, jax.Array) and leaf.committed:
         is_there = leaf.devices() == {device}
     else:
-        is_there = device == (jax.config.read("jax_default_device") or jax.local_devices()[0])
+        default = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
+        is_there = device == (default or jax.local_devices()[0])
     return leaf if is_there else jax.device_put(leaf, device)
 
 
