@@ -13,8 +13,7 @@ import gapjax
 from experiments.run import Run
 from experiments.show import figures
 from experiments.show.report import write_report
-from experiments.stores import encoders, evaluated_like, trained_params
-from gapjax import checkpoints
+from experiments.stores import encoders, evaluated_like, load, trained_params
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -85,8 +84,7 @@ def _costliest(run: Run, epoch: int, by_encoder: dict[str, gapjax.VAEParams]) ->
 
     Darker pixels cost more. The scale of an image is that of its costliest pixel as trained.
     """
-    store = run.workdir.checkpoints / "evaluation"
-    evaluated, _ = checkpoints.restore(store, epoch, evaluated_like(run))
+    evaluated, _ = load(run, "evaluation", epoch, evaluated_like(run))
     bpds = np.asarray(evaluated["test"])
     worst = np.argsort(-bpds, kind="stable")[:12]
     x = jnp.asarray(run.dataset.test[worst])

@@ -13,15 +13,15 @@ import numpy as np
 from absl import flags
 
 import gapjax
-from experiments import effects, options, program
+from experiments import effects, options, program, stores
 from experiments.draw import draw_phase
 from experiments.effects import effects_like
-from experiments.files import write_atomically
+from experiments.files import write_json
+from experiments.origins import ORIGIN
 from experiments.run import OPTIMAL_NOTE, Run, environment, progress_bar
 from experiments.show.formatting import at_epochs, percent, signed
 from experiments.stores import (
     chosen_epochs,
-    entry_metadata,
     evaluated_like,
     refitted_params,
     trained_params,
@@ -85,7 +85,7 @@ def evaluate_phase(run: Run, epochs: Sequence[int] | None = None) -> schema.Resu
         "notes": [*_notes(rows), *effects.notes(rows)],
     }
     if run.workdir.writes:
-        write_atomically(run.workdir.path / "results.json", schema.dumps(results).encode())
+        write_json(run.workdir.path / "results.json", results)
     return results
 
 
@@ -93,18 +93,19 @@ def _row(
     run: Run, epoch: int, done: Mapping[str, list[int]]
 ) -> tuple[schema.Checkpoint, list[tuple[str, dict]]]:
     """The row of a checkpoint, and the records of what it was made from, by phase."""
+    like = evaluated_like(run)
     bpds, evaluated = _load_or_compute(
-        run, "evaluation", epoch, evaluated_like(run), lambda: _evaluate(run, epoch), done
+        run, "evaluation", epoch, like, lambda: _evaluate(run, epoch), done
     )
     measured, compared = _load_or_compute(
         run, "effects", epoch, effects_like(run),
         lambda: effects.measure(run, epoch, bpds["train"]), done,
     )  # fmt: skip
     made = {kind: checkpoints.record(run.workdir.checkpoints / kind, epoch) for kind in _MADE}
-    evaluations = {name: summarize(np.asarray(bpds[name])) for name in evaluated_like(run)}
-    kept = ("seconds", "commit")
+    evaluations = {name: summarize(np.asarray(bpds[name])) for name in like}
+    left_out = ("seconds", "commit", ORIGIN)
     refits = {
-        kind: {key: value for key, value in made[kind].items() if key not in kept}
+        kind: {key: value for key, value in made[kind].items() if key not in left_out}
         for kind in REFITS
     }
     row = schema.checkpoint_row(epoch, evaluations, refits)
@@ -127,11 +128,10 @@ def _load_or_compute(
     """
     if run.interrupted():
         raise KeyboardInterrupt
-    store = run.workdir.checkpoints / name
     if epoch not in done[name]:
         clock = time.monotonic()
-        checkpoints.save(store, epoch, compute(), entry_metadata(epoch, clock))
-    return checkpoints.restore(store, epoch, like)
+        stores.save(run, name, epoch, compute(), clock)
+    return stores.load(run, name, epoch, like)
 
 
 def _evaluate(run: Run, epoch: int) -> dict[str, np.ndarray]:

@@ -1,12 +1,13 @@
 """Files that are either complete or absent: written under a temporary name, then renamed."""
 
 import contextlib
-import json
 import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from gapjax.results import schema
 
 
 @contextlib.contextmanager
@@ -48,5 +49,5 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes indented JSON as a whole; see `replacing`."""
-    write_atomically(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+    """Writes strict JSON as a whole; see `replacing` and `gapjax.results.schema.dumps`."""
+    write_atomically(path, schema.dumps(value).encode())

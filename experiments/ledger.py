@@ -18,16 +18,19 @@ import numpy as np
 from absl import flags
 
 import gapjax
-from experiments import options, program
+from experiments import options, program, stores
 from experiments.draw import draw_phase
 from experiments.files import write_json
+from experiments.origins import Source, mismatch
 from experiments.run import Run, environment, plain_bar
 from experiments.show import figures
-from experiments.stores import encoders, entry_metadata
+from experiments.stores import encoders
 from gapjax import checkpoints
 from gapjax.results import ledger as results_ledger
+from gapjax.results import schema
 from gapjax.results.schema import REFITS
 
+_STORE = "ledger"
 _REFIT = "optimal"
 _NOTES = (
     "Nats per image. An ELBO is a mean over images; a loss is a difference of two, paired image by "
@@ -99,13 +102,23 @@ def settings_from_flags(values: flags.FlagValues) -> Settings:
     )
 
 
+def check_flags(values: flags.FlagValues, config: options.Config) -> None:
+    """Checks the flags before there are any checkpoints.
+
+    Raises:
+      UsageError: a value that cannot be used, or an epoch that will have no checkpoint.
+    """
+    epochs = settings_from_flags(values).epochs
+    if epochs is not None:
+        options.checkpoints_of("ledger_epochs", map(str, epochs), options.epochs(config))
+
+
 def ledger_phase(run: Run, settings: Settings) -> dict:
     """Measures the checkpoints that are not measured yet; writes ledger.json and ledger.png.
 
     Raises:
       UsageError: an epoch that has no checkpoint.
     """
-    store = run.workdir.checkpoints / "ledger"
     rows, seconds = [], 0.0
     methods = {
         "search": gapjax.PosteriorSearch()._asdict(),
@@ -118,28 +131,25 @@ def ledger_phase(run: Run, settings: Settings) -> dict:
         # The batch size is no part of what is measured.
         measured_with = {**settings._asdict(), "epochs": None, "batch_size": None}
         measured_with |= {"refits": kinds, **methods}
-        done = epoch in checkpoints.numbers(store)
-        if not done or checkpoints.record(store, epoch)["settings"] != measured_with:
+        if not _is_measured(run, epoch, measured_with):
             clock = time.monotonic()
             model = encoders(run, epoch, kinds)
             tree = _measure(run, settings, epoch, *model)
             between = _sandwich(run, settings, epoch, *model) if settings.num_simulated else None
-            record = {
-                **entry_metadata(epoch, clock),
-                "settings": measured_with,
-                "sandwich": between,
-            }
-            checkpoints.save(store, epoch, tree, record)
-        tree, record = checkpoints.restore(store, epoch, _like(run, settings, kinds))
+            stores.save(
+                run, _STORE, epoch, tree, clock, settings=measured_with, sandwich=between,
+                sources=[Source(name, epoch) for name in ("train", *kinds)],
+            )  # fmt: skip
+        tree, record = stores.load(run, _STORE, epoch, _like(run, settings, kinds))
         book = results_ledger.balance(
             tree["train"], tree["test"], refit=refit,
             num_available=(len(run.dataset.train), len(run.dataset.test)),
         )  # fmt: skip
         seconds += record["seconds"]
         others = {name: record.get(name) for name in ("sandwich", "seconds")}
-        stores = [run.workdir.checkpoints / name for name in ("train", *kinds, "ledger")]
-        made_by = {path.name: checkpoints.record(path, epoch).get("commit") for path in stores}
-        rows.append({"epoch": epoch, **_plain(book), **others, "commits": made_by})
+        paths = [run.workdir.checkpoints / name for name in ("train", *kinds, _STORE)]
+        made_by = {path.name: checkpoints.record(path, epoch).get("commit") for path in paths}
+        rows.append({"epoch": epoch, **schema.plain(book), **others, "commits": made_by})
     results = {
         "schema": 1,
         "unit": "nats per image",
@@ -191,6 +201,18 @@ def _epochs(run: Run, settings: Settings) -> list[int]:
     if wanted is None:
         wanted = sorted({trained[0], trained[len(trained) // 2], trained[-1]}) if trained else []
     return options.checkpoints_of("ledger_epochs", wanted, trained)
+
+
+def _is_measured(run: Run, epoch: int, measured_with: dict) -> bool:
+    """Whether there is an entry of this run that was measured with these settings."""
+    store = run.workdir.checkpoints / _STORE
+    if epoch not in checkpoints.numbers(store):
+        return False
+    record = checkpoints.record(store, epoch)
+    problem = mismatch(run, _STORE, epoch, record)
+    if problem:
+        print(f"skipped: checkpoint {epoch} in {store} {problem}; it is made again", flush=True)
+    return problem is None and record["settings"] == measured_with
 
 
 def _measure(
@@ -272,15 +294,6 @@ def _like(run: Run, settings: Settings, kinds: list[str]) -> dict:
     return {name: measured(images) for name, images in _images(run, settings).items()}
 
 
-def _plain(value: Any) -> Any:
-    """NamedTuples as dictionaries and what is no finite number as null, all the way down."""
-    if hasattr(value, "_asdict"):
-        value = value._asdict()
-    if isinstance(value, dict):
-        return {key: _plain(part) for key, part in value.items()}
-    return None if isinstance(value, float) and not np.isfinite(value) else value
-
-
 @contextmanager
 def _bars(run: Run, name: str, total: int) -> Iterator[Any]:
     """A progress bar for each thing that is done with the images."""
@@ -315,4 +328,4 @@ def ledger(run: Run) -> None:
 if __name__ == "__main__":
     options.define_place()
     define_flags()
-    program.run_program(ledger, new_runs=False)
+    program.run_program(ledger, new_runs=False, check=lambda values, _: settings_from_flags(values))

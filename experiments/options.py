@@ -14,6 +14,8 @@ from gapjax.model.mlp import LIKELIHOODS, POSTERIORS, UNIFORM_WEIGHT
 
 MIXTURES = ("random", "stratified")
 
+_MOST_CHECKPOINTS = 10_000
+
 flags.disclaim_key_flags()  # --help shows them as the program's own
 
 
@@ -249,6 +251,12 @@ def _typed(name: str, value: object, annotation: object) -> object:
     raise ValueError(f"{name} is {value!r}, which is of another type")
 
 
+def epochs(config: Config) -> range:
+    """The epochs of the checkpoints."""
+    every = config.checkpoint_every
+    return range(every, config.num_epochs + 1, every)
+
+
 def with_older_defaults(config: Config, missing: Iterable[str], values: flags.FlagValues) -> Config:
     """Fits a configuration to a workdir that was made before some of the flags.
 
@@ -262,7 +270,7 @@ def with_older_defaults(config: Config, missing: Iterable[str], values: flags.Fl
 
 
 def _check(config: Config) -> None:
-    if not config.dataset.endswith(".npz"):
+    if not config.dataset.lower().endswith(".npz"):
         _known("dataset", config.dataset, DATASETS, "or the path of an .npz file")
     if not 0 <= config.alpha <= 1:
         raise UsageError(f"--alpha is {config.alpha}; it must be in [0, 1]")
@@ -292,6 +300,11 @@ def _check(config: Config) -> None:
         raise UsageError(
             f"--checkpoint_every is {config.checkpoint_every}, which does not divide "
             f"--num_epochs={config.num_epochs}"
+        )
+    if config.num_epochs // config.checkpoint_every > _MOST_CHECKPOINTS:
+        raise UsageError(
+            f"--num_epochs is {config.num_epochs} and --checkpoint_every "
+            f"{config.checkpoint_every}, which makes more than {_MOST_CHECKPOINTS:,} checkpoints"
         )
 
 

@@ -1,6 +1,7 @@
 """What every program here does around its phases: flags in, one line out where it cannot go on."""
 
 import errno
+import io
 import logging as standard_logging
 import os
 import signal
@@ -13,6 +14,7 @@ from absl import app, flags, logging
 
 from experiments import cost
 from experiments.options import (
+    Config,
     Saving,
     UsageError,
     config_from_flags,
@@ -25,15 +27,29 @@ from gapjax import DatasetError, parallel
 from gapjax.checkpoints import CheckpointError, CorruptCheckpointError
 
 _EXPECTED = (UsageError, WorkdirError, DatasetError, CheckpointError, FloatingPointError)
+# What JAX may be told by the environment that changes the numbers of a run on the same device.
+_NUMERICS = {
+    "jax_enable_x64": False,
+    "jax_default_prng_impl": "threefry2x32",
+    "jax_threefry_partitionable": True,
+    "jax_numpy_dtype_promotion": "standard",
+}
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def run_program(phases: Callable[[Run], None], *, new_runs: bool) -> None:
+def run_program(
+    phases: Callable[[Run], None],
+    *,
+    new_runs: bool,
+    check: Callable[[flags.FlagValues, Config], object] | None = None,
+) -> None:
     """Runs `phases` on the workdir that the flags name, and ends the process.
 
     Args:
       phases: what the program does.
       new_runs: whether flags define the run; otherwise the workdir's own configuration does.
+      check: raises UsageError where a flag of the program's own cannot be used; it is called
+        before any work is done.
     """
 
     def work(values: flags.FlagValues, hold: Callable[[Workdir], None]) -> None:
@@ -49,6 +65,8 @@ def run_program(phases: Callable[[Run], None], *, new_runs: bool) -> None:
         else:
             workdir = Workdir(_path("workdir", values.workdir))
             config = workdir.config()
+        if check is not None:
+            check(values, config)
         _use_compilation_cache()
         # What is not done on each core is done on the first device, which computes with them all.
         with parallel.use_devices(cores[:1]):
@@ -108,13 +126,24 @@ def _run(work: Callable[[flags.FlagValues, Callable[[Workdir], None]], None]) ->
             sys.unraisablehook = _unraisable
         for number in (signal.SIGINT, signal.SIGTERM):  # a shell's & leaves SIGINT ignored
             signal.signal(number, interrupt)
+        for stream in (sys.stdout, sys.stderr):  # an ASCII terminal gets ? for the sign ±
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="replace")
         try:
+            _pin_numerics()
             work(flags.FLAGS, held.append)
+            sys.stdout.flush()
         except CorruptCheckpointError as error:
             made_by = "the program that made it, experiments.train or experiments.refit"
             return _fail(f"{error}; {made_by}, makes it again")
         except _EXPECTED as error:
             return _fail(" ".join(str(error).split()))
+        except BrokenPipeError:
+            # The interpreter flushes standard output at its end, which would fail once more.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return _fail(
+                "standard output was closed; what was done is saved, and the same command goes on"
+            )
         except OSError as error:
             return _fail(_os_error_line(error, held[0] if held else None))
         except KeyboardInterrupt:
@@ -172,6 +201,18 @@ def _os_error_line(error: OSError, workdir: Workdir | None) -> str:
     if error.errno in _NO_ROOM:
         line += "; what was saved is whole: make room, and the same command goes on"
     return line
+
+
+def _pin_numerics() -> None:
+    """Sets back what of JAX's configuration would give other numbers than the programs' own."""
+    changed = {
+        name: value for name, value in _NUMERICS.items() if getattr(jax.config, name) != value
+    }
+    for name, value in changed.items():
+        jax.config.update(name, value)
+    if changed:
+        names = ", ".join(f"{name}={value}" for name, value in changed.items())
+        print(f"set for this program: {names}; its numbers are defined for these", flush=True)
 
 
 def _use_compilation_cache() -> None:

@@ -15,11 +15,11 @@ import jax.numpy as jnp
 from absl import flags
 
 import gapjax
-from experiments import options, program
+from experiments import options, program, stores
+from experiments.origins import Source, mismatch
 from experiments.run import Run, progress_bar
 from experiments.stores import (
     chosen_epochs,
-    entry_metadata,
     refitted_like,
     state_like,
     trained_params,
@@ -113,12 +113,10 @@ def _refit(run: Run, kind: str, epochs: list[int], missing: list[int]) -> None:
         # Before the entry: what is logged without it is forgotten, what is saved is not done again.
         for done_epoch, bpd in zip(curve.monitor_epoch, curve.monitor_bpd, strict=True):
             run.workdir.log(kind, done_epoch, {"test_bpd": bpd}, checkpoint=epoch)
-        facts = entry_metadata(epoch, clock)
-        facts["seconds"] /= len(epochs)
         tree = {"encoder": refit.params.encoder, "averaged": refit.averaged_params.encoder}
-        checkpoints.save(
-            run.workdir.checkpoints / kind, epoch, tree, {**facts, **_record(kind, refit)}
-        )
+        seconds = (time.monotonic() - clock) / len(epochs)
+        facts = {**_record(kind, refit), "seconds": seconds}
+        stores.save(run, kind, epoch, tree, clock, **facts)
     store, own = run.workdir.checkpoints / _UNFINISHED, _number(kind, epochs)
     checkpoints.prune(store, lambda saved: [number for number in saved if number == own])
 
@@ -138,14 +136,14 @@ def _monitor(run: Run) -> Monitor:
 def _save_unfinished(run: Run, kind: str, epochs: list[int], several: list, clock: float) -> None:
     """Saves refits that are under way, in the place of what was saved of them before."""
     tree = [{"state": member.state, "encoders": member.encoders} for member in several]
-    facts = {
-        "kind": kind, "epochs": epochs, "seconds": time.monotonic() - clock,
-        "members": [
-            {"curve": list(m.curve), "epoch_nats": m.epoch_nats, "plateaus": m.plateaus}
-            for m in several
-        ],
-    }  # fmt: skip
-    checkpoints.save(run.workdir.checkpoints / _UNFINISHED, _number(kind, epochs), tree, facts)
+    members = [
+        {"curve": list(m.curve), "epoch_nats": m.epoch_nats, "plateaus": m.plateaus}
+        for m in several
+    ]
+    stores.save(
+        run, _UNFINISHED, _number(kind, epochs), tree, clock, kind=kind, epochs=epochs,
+        members=members, sources=[Source("train", epoch) for epoch in epochs],
+    )  # fmt: skip
 
 
 def _number(kind: str, epochs: list[int]) -> int:
@@ -166,6 +164,10 @@ def _unfinished(run: Run, kind: str, epochs: list[int]) -> tuple[list | None, fl
         facts = checkpoints.record(store, number)
         if (facts["kind"], facts["epochs"]) != (kind, epochs):
             return None, 0.0  # of another company of checkpoints
+        problem = mismatch(run, _UNFINISHED, number, facts)
+        if problem:
+            print(f"skipped: checkpoint {number} in {store} {problem}; the refit begins anew")
+            return None, 0.0
         tree, _ = checkpoints.restore(store, number, [one] * len(epochs))
     except checkpoints.CorruptCheckpointError as error:
         print(f"skipped: {error}; the refit begins anew", flush=True)

@@ -36,4 +36,4 @@ if __name__ == "__main__":
     options.define_run()
     flags.DEFINE_bool("ledger", False, "Also measure where every nat goes; see the report.")
     ledger.define_flags()
-    program.run_program(reproduce, new_runs=True)
+    program.run_program(reproduce, new_runs=True, check=ledger.check_flags)

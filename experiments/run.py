@@ -20,12 +20,14 @@ import tqdm
 
 import gapjax
 from experiments.cost import check_memory
-from experiments.options import Config, Saving, UsageError
+from experiments.options import Config, Saving, UsageError, epochs
 from experiments.workdir import Workdir
 from gapjax import parallel
 from gapjax.fit.executor import SWEEPS
+from gapjax.fit.steps import steps_per_epoch
 from gapjax.model.mlp import UNIFORM_WEIGHT
 
+_MOST_STEPS = 2**31 - 1  # a state counts them in int32
 OPTIMAL_NOTE = "Optimal inference is fitted on the test set. Its BPD is a diagnostic only."
 # The number of each purpose is a part of its key: a new purpose takes a new number.
 _PURPOSES = {
@@ -68,8 +70,7 @@ class Run(NamedTuple):
     @property
     def epochs(self) -> list[int]:
         """The epochs of the checkpoints."""
-        every = self.config.checkpoint_every
-        return list(range(every, self.config.num_epochs + 1, every))
+        return list(epochs(self.config))
 
     def interrupted(self) -> bool:
         """Whether a signal has asked any process of the run to end it."""
@@ -134,7 +135,7 @@ def prepare(config: Config, data_dir: str | None) -> Prepared:
         levels=config.levels,
     )  # fmt: skip
     dataset, validation = _hold_out(dataset, config.validation)
-    _check_batches(config, dataset)
+    _check_sizes(config, dataset)
     binary = dataset.levels == 2
     likelihood = config.likelihood or ("bernoulli" if binary else "discretized_logistic")
     if binary != (likelihood == "bernoulli"):
@@ -174,11 +175,17 @@ def start(
     """
     config, dataset, validation, vae = prepared
     workdir.claim(config, dataset.provenance)
+    if not workdir.records_origins:
+        print(
+            f"not verified: {workdir.path} was begun by an older version, whose entries do not say "
+            "which run they are of",
+            flush=True,
+        )
     commit()  # of the code that is loaded, not of what the checkout holds hours later
     return Run(config, dataset, vae, workdir, data_dir, validation, saving, sweep, cores)
 
 
-def _check_batches(config: Config, dataset: gapjax.Dataset) -> None:
+def _check_sizes(config: Config, dataset: gapjax.Dataset) -> None:
     sizes = {"training": len(dataset.train), "test": len(dataset.test)}
     for flag, name in (
         ("batch_size", "training"), ("batch_size", "test"), ("refit_batch_size", "training")
@@ -186,6 +193,18 @@ def _check_batches(config: Config, dataset: gapjax.Dataset) -> None:
         size = getattr(config, flag)
         if size is not None and size > sizes[name]:
             raise UsageError(f"--{flag} is {size}, more than the {sizes[name]} {name} images")
+    for flag, name in (
+        ("num_epochs", "training"), ("refit_epochs", "training"), ("optimal_epochs", "test")
+    ):  # fmt: skip
+        batch_size = config.batch_size
+        if flag == "refit_epochs":
+            batch_size = config.refit_batch_size or batch_size
+        steps = getattr(config, flag) * steps_per_epoch(sizes[name], batch_size)
+        if steps > _MOST_STEPS:
+            raise UsageError(
+                f"--{flag} is {getattr(config, flag)}, which takes {steps:,} optimizer steps; at "
+                f"most {_MOST_STEPS:,} can be counted"
+            )
 
 
 def _hold_out(dataset: gapjax.Dataset, number: int) -> tuple[gapjax.Dataset, np.ndarray | None]:

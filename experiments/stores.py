@@ -1,7 +1,7 @@
 """What a run's folder keeps of its work: entries of checkpoints, refits and evaluations.
 
-Every entry is verified when it is read. `experiments.workdir` knows the folder, this room what is
-in its stores.
+Every entry is verified when it is read: that it is what was saved, and that it is of this run.
+`experiments.workdir` knows the folder, this room what is in its stores.
 """
 
 import time
@@ -13,27 +13,93 @@ import numpy as np
 
 import gapjax
 from experiments.options import checkpoints_of
+from experiments.origins import ORIGIN, UNFINISHED, Source, mismatch, origin, sources_of
 from experiments.run import Run, commit
 from experiments.workdir import WorkdirError
 from gapjax import checkpoints
 from gapjax.fit.steps import TrainState, init_state
 from gapjax.results.schema import AVERAGED, REFITS
 
+_CURE = "give another --workdir, or remove that folder for it to be made again"
 
-def valid_entries(
-    run: Run, name: str, like: object, instead: str = "it is made again"
-) -> list[int]:
-    """The good entries of one of the run's stores; tells of the damaged ones.
+
+def save(
+    run: Run,
+    store: str,
+    number: int,
+    tree: Any,
+    clock: float,
+    *,
+    sources: Iterable[Source] | None = None,
+    **facts: Any,
+) -> None:
+    """Adds an entry to one of the run's stores, or replaces the one of this number.
 
     Args:
       run: the run.
-      name: of the store.
-      like: the shapes of an entry.
-      instead: what is done where an entry is damaged.
+      store: its name.
+      number: of the entry: its epoch, except in the stores of unfinished work.
+      tree: a pytree of arrays.
+      clock: the time at which the work on it began, by `time.monotonic`.
+      sources: the entries that it was computed from; by default those of the same epoch.
+      **facts: further facts for its record.
+
+    Raises:
+      CheckpointError: it cannot be written.
+      WorkdirError: the folder is no longer in its place.
     """
-    good, damaged = checkpoints.valid_steps(run.workdir.checkpoints / name, like)
+    run.workdir.check_place()
+    sources = sources_of(store, number) if sources is None else sources
+    record = {"seconds": time.monotonic() - clock, "commit": commit(), **facts}
+    if store not in UNFINISHED:
+        record["epoch"] = number
+    record[ORIGIN] = origin(run, store, number, sources)
+    checkpoints.save(run.workdir.checkpoints / store, number, tree, record)
+
+
+def load(run: Run, store: str, number: int, like: object) -> tuple[Any, dict]:
+    """An entry of one of the run's stores, and its record.
+
+    Raises:
+      CheckpointError: it is missing or damaged.
+      WorkdirError: it is of another run.
+    """
+    path = run.workdir.checkpoints / store
+    tree, record = checkpoints.restore(path, number, like)
+    problem = mismatch(run, store, number, record)
+    if problem:
+        raise WorkdirError(f"checkpoint {number} in {path} {problem}; {_CURE}")
+    return tree, record
+
+
+def valid_entries(
+    run: Run, store: str, like: object, instead: str = "it is made again"
+) -> list[int]:
+    """The entries of a store that are good and of this run; prints a line for each other one.
+
+    Args:
+      run: the run.
+      store: its name.
+      like: a pytree with the structure, shapes and dtypes of an entry.
+      instead: what is done about an entry that is not good.
+
+    Raises:
+      WorkdirError: a checkpoint of joint training is of another run. It is not made again, because
+        hours of work may be in it.
+    """
+    path = run.workdir.checkpoints / store
+    whole, damaged = checkpoints.valid_steps(path, like)
     for error in damaged:
         print(f"skipped: {error}; {instead}", flush=True)
+    good = []
+    for number in whole:
+        problem = mismatch(run, store, number, checkpoints.record(path, number))
+        if problem is None:
+            good.append(number)
+        elif store == "train":
+            raise WorkdirError(f"checkpoint {number} in {path} {problem}; {_CURE}")
+        else:
+            print(f"skipped: checkpoint {number} in {path} {problem}; {instead}", flush=True)
     return good
 
 
@@ -55,13 +121,12 @@ def trained_params(run: Run, epoch: int) -> gapjax.VAEParams:
     Raises:
       WorkdirError: there is none.
     """
-    store = run.workdir.checkpoints / "train"
-    if epoch not in checkpoints.numbers(store):
+    if epoch not in checkpoints.numbers(run.workdir.checkpoints / "train"):
         raise WorkdirError(
             f"--workdir={run.workdir.path} has no checkpoint of epoch {epoch}; "
             "python -m experiments.train goes on with it"
         )
-    return checkpoints.restore(store, epoch, state_like(run))[0].params
+    return load(run, "train", epoch, state_like(run))[0].params
 
 
 def refitted_params(
@@ -79,13 +144,12 @@ def refitted_params(
     Raises:
       WorkdirError: there is no such refit.
     """
-    store = run.workdir.checkpoints / kind
-    if epoch not in checkpoints.numbers(store):
+    if epoch not in checkpoints.numbers(run.workdir.checkpoints / kind):
         raise WorkdirError(
             f"--workdir={run.workdir.path} has no {kind} refit of epoch {epoch}; "
             "python -m experiments.refit makes it"
         )
-    encoders, _ = checkpoints.restore(store, epoch, refitted_like(run))
+    encoders, _ = load(run, kind, epoch, refitted_like(run))
     return trained._replace(encoder=encoders[which])
 
 
@@ -117,8 +181,3 @@ def evaluated_like(run: Run) -> dict[str, np.ndarray]:
     if run.validation is not None:
         sizes["validation"] = len(run.validation)
     return {name: np.zeros(size, np.float32) for name, size in sizes.items()}
-
-
-def entry_metadata(epoch: int, clock: float) -> dict:
-    """What every entry of a store records: its epoch, its cost, and the code that made it."""
-    return {"epoch": epoch, "seconds": time.monotonic() - clock, "commit": commit()}

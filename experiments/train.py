@@ -6,9 +6,9 @@ python -m experiments.train --preset=digits --workdir=runs/digits
 import time
 
 import gapjax
-from experiments import options, program
+from experiments import options, program, stores
 from experiments.run import Run, progress_bar
-from experiments.stores import entry_metadata, state_like, valid_entries
+from experiments.stores import state_like, valid_entries
 from gapjax import checkpoints
 from gapjax.fit.loop import Curve, Progress
 from gapjax.fit.steps import TrainState, steps_per_epoch
@@ -21,7 +21,7 @@ def train_phase(run: Run) -> None:
 
     A checkpoint that is missing or damaged is made from the newest good state before it.
     """
-    config, store = run.config, run.workdir.checkpoints / "train"
+    config = run.config
     like = state_like(run)
     good = valid_entries(run, "train", like)
     missing = [epoch for epoch in run.epochs if epoch not in good]
@@ -41,7 +41,7 @@ def train_phase(run: Run) -> None:
 
     def stop_if_interrupted(progress: Progress) -> None:
         if run.interrupted():
-            save_between(run, progress.state, _between(progress, clock))
+            save_between(run, progress, clock)
             raise KeyboardInterrupt
 
     with progress_bar(run, "train", config.num_epochs, newest // steps) as bar:
@@ -51,7 +51,7 @@ def train_phase(run: Run) -> None:
             newest = max((step for step in saved if step < epoch * steps), default=0)
             if newest > done:
                 where, number = saved[newest]
-                state, facts = checkpoints.restore(run.workdir.checkpoints / where, number, like)
+                state, facts = stores.load(run, where, number, like)
                 clock -= facts["seconds"] if where == _BETWEEN else 0
                 progress, done = _resumed(state, facts.get("epoch_nats", 0.0)), newest
             first = done // steps + 1
@@ -68,33 +68,29 @@ def train_phase(run: Run) -> None:
                 )  # fmt: skip
                 progress = _resumed(state)
                 if stop < epoch:
-                    save_between(run, state, _between(progress, clock))
-            checkpoints.save(store, epoch, state, entry_metadata(epoch, clock))
+                    save_between(run, progress, clock)
+            stores.save(run, "train", epoch, state, clock)
             done = epoch * steps
 
 
-def save_between(run: Run, state: TrainState, facts: dict) -> None:
+def save_between(run: Run, progress: Progress, clock: float) -> None:
     """Saves a state of joint training that is no checkpoint; the newest --keep of these stay.
 
     Args:
       run: the run.
-      state: after any optimizer step; `train_phase` goes on from it.
-      facts: record of the entry; "seconds" are those since the checkpoint before.
+      progress: after any optimizer step; `train_phase` goes on from it.
+      clock: the time at which the work since the checkpoint before began.
     """
-    store, step = run.workdir.checkpoints / _BETWEEN, int(state.step)
-    checkpoints.save(store, step, state, facts)
+    store, step = run.workdir.checkpoints / _BETWEEN, int(progress.state.step)
+    stores.save(
+        run, _BETWEEN, step, progress.state, clock, step=step, epoch_nats=progress.epoch_nats
+    )
     keep = run.saving.keep
     checkpoints.prune(store, lambda saved: [number for number in saved if number <= step][:-keep])
 
 
 def _resumed(state: TrainState, epoch_nats: float = 0.0) -> Progress:
     return Progress(state, None, Curve(), epoch_nats, 0)
-
-
-def _between(progress: Progress, clock: float) -> dict:
-    """Record of a state between checkpoints."""
-    facts = entry_metadata(int(progress.state.step), clock)
-    return {"step": facts.pop("epoch"), "epoch_nats": progress.epoch_nats, **facts}
 
 
 def _stops(run: Run, first: int, last: int) -> list[int]:

@@ -2,7 +2,9 @@
 
 import contextlib
 import fcntl
+import hashlib
 import json
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -12,6 +14,9 @@ from typing import Any
 from experiments.files import write_atomically, write_json
 from experiments.options import Config, config_from_json
 from gapjax import checkpoints, parallel
+
+_LOCK = ".lock"
+_SIGNATURE = "sha256"  # the key of config.json under which it has its own checksum
 
 
 class WorkdirError(RuntimeError):
@@ -26,6 +31,8 @@ class Workdir:
       checkpoints: where the stores are.
       interrupted: set when the run shall end after the chunk of steps at hand.
       writes: whether this process writes here: of several, the first.
+      records_origins: whether all its entries record which run they are of; those of a folder
+        that an older version began do not.
     """
 
     def __init__(self, path: Path):
@@ -34,6 +41,7 @@ class Workdir:
         self.checkpoints = self.path / "checkpoints"
         self.interrupted = False
         self.writes = parallel.process()[0] == 0
+        self.records_origins = True
         self._lock = None
         self._logging = threading.Lock()
         self._events = None
@@ -42,7 +50,8 @@ class Workdir:
         """Takes the folder for this configuration and data; makes it where it is not there.
 
         Raises:
-          WorkdirError: it is a file, cannot be written, is in use, or is another run's.
+          WorkdirError: it is a file, cannot be written, is in use, is another run's, or is no
+            run's and not empty.
         """
         problem = None
         try:
@@ -60,26 +69,51 @@ class Workdir:
         identity = {"config": _plain(config), "data": data}
         stored = self._stored()
         if stored is not None:
+            self.records_origins = stored["is_signed"]
             _refuse_other(self.path, stored, identity)
-        elif self.checkpoints.exists():
-            raise WorkdirError(
-                f"--workdir={self.path} has checkpoints but no config.json; give another folder"
-            )
-        if not self.writes:
-            return
         try:
+            if stored is None:
+                self._refuse_files_of_others()
+            if not self.writes:
+                return
             self.path.mkdir(parents=True, exist_ok=True)
             self._take_lock()
             self._tidy()
             if stored is None:
-                write_json(self.path / "config.json", identity)
+                write_json(self.path / "config.json", {**identity, _SIGNATURE: _sign(identity)})
         except OSError as error:
             raise WorkdirError(
                 f"--workdir={self.path} cannot be written ({error.strerror}); give another folder"
             ) from error
 
+    def _refuse_files_of_others(self) -> None:
+        """Raises where a folder without config.json holds anything that could be the user's."""
+        if not self.path.exists():
+            return
+        names = sorted(path.name for path in self.path.iterdir() if not path.name.startswith("."))
+        if names:
+            raise WorkdirError(
+                f"--workdir={self.path} holds {names[0]} but no config.json, so it is not a run's "
+                "folder; give an empty or a new one"
+            )
+
+    def check_place(self) -> None:
+        """Raises WorkdirError where the folder was moved or removed since it was claimed."""
+        if self._lock is None:
+            return
+        try:
+            held, there = os.fstat(self._lock.fileno()), (self.path / _LOCK).stat()
+            in_place = os.path.samestat(held, there)
+        except OSError:
+            in_place = False
+        if not in_place:
+            raise WorkdirError(
+                f"--workdir={self.path} was moved or removed while the program ran; give the place "
+                "where it is now, and it goes on from what was saved"
+            )
+
     def _take_lock(self) -> None:
-        self._lock = (self.path / ".lock").open("w")
+        self._lock = (self.path / _LOCK).open("w")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -118,7 +152,7 @@ class Workdir:
         return [] if stored is None else stored["missing"]
 
     def _stored(self) -> dict | None:
-        """What config.json holds: "config", "data", and the fields that are "missing" from it.
+        """What config.json holds: "config", "data", the fields that are "missing", "is_signed".
 
         Raises:
           WorkdirError: it is damaged.
@@ -132,7 +166,13 @@ class Workdir:
                 raise ValueError("it does not hold a configuration and its data")
             config = config_from_json(stored.get("config"))
             missing = [name for name in Config._fields if name not in stored["config"]]
-            return {"config": config, "data": stored["data"], "missing": missing}
+            signature = stored.pop(_SIGNATURE, None)
+            if signature not in (None, _sign(stored)):
+                raise ValueError("it was changed after the run began; undo that")
+            return {
+                "config": config, "data": stored["data"], "missing": missing,
+                "is_signed": signature is not None,
+            }  # fmt: skip
         except (ValueError, OSError) as error:
             raise WorkdirError(
                 f"{path} is damaged, or of another version of gapjax ({error}); give another "
@@ -160,6 +200,7 @@ class Workdir:
         """Adds a line to metrics.jsonl and TensorBoard's events."""
         if not self.writes:
             return
+        self.check_place()
         # Here and not above: where PyTorch is installed it is loaded with it, for seconds.
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto.event_pb2 import Event
@@ -198,6 +239,11 @@ def _is_logged(entry: object) -> bool:
         and isinstance(entry.get("phase"), str)
         and isinstance(entry.get("epoch"), int)
     )
+
+
+def _sign(identity: dict) -> str:
+    """The checksum that config.json holds of itself, so that a change by hand is seen."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
 def _plain(config: Config) -> dict:

@@ -26,6 +26,7 @@ import orbax.checkpoint as ocp
 _TREE, _SHAPES, _RECORD = "tree_sha256", "shapes", "record_sha256"
 _NEW, _OLD = ".new", ".old"  # endings of an entry that waits for its place, and of one that left it
 _LOOKS, _PAUSE = 10, 0.1  # at the store after a failed save; seconds before each
+_NUMBER = re.compile(r"0|[1-9][0-9]*")  # the name of an entry; a stray folder may be named 007
 _LEFTOVER = re.compile(r"\d+(\.new)?\.orbax-checkpoint-tmp.*|\d+\.old")
 
 
@@ -165,7 +166,8 @@ def numbers(store: Path) -> list[int]:
     """The numbers of the entries in a store, ascending; empty where there is no such folder."""
     if not Path(store).is_dir():
         return []
-    return sorted(int(p.name) for p in Path(store).iterdir() if p.name.isdigit() and p.is_dir())
+    names = [path.name for path in Path(store).iterdir() if path.is_dir()]
+    return sorted(int(name) for name in names if _NUMBER.fullmatch(name))
 
 
 @_serialized
@@ -238,10 +240,10 @@ def _reason(error: Exception) -> str:
     """Why a file could not be read or written, short."""
     text = " ".join(str(error).split())
     number = re.search(r"os_error_code='(\d+)'", text)  # tensorstore's form
-    if number:
+    if number and int(number[1]):
         return os.strerror(int(number[1]))
-    if isinstance(error, OSError):
-        return os.strerror(error.errno or 0)
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno)
     return text[:200] or type(error).__name__
 
 

@@ -101,10 +101,22 @@ def test_an_entry_is_replaced_and_the_others_stay(tmp_path):
 
 def test_numbers_sees_finished_entries_only(tmp_path):
     assert checkpoints.numbers(tmp_path / "nowhere") == []
-    for name in ("3", "20", "5.orbax-checkpoint-tmp-1700000000", "tmp", "7-old", ".9", "-1"):
+    for name in ("3", "20", "5.orbax-checkpoint-tmp-1700000000", "tmp", "7-old", ".9", "-1", "007"):
         (tmp_path / name).mkdir()
     (tmp_path / "4").write_text("a file, not an entry")
     assert checkpoints.numbers(tmp_path) == [3, 20]
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError("no reason given"), "no reason given"),
+        (ValueError("tensorstore: os_error_code='0'"), "os_error_code"),
+        (ValueError("tensorstore: os_error_code='28'"), "No space left on device"),
+    ],
+)
+def test_a_failure_is_never_told_as_a_success(error, words):
+    assert words in checkpoints._reason(error)
 
 
 def test_a_missing_number_is_named(store, state):

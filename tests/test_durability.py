@@ -16,49 +16,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small_runs import STEPS, TINY, checksums, logged, run_phases, start_run
 
 import gapjax
 from experiments import evaluate, options, program, refit, stores, train, workdir
 from experiments import run as experiment
-from experiments.presets import PRESETS
 from gapjax import checkpoints, parallel
 from gapjax.fit import executor
 from gapjax.results import schema
 
 _ROOT = Path(__file__).parent.parent
-_CONFIG = options.Config(
-    **{
-        **PRESETS["digits"], "preset": "digits", "binarization": None, "levels": None, "seed": 0,
-        "likelihood": None, "num_epochs": 4, "checkpoint_every": 2, "refit_epochs": 1,
-        "optimal_epochs": 20, "hidden_sizes": (16,), "latent_dim": 2, "num_eval_samples": 2,
-        "batch_size": 200, "validation": 37,
-    }
-)  # fmt: skip
 _FLAGS = (
     "--num_epochs=4", "--checkpoint_every=2", "--refit_epochs=1", "--optimal_epochs=20",
     "--hidden_sizes=16", "--latent_dim=2", "--num_eval_samples=2", "--batch_size=200",
     "--validation=37",
 )  # fmt: skip
-_STORES = ("train", *schema.REFITS, "evaluation", "effects")
 TWO = tuple(jax.devices()[:2])
-_STEPS = 7  # of an epoch: 1,400 images in batches of 200
-
-
-def _start(path, every=0, keep=1, config=_CONFIG, **how):
-    prepared = experiment.prepare(config, None)
-    saving = options.Saving(every, keep)
-    return experiment.start(prepared, workdir.Workdir(path), saving=saving, **how)
-
-
-def _go(path, do=(train.train_phase, refit.refit_phase, evaluate.evaluate_phase), **options):
-    """Phases on a workdir, in this process; returns what the last of them does."""
-    run = _start(path, **options)
-    try:
-        for phase in do:
-            result = phase(run)
-    finally:
-        run.workdir.close()
-    return result
 
 
 def _vae():
@@ -68,7 +41,7 @@ def _vae():
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     path = tmp_path_factory.mktemp("undisturbed") / "run"
-    _go(path)
+    run_phases(path)
     return path
 
 
@@ -79,21 +52,9 @@ def copy(undisturbed, tmp_path):
     return path
 
 
-def _sums(path, stores=_STORES):
-    return {
-        (name, number): checkpoints.checksum(path / "checkpoints" / name, number)
-        for name in stores
-        for number in checkpoints.numbers(path / "checkpoints" / name)
-    }
-
-
-def _lines(path):
-    return sorted((path / "metrics.jsonl").read_text().splitlines())
-
-
 def _assert_same_run(path, expected):
-    assert _sums(path) == _sums(expected)
-    assert _lines(path) == _lines(expected)
+    assert checksums(path) == checksums(expected)
+    assert logged(path) == logged(expected)
     ours, theirs = (
         json.loads((folder / "results.json").read_text())["checkpoints"]
         for folder in (path, expected)
@@ -121,7 +82,7 @@ def _in_chunks(num_devices):
 def chunked_run(request, tmp_path_factory):
     path = tmp_path_factory.mktemp("chunked") / "run"
     with _in_chunks(request.param):
-        _go(path)
+        run_phases(path)
     return path, request.param
 
 
@@ -146,19 +107,19 @@ def test_a_run_ends_after_the_chunk_at_hand_and_goes_on_from_there(
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(experiment.Run, "interrupted", interrupted)
-        _go(path)
+        run_phases(path)
     assert len(calls) == asked
-    partial = [name for name in ("train_partial", "refit_partial") if _sums(path, [name])]
+    partial = [name for name in ("train_partial", "refit_partial") if checksums(path, [name])]
     assert len(partial) == 1
-    _go(path)
+    run_phases(path)
     _assert_same_run(path, chunked)
-    assert not _sums(path, ["refit_partial"])
+    assert not checksums(path, ["refit_partial"])
 
 
 def test_refits_side_by_side_are_those_alone_bit_for_bit(undisturbed, tmp_path):
     path = tmp_path / "run"
-    _go(path, [train.train_phase])
-    _go(path, sweep="cores", cores=TWO)
+    run_phases(path, [train.train_phase])
+    run_phases(path, sweep="cores", cores=TWO)
     _assert_same_run(path, undisturbed)
 
 
@@ -175,12 +136,12 @@ def test_refits_side_by_side_are_all_saved_where_they_are_interrupted(
             both.wait()
         return own.calls > 1
 
-    _go(path, [train.train_phase])
+    run_phases(path, [train.train_phase])
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(experiment.Run, "interrupted", interrupted)
-        _go(path, [refit.refit_phase], sweep="cores", cores=TWO)
+        run_phases(path, [refit.refit_phase], sweep="cores", cores=TWO)
     assert len(checkpoints.numbers(store)) == 2
-    _go(path, sweep="cores", cores=TWO)
+    run_phases(path, sweep="cores", cores=TWO)
     _assert_same_run(path, undisturbed)
     assert not checkpoints.numbers(store)
 
@@ -188,12 +149,12 @@ def test_refits_side_by_side_are_all_saved_where_they_are_interrupted(
 def test_refits_interrupted_in_turn_are_all_gone_on_with(chunked, tmp_path, monkeypatch):
     """What is under way of one refit stays where another is begun, and interrupted too."""
     path, store = tmp_path / "run", tmp_path / "run" / "checkpoints" / "refit_partial"
-    _go(path, [train.train_phase])
+    run_phases(path, [train.train_phase])
     for number, kind in enumerate(("control", "optimal"), 1):
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             asked = iter((False, True))  # before it begins, and after its first chunk
             patch.setattr(experiment.Run, "interrupted", lambda run, asked=asked: next(asked))
-            _go(path, [functools.partial(refit.refit_phase, kinds=[kind])])
+            run_phases(path, [functools.partial(refit.refit_phase, kinds=[kind])])
         assert len(checkpoints.numbers(store)) == number
     taken = []
     load = refit._unfinished
@@ -204,7 +165,7 @@ def test_refits_interrupted_in_turn_are_all_gone_on_with(chunked, tmp_path, monk
         return members, seconds
 
     monkeypatch.setattr(refit, "_unfinished", noted)
-    _go(path)
+    run_phases(path)
     assert {step for kind, step in taken if kind == "self_consistent"} == {None}
     for kind in ("control", "optimal"):
         assert next(step for name, step in taken if name == kind) > 0
@@ -219,7 +180,7 @@ def test_one_lost_member_of_a_sweep_is_made_again_bit_for_bit(chunked, tmp_path)
     shutil.copytree(chunked, path)
     for entry in ("self_consistent/4", "optimal/2", "evaluation/4"):
         _damage(path / "checkpoints" / entry)
-    _go(path)
+    run_phases(path)
     _assert_same_run(path, chunked)
 
 
@@ -239,7 +200,7 @@ def test_a_damaged_entry_is_named_and_made_again(undisturbed, copy, capsys, entr
     for entry in entries:
         _damage(copy / "checkpoints" / entry)
     capsys.readouterr()
-    _go(copy)
+    run_phases(copy)
     out = capsys.readouterr().out
     for entry in entries:
         store, number = entry.split("/")
@@ -249,7 +210,7 @@ def test_a_damaged_entry_is_named_and_made_again(undisturbed, copy, capsys, entr
     assert out.count("skipped") == len(entries)
     assert ("train  " in out) == any(entry.startswith("train") for entry in entries)
     _assert_same_run(copy, undisturbed)
-    _go(copy)
+    run_phases(copy)
     assert "skipped" not in capsys.readouterr().out
 
 
@@ -262,7 +223,7 @@ def test_a_damaged_entry_stays_until_its_replacement_is_whole(copy, monkeypatch)
 
     monkeypatch.setattr(checkpoints, "save", killed)
     with pytest.raises(KeyboardInterrupt):
-        _go(copy)
+        run_phases(copy)
     assert {p: p.read_bytes() for p in (copy / "checkpoints").rglob("*") if p.is_file()} == before
 
 
@@ -280,8 +241,8 @@ def test_a_refit_killed_as_it_is_saved_is_logged_once(undisturbed, copy, monkeyp
     for _ in schema.REFITS:
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr(checkpoints, "save", killed)
-            _go(copy, [refit.refit_phase])
-    _go(copy)
+            run_phases(copy, [refit.refit_phase])
+    run_phases(copy)
     _assert_same_run(copy, undisturbed)
 
 
@@ -296,7 +257,7 @@ def _train_until(path, monkeypatch, epoch, **saving):
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(workdir.Workdir, "log", killed)
-        _go(path, [train.train_phase], **saving)
+        run_phases(path, [train.train_phase], **saving)
 
 
 def _epochs_trained(path, monkeypatch, **saving):
@@ -309,7 +270,7 @@ def _epochs_trained(path, monkeypatch, **saving):
 
     with monkeypatch.context() as patch:
         patch.setattr(workdir.Workdir, "log", noted)
-        _go(path, [train.train_phase], **saving)
+        run_phases(path, [train.train_phase], **saving)
     return epochs
 
 
@@ -320,9 +281,9 @@ def _epochs_trained(path, monkeypatch, **saving):
         (0, 4, [], [3, 4]),  # from checkpoint 2
         (1, 4, [], [4]),  # from the state between, after 3
         (1, 2, [], [2, 3, 4]),  # from the state before the first checkpoint
-        (1, 4, [f"train_partial/{3 * _STEPS}"], [3, 4]),
+        (1, 4, [f"train_partial/{3 * STEPS}"], [3, 4]),
         (1, 4, ["train/2"], [1, 2, 4]),  # the checkpoint is made again, the state after 3 used
-        (1, 4, [f"train_partial/{3 * _STEPS}", "train/2"], [1, 2, 3, 4]),
+        (1, 4, [f"train_partial/{3 * STEPS}", "train/2"], [1, 2, 3, 4]),
     ],
 )
 def test_training_goes_on_from_the_newest_good_state(
@@ -335,26 +296,26 @@ def test_training_goes_on_from_the_newest_good_state(
     capsys.readouterr()
     assert _epochs_trained(path, monkeypatch, every=every) == trained
     assert capsys.readouterr().out.count("skipped: checkpoint") == len(damaged)
-    assert _sums(path, ["train"]) == _sums(undisturbed, ["train"])
-    assert [line for line in _lines(undisturbed) if '"train"' in line] == _lines(path)
+    assert checksums(path, ["train"]) == checksums(undisturbed, ["train"])
+    assert [line for line in logged(undisturbed) if '"train"' in line] == logged(path)
 
 
 def test_states_between_checkpoints_change_nothing_and_the_newest_are_kept(undisturbed, tmp_path):
-    config = _CONFIG._replace(num_epochs=8, checkpoint_every=4)
+    config = TINY._replace(num_epochs=8, checkpoint_every=4)
     for name, every, keep, left in (
         ("none", 0, 1, []),
         ("one", 1, 1, [7]),
         ("three", 1, 3, [5, 6, 7]),  # of these, 4 is a checkpoint
         ("other", 3, 2, [3, 6]),
     ):
-        _go(tmp_path / name, [train.train_phase], config=config, every=every, keep=keep)
+        run_phases(tmp_path / name, [train.train_phase], config=config, every=every, keep=keep)
         folder = tmp_path / name / "checkpoints"
-        assert checkpoints.numbers(folder / "train_partial") == [_STEPS * n for n in left], name
+        assert checkpoints.numbers(folder / "train_partial") == [STEPS * n for n in left], name
         assert checkpoints.numbers(folder / "train") == [4, 8]
-        assert _sums(tmp_path / name, ["train"]) == _sums(tmp_path / "none", ["train"])
-        assert _lines(tmp_path / name) == _lines(tmp_path / "none")
-    first = _sums(undisturbed, ["train"])["train", 4]
-    assert _sums(tmp_path / "none", ["train"])["train", 4] == first
+        assert checksums(tmp_path / name, ["train"]) == checksums(tmp_path / "none", ["train"])
+        assert logged(tmp_path / name) == logged(tmp_path / "none")
+    first = checksums(undisturbed, ["train"])["train", 4]
+    assert checksums(tmp_path / "none", ["train"])["train", 4] == first
 
 
 def test_seconds_of_an_interrupted_interval_are_all_counted(tmp_path, monkeypatch):
@@ -385,7 +346,7 @@ def test_half_written_files_are_removed_and_others_are_not(undisturbed, copy):
         path.mkdir() if "checkpoints" in path.parts else path.write_text("x")
     with (copy / "metrics.jsonl").open("a") as file:
         file.write('{"phase": "train", "ep')
-    _go(copy)
+    run_phases(copy)
     assert not [path for path in half if path.exists()]
     assert all(path.exists() for path in mine)
     _assert_same_run(copy, undisturbed)
@@ -416,17 +377,17 @@ def no_room():
 def test_without_room_a_run_stops_and_then_goes_on(undisturbed, tmp_path, no_room, monkeypatch):
     path = tmp_path / "run"
     _train_until(path, monkeypatch, 3)
-    before = _sums(path, ["train"])
+    before = checksums(path, ["train"])
     no_room(4000)
     with pytest.raises(checkpoints.CheckpointError) as error:
-        _go(path)
+        run_phases(path)
     no_room()
     message = str(error.value)
     assert f"checkpoint 4 in {path}/checkpoints/train cannot be written (File too large)" in message
     assert "make room" in message and "\n" not in message
-    assert [*before] == [("train", 2)] and _sums(path, ["train"]) == before
+    assert [*before] == [("train", 2)] and checksums(path, ["train"]) == before
     assert [p.name for p in (path / "checkpoints" / "train").iterdir()] == ["2"]
-    _go(path)
+    run_phases(path)
     _assert_same_run(path, undisturbed)
 
 
@@ -435,7 +396,7 @@ def test_without_room_results_stay_as_they_were(copy, no_room):
     before = {p.name: p.read_bytes() for p in copy.iterdir() if p.is_file()}
     no_room(500)
     with pytest.raises(OSError, match="File too large") as error:
-        _go(copy, [evaluate.evaluate_phase])
+        run_phases(copy, [evaluate.evaluate_phase])
     no_room()
     line = program._os_error_line(error.value, workdir.Workdir(copy))
     assert "make room" in line and str(copy) in line and "\n" not in line
@@ -461,12 +422,12 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(undisturbed, tmp_p
         assert done.returncode == 1
         assert len(done.stderr.strip().splitlines()) == 1, done.stderr
         assert "No space left on device" in done.stderr and "make room" in done.stderr
-        before = _sums(disk / "run", ["train"])
+        before = checksums(disk / "run", ["train"])
         assert [*before] == [("train", 2)]
         subprocess.run([*mount, "remount,size=20m", "none", disk], check=True)
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         assert (done.returncode, done.stderr) == (0, "")
-        run = _start(undisturbed)
+        run = start_run(undisturbed)
         run.workdir.close()
         ours, theirs = (
             checkpoints.restore(path / "checkpoints" / "train", 4, stores.state_like(run))[0]
@@ -517,7 +478,7 @@ def test_validation_images_are_held_out_of_training(undisturbed):
     assert results["best"]["chosen_on"] == "validation"
     assert all(row["validation"]["stderr"] > 0 for row in results["checkpoints"])
     assert results["data"]["num_train"] == 1400 and results["data"]["num_validation"] == 37
-    run = experiment.Run(_CONFIG, rest, _vae(), workdir.Workdir(undisturbed), validation=held)
+    run = experiment.Run(TINY, rest, _vae(), workdir.Workdir(undisturbed), validation=held)
     expected = gapjax.evaluate(
         run.vae, stores.trained_params(run, 4), run.key("evaluate"), held, num_samples=2
     )
@@ -527,21 +488,27 @@ def test_validation_images_are_held_out_of_training(undisturbed):
 def test_more_validation_images_than_there_are_is_refused(tmp_path):
     for number in (1437, 1300):  # none left; fewer than a batch
         with pytest.raises(options.UsageError, match=r"--(validation|batch_size)"):
-            _start(tmp_path / "bad", config=_CONFIG._replace(validation=number))
+            start_run(tmp_path / "bad", config=TINY._replace(validation=number))
     assert not (tmp_path / "bad").exists()
 
 
+def _make_older(path, *flags):
+    """Rewrites config.json as a version wrote it that had no checksum and not these flags."""
+    stored = json.loads((path / "config.json").read_text())
+    for name in flags:
+        del stored["config"][name]
+    del stored["sha256"]
+    (path / "config.json").write_text(json.dumps(stored))
+
+
 def test_a_folder_of_before_there_was_a_flag_is_still_its_run(tmp_path):
-    config = _CONFIG._replace(validation=0)
-    _start(tmp_path, config=config).workdir.close()
-    path = tmp_path / "config.json"
-    stored = json.loads(path.read_text())
-    del stored["config"]["validation"]
-    path.write_text(json.dumps(stored))
+    config = TINY._replace(validation=0)
+    start_run(tmp_path, config=config).workdir.close()
+    _make_older(tmp_path, "validation")
     assert workdir.Workdir(tmp_path).config() == config
-    _start(tmp_path, config=config).workdir.close()
+    start_run(tmp_path, config=config).workdir.close()
     with pytest.raises(workdir.WorkdirError, match="--validation is 0 there and 37 here"):
-        _start(tmp_path)
+        start_run(tmp_path)
 
 
 def test_the_batches_of_a_refit_are_as_the_flags_say(undisturbed, tmp_path, monkeypatch):
@@ -558,8 +525,8 @@ def test_the_batches_of_a_refit_are_as_the_flags_say(undisturbed, tmp_path, monk
         types.SimpleNamespace(**{**vars(gapjax), "self_consistent": self_consistent}),
     )
     shutil.copytree(undisturbed / "checkpoints" / "train", tmp_path / "train")
-    config = _CONFIG._replace(refit_batch_size=400, mixture="stratified")
-    run = _start(tmp_path / "run", config=config)
+    config = TINY._replace(refit_batch_size=400, mixture="stratified")
+    run = start_run(tmp_path / "run", config=config)
     shutil.move(tmp_path / "train", run.workdir.checkpoints / "train")
     refit.refit_phase(run, [2])
     run.workdir.close()
@@ -575,7 +542,7 @@ def test_the_batches_of_a_refit_are_as_the_flags_say(undisturbed, tmp_path, monk
 
 def test_lines_of_the_log_that_others_wrote_stay(tmp_path):
     """And do not end a run that drops lines of its own."""
-    folder = _start(tmp_path, config=_CONFIG._replace(validation=0)).workdir
+    folder = start_run(tmp_path, config=TINY._replace(validation=0)).workdir
     folder.log("train", 1, {"loss_bpd": 1.0})
     path = tmp_path / "metrics.jsonl"
     others = ['{"mine": 1}\n', "[1, 2]\n", '{"phase": 3, "epoch": "x"}\n', "null\n"]
@@ -600,20 +567,16 @@ def test_a_grey_folder_of_before_the_uniform_goes_on_without_it(tmp_path):
         return options.with_older_defaults(config, folder.missing_fields(), values)
 
     folder = workdir.Workdir(tmp_path)
-    run = _start(tmp_path, config=config_of())
+    run = start_run(tmp_path, config=config_of())
     run.workdir.close()
     assert run.config.uniform_weight == 256e-7
     assert _floor(run) == pytest.approx(np.log(256e-7 / 17), abs=1e-3)
-    path = tmp_path / "config.json"
-    stored = json.loads(path.read_text())
-    for name in ("uniform_weight", "mixture", "refit_batch_size"):
-        del stored["config"][name]
-    path.write_text(json.dumps(stored))
-    run = _start(tmp_path, config=config_of())
+    _make_older(tmp_path, "uniform_weight", "mixture", "refit_batch_size")
+    run = start_run(tmp_path, config=config_of())
     run.workdir.close()
     assert run.config.uniform_weight == 0 and _floor(run) < -100
     with pytest.raises(workdir.WorkdirError, match=r"--uniform_weight is 0\.0 there and 0\.5 here"):
-        _start(tmp_path, config=config_of("--uniform_weight=0.5"))
+        start_run(tmp_path, config=config_of("--uniform_weight=0.5"))
 
 
 def _floor(run):

@@ -30,16 +30,16 @@ _ESTIMATES = (
 )  # fmt: skip
 
 
-def _start(*flags, program="reproduce", cwd=None):
-    environment = {**os.environ, "PYTHONPATH": str(_ROOT), "JAX_PLATFORMS": "cpu"}
+def _start(*flags, program="reproduce", cwd=None, **variables):
+    environment = {**os.environ, "PYTHONPATH": str(_ROOT), "JAX_PLATFORMS": "cpu", **variables}
     return subprocess.Popen(
         [sys.executable, "-P", "-m", f"experiments.{program}", *flags],
         cwd=cwd, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
 
 
-def _run(*flags, program="reproduce", cwd=None):
-    process = _start(*flags, program=program, cwd=cwd)
+def _run(*flags, program="reproduce", cwd=None, **variables):
+    process = _start(*flags, program=program, cwd=cwd, **variables)
     out, err = process.communicate(timeout=300)
     return process.returncode, out, err
 
@@ -175,6 +175,46 @@ def test_a_run_killed_again_and_again_ends_with_the_same_numbers(finished, tmp_p
     assert not left and not list(other.glob(".*.tmp"))
 
 
+def test_the_environment_does_not_change_the_numbers(finished, tmp_path):
+    """Neither JAX's precision and random generator nor a terminal that knows no ±."""
+    path, _ = finished
+    other = tmp_path / "run"
+    variables = {
+        "JAX_ENABLE_X64": "1", "JAX_DEFAULT_PRNG_IMPL": "rbg", "JAX_THREEFRY_PARTITIONABLE": "0",
+        "JAX_NUMPY_DTYPE_PROMOTION": "strict", "PYTHONIOENCODING": "ascii",
+    }  # fmt: skip
+    ledger = ("--ledger", "--ledger_epochs=4", "--ledger_images=2", "--ledger_samples=1")
+    code, out, err = _run(*_TINY, *ledger, f"--workdir={other}", **variables)
+    assert code == 0, err
+    (line,) = (line for line in out.splitlines() if line.startswith("set for this program"))
+    for name in ("jax_enable_x64=False", "threefry2x32", "partitionable=True", "standard"):
+        assert name in line
+    assert _numbers(other) == _numbers(path)
+    _trees_equal(other, path)
+    for file in (*other.glob("*.json"), *path.glob("*.json")):
+        json.loads(file.read_text(), parse_constant=pytest.fail)
+
+
+def test_a_closed_pipe_of_standard_output_is_one_line(tmp_path):
+    process = _start(*_TINY, "--dry_run", f"--workdir={tmp_path / 'run'}")
+    process.stdout.close()
+    err = process.stderr.read()
+    assert process.wait(timeout=300) == 1
+    assert err == (
+        "reproduce: standard output was closed; what was done is saved, and the same command goes "
+        "on\n"
+    )
+
+
+def test_an_interruption_while_the_program_is_imported_is_one_line(tmp_path):
+    """The first library that is imported stands for them all: the signal comes from within it."""
+    (tmp_path / "jax.py").write_text(
+        "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)\n"
+    )
+    code, _, err = _run("--help", cwd=tmp_path, PYTHONPATH=f"{tmp_path}:{_ROOT}")
+    assert (code, err) == (130, "interrupted before any work was begun\n")
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_an_interrupted_run_says_how_to_go_on(tmp_path, number):
     process = _start(*_TINY, f"--workdir={tmp_path / 'run'}")
@@ -297,6 +337,10 @@ def test_the_keys_of_all_purposes_and_epochs_differ(finished, tmp_path):
         (["--refit_batch_size=0"], ["--refit_batch_size", "0", "at least 1"]),
         (["--save_every=-1"], ["--save_every", "-1", "at least 0"]),
         (["--keep=0"], ["--keep", "0", "at least 1"]),
+        (
+            ["--num_epochs=100000000000000000000", "--checkpoint_every=1"],
+            ["--num_epochs", "10,000"],
+        ),
     ],
 )
 def test_bad_flags_are_named(flags, words):
@@ -319,6 +363,24 @@ def _parse(flags):
     options.define_run(values)
     values(["program", *flags])
     return values
+
+
+def test_flags_of_the_ledger_are_checked_before_there_is_any_work(tmp_path):
+    for given, words in (
+        (["--ledger_images=1"], "--ledger_images is 1"),
+        (["--ledger_epochs=2,3"], "--ledger_epochs: no checkpoint of epoch 3; there are 2, 4"),
+        (["--ledger_epochs=x"], "--ledger_epochs is 'x'"),
+    ):
+        code, out, err = _run(*_TINY, "--ledger", *given, f"--workdir={tmp_path / 'run'}")
+        assert (code, out) == (1, "") and words in err and len(err.splitlines()) == 1
+        assert not (tmp_path / "run").exists()
+
+
+def test_a_data_file_may_be_named_in_capitals(tmp_path):
+    images = np.random.default_rng(0).integers(0, 2, (30, 4, 4), dtype=np.uint8)
+    path = _npz(tmp_path, "X.npz", train=images, test=images).rename(tmp_path / "X.NPZ")
+    config = options.config_from_flags(_parse([f"--dataset={path}", "--batch_size=5"]))
+    assert len(experiment.prepare(config, None).dataset.train) == 30
 
 
 def test_flags_override_a_preset():
@@ -349,6 +411,8 @@ def test_bad_data_and_workdirs_are_refused_with_nothing_written(finished, tmp_pa
         "levels": [f"--dataset={grey}", "--levels=16", "--batch_size=5"],
         "refit batch larger than data": ["--refit_batch_size=2000"],
         "uniform on binary data": ["--uniform_weight=0.01"],
+        "more steps than int32": ["--num_epochs=1000000000", "--checkpoint_every=500000000"],
+        "more steps of a refit": ["--refit_epochs=1000000000"],
         "no mnist here": ["--dataset=mnist", f"--data_dir={tmp_path}"],
     }
     for name, flags in cases.items():

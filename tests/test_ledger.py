@@ -10,7 +10,6 @@ from absl import flags
 import gapjax
 from experiments import ledger, options, stores, workdir
 from experiments import run as experiment
-from gapjax import checkpoints
 from gapjax.results import ledger as results_ledger
 
 
@@ -36,10 +35,10 @@ def run(tmp_path):
     ]
     state = like._replace(params=jax.tree.unflatten(jax.tree.structure(like.params), params))
     for epoch in run.epochs:
-        checkpoints.save(run.workdir.checkpoints / "train", epoch, _filled(state), {})
+        stores.save(run, "train", epoch, _filled(state), 0.0, commit="of training")
     encoder = state.params.encoder
     refit = {"encoder": encoder, "averaged": encoder}
-    checkpoints.save(run.workdir.checkpoints / "optimal", 6, refit, {})
+    stores.save(run, "optimal", 6, refit, 0.0, commit="of the refit")
     yield run
     run.workdir.close()
 
@@ -94,7 +93,9 @@ def test_it_writes_the_ledger_and_goes_on_where_it_was(run, measured):
     assert (last["train"]["num_images"], last["train"]["num_available"]) == (30, 1437)
     assert results["subset_seed"] == 0
     ours = results["environment"]["commit"]
-    assert last["commits"] == {"train": None, "optimal": None, "ledger": ours}
+    assert last["commits"] == {
+            "train": "of training", "optimal": "of the refit", "ledger": ours,
+        }  # fmt: skip
     lines = ledger.table(results).splitlines()
     assert len(lines) == 3 and f"{last['model_gap']['nats']:.3f}" in lines[2]
     # The same again measures nothing; neither does another batch size; other samples do.
@@ -124,7 +125,7 @@ def test_simulated_images_say_how_well_log_p_is_estimated(run, measured, monkeyp
     trained = stores.trained_params(run, 6).encoder
     other = jax.tree.map(np.zeros_like, trained)
     refit = {"encoder": other, "averaged": other}
-    checkpoints.save(run.workdir.checkpoints / "self_consistent", 6, refit, {})
+    stores.save(run, "self_consistent", 6, refit, 0.0)
     ledger.ledger_phase(run, settings)
     assert [number for _, number in asked] == [3, 3]
     for (encoder, _), expected in zip(asked, (trained, other), strict=True):
@@ -164,7 +165,7 @@ def test_flags_become_settings_or_are_refused():
 def test_a_folder_older_than_the_flag_posterior_means_diagonal(run):
     path = run.workdir.path / "config.json"
     stored = json.loads(path.read_text())
-    del stored["config"]["posterior"]
+    del stored["config"]["posterior"], stored["sha256"]
     path.write_text(json.dumps(stored))
     assert workdir.Workdir(run.workdir.path).config() == run.config
     assert run.config.posterior == "diagonal"

@@ -104,6 +104,13 @@ def test_damaged_idx_files(small_mnist, name, damage, words):
     assert all(word in message for word in [path.name, *words]), message
 
 
+def test_no_more_is_unpacked_than_the_published_file_has(small_mnist, monkeypatch):
+    """A small file can unpack to more than memory holds."""
+    folder, _, _ = small_mnist
+    monkeypatch.setattr(mnist, "_MOST_BYTES", 1000)
+    assert "984 bytes of pixels" in load_error("mnist", data_dir=folder)
+
+
 def test_incomplete_folders(small_mnist, tmp_path):
     folder, _, _ = small_mnist
     (folder / f"{TEST}.gz").unlink()

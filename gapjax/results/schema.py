@@ -208,7 +208,18 @@ def best(rows: Sequence[Checkpoint]) -> Best:
 
 def dumps(results: Mapping[str, Any]) -> str:
     """Results as JSON, indented. What is no finite number becomes null, which JSON has."""
-    return json.dumps(_strict(results), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return json.dumps(plain(results), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def plain(value: Any) -> Any:
+    """The value as JSON has it: NamedTuples as objects, and null for every non-finite number."""
+    if hasattr(value, "_asdict"):
+        value = value._asdict()
+    if isinstance(value, Mapping):
+        return {key: plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def loads(text: str) -> Results:
@@ -268,12 +279,3 @@ def _effect(trained: Evaluation, by_encoder: Mapping[str, Evaluation]) -> dict[s
 def _gradient(norms: ArrayLike) -> GradientRecord:
     squares = np.asarray(norms, np.float64) ** 2
     return {"num_examples": len(squares), "num_effective": effective_number(squares)}
-
-
-def _strict(value: Any) -> Any:
-    """The value with null in place of every number that is not finite."""
-    if isinstance(value, Mapping):
-        return {key: _strict(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_strict(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

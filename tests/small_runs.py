@@ -1,0 +1,47 @@
+"""Runs of the programs' phases on tiny models, in this process."""
+
+from experiments import evaluate, options, refit, train, workdir
+from experiments import run as experiment
+from experiments.presets import PRESETS
+from gapjax import checkpoints
+from gapjax.results import schema
+
+TINY = options.Config(
+    **{
+        **PRESETS["digits"], "preset": "digits", "binarization": None, "levels": None, "seed": 0,
+        "likelihood": None, "num_epochs": 4, "checkpoint_every": 2, "refit_epochs": 1,
+        "optimal_epochs": 20, "hidden_sizes": (16,), "latent_dim": 2, "num_eval_samples": 2,
+        "batch_size": 200, "validation": 37,
+    }
+)  # fmt: skip
+STORES = ("train", *schema.REFITS, "evaluation", "effects")
+STEPS = 7  # of an epoch: 1,400 images in batches of 200
+
+
+def start_run(path, every=0, keep=1, config=TINY, **how):
+    prepared = experiment.prepare(config, None)
+    saving = options.Saving(every, keep)
+    return experiment.start(prepared, workdir.Workdir(path), saving=saving, **how)
+
+
+def run_phases(path, do=(train.train_phase, refit.refit_phase, evaluate.evaluate_phase), **options):
+    """Phases on a workdir, in this process; returns what the last of them does."""
+    run = start_run(path, **options)
+    try:
+        for phase in do:
+            result = phase(run)
+    finally:
+        run.workdir.close()
+    return result
+
+
+def checksums(path, stores=STORES):
+    return {
+        (name, number): checkpoints.checksum(path / "checkpoints" / name, number)
+        for name in stores
+        for number in checkpoints.numbers(path / "checkpoints" / name)
+    }
+
+
+def logged(path):
+    return sorted((path / "metrics.jsonl").read_text().splitlines())
