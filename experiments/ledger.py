@@ -149,7 +149,7 @@ def ledger_phase(run: Run, settings: Settings) -> dict:
         others = {name: record.get(name) for name in ("sandwich", "seconds")}
         paths = [run.workdir.checkpoints / name for name in ("train", *kinds, _STORE)]
         made_by = {path.name: checkpoints.record(path, epoch).get("commit") for path in paths}
-        rows.append({"epoch": epoch, **schema.plain(book), **others, "commits": made_by})
+        rows.append({"epoch": epoch, **schema.plain(book), **schema.plain(others), "commits": made_by})
     results = {
         "schema": 1,
         "unit": "nats per image",
@@ -191,7 +191,12 @@ def _cell(entry: dict | None) -> str:
     if entry is None:
         return "-"
     mark = "*" if entry["fitted_on_test"] else " "
-    return f"{entry['nats']:.3f} ± {entry['stderr']:.3f}{mark}"
+    return f"{_number(entry['nats'], entry['stderr'])}{mark}"
+
+
+def _number(nats: float, stderr: float | None) -> str:
+    """A number with its standard error, where that is known: of one image it is not."""
+    return f"{nats:.3f}" if stderr is None else f"{nats:.3f} ± {stderr:.3f}"
 
 
 def _epochs(run: Run, settings: Settings) -> list[int]:
@@ -263,7 +268,7 @@ def _own_notes(rows: list[dict]) -> list[str]:
             notes.append(
                 f"How good that estimate is, at epoch {epoch}: on {between['num_images']} images "
                 "simulated from the model, where annealing gives a bound from above too, the two "
-                f"bounds are {between['gap']:.3f} ± {between['gap_stderr']:.3f} nats apart."
+                f"bounds are {_number(between['gap'], between['gap_stderr'])} nats apart."
             )
         kept = row["test"]["quality"]["kept_start"] or 0
         if kept > 0.5:

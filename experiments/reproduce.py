@@ -25,8 +25,9 @@ def reproduce(run: Run) -> None:
     report = draw_phase(run, results)
     print(results["notes"][0])
     for claim in results["claims"]:
-        verdict = "holds" if claim["holds"] else "DOES NOT HOLD"
-        print(f"{verdict:14} {claim['claim']}: {claim['value']:.4g}. {claim['detail']}")
+        verdict = {True: "holds", False: "DOES NOT HOLD", None: "NOT JUDGED"}[claim["holds"]]
+        value = "-" if claim["value"] is None else f"{claim['value']:.4g}"
+        print(f"{verdict:14} {claim['claim']}: {value}. {claim['detail']}")
     print(f"report: {report}")
 
 

@@ -27,7 +27,7 @@ _BPD = (
     "gain_over_control_averaged",
 )  # fmt: skip
 # Shares of the gap that are closed. results.json has only those of self-consistent training.
-_SHARES: Mapping[str, Callable[[dict], float]] = {
+_SHARES: Mapping[str, Callable[[dict], float | None]] = {
     "gap_closed": lambda row: row["gap_closed"],
     "gap_closed_control": lambda row: _share(row, "control"),
     "gap_closed_averaged": lambda row: row["gap_closed_averaged"],
@@ -62,7 +62,8 @@ def summary(runs: Sequence[dict]) -> dict:
     verdicts: dict[str, dict[int, bool]] = {}
     for seed, run in zip(seeds, runs, strict=True):
         for claim in run["claims"]:
-            verdicts.setdefault(claim["claim"], {})[seed] = claim["holds"]
+            if claim["holds"] is not None:
+                verdicts.setdefault(claim["claim"], {})[seed] = claim["holds"]
     return {
         "schema": 1,
         "preset": runs[0]["preset"],
@@ -94,7 +95,8 @@ def table(results: dict) -> str:
     for row in results["checkpoints"]:
         cells = [f"{row[name]['mean']:.4f} ± {row[name]['sd']:.4f}" for name in heads]
         closed = row["gap_closed"]
-        cells.append(f"{closed['mean']:.0%} ± {closed['sd']:.0%}")
+        known = closed["mean"] is not None
+        cells.append(f"{closed['mean']:.0%} ± {closed['sd']:.0%}" if known else "-")
         lines.append(f"{row['epoch']:5}" + "".join(f"{cell:>18}" for cell in cells))
     return "\n".join(lines)
 
@@ -150,8 +152,9 @@ def _identity(run: dict) -> dict:
     return {**config, "data": run["data"].get("sha256"), "checkpoints": epochs}
 
 
-def _share(row: dict, name: str) -> float:
-    return (row["test"]["bpd"] - row[name]["bpd"]) / row["inference_gap"]["bpd"]
+def _share(row: dict, name: str) -> float | None:
+    gap = row["inference_gap"]["bpd"]
+    return (row["test"]["bpd"] - row[name]["bpd"]) / gap if gap else None
 
 
 def _commits(environment: dict) -> list[str]:
@@ -173,9 +176,12 @@ def _effects(together: list[dict]) -> dict:
     }
 
 
-def _over_seeds(values: list[float]) -> dict:
+def _over_seeds(values: Sequence[float | None]) -> dict:
+    """Mean and deviation of numbers; of what is not known for every seed they are unknown too."""
+    if any(value is None for value in values):
+        return {"mean": None, "sd": None, "stderr": None, "values": list(values)}
     mean, sd = float(np.mean(values)), float(np.std(values, ddof=1))
-    return {"mean": mean, "sd": sd, "stderr": sd / len(values) ** 0.5, "values": values}
+    return {"mean": mean, "sd": sd, "stderr": sd / len(values) ** 0.5, "values": list(values)}
 
 
 def seeds(values: flags.FlagValues) -> None:

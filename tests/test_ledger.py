@@ -132,6 +132,26 @@ def test_simulated_images_say_how_well_log_p_is_estimated(run, measured, monkeyp
         assert all(map(np.array_equal, jax.tree.leaves(encoder), jax.tree.leaves(expected)))
 
 
+def test_one_image_has_no_standard_error(run, measured, monkeypatch):
+    """It is null in the file, and left out where numbers are told."""
+    for name in ("train", "test"):
+        images = getattr(run.dataset, name)[:1]
+        run = run._replace(dataset=run.dataset._replace(**{name: images}))
+    sides = np.zeros(1, np.float32)
+    between = gapjax.Sandwich(None, sides, sides + 0.25, 0.25, float("nan"), sides, sides)
+    monkeypatch.setattr(gapjax, "sandwich", lambda *arguments, **options: between)
+    settings = ledger.Settings(epochs=(6,), num_images=30, num_simulated=1)
+    results = ledger.ledger_phase(run, settings)
+
+    def refuse(literal):
+        raise AssertionError(f"{literal} is no JSON")
+
+    text = (run.workdir.path / "ledger.json").read_text()
+    (row,) = json.loads(text, parse_constant=refuse)["checkpoints"]
+    assert row["test"]["log_prob"]["stderr"] is row["sandwich"]["gap_stderr"] is None
+    assert "nan" not in ledger.table(results) + "".join(results["notes"])
+
+
 def test_a_search_that_found_little_is_told_of():
     row = lambda kept: {"epoch": 6, "sandwich": None, "test": {"quality": {"kept_start": kept}}}
     (note,) = ledger._own_notes([row(0.2), row(None), row(0.75)])

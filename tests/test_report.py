@@ -242,11 +242,26 @@ def test_a_failed_claim_is_shown_as_failed(tmp_path):
     ]
 
 
-@pytest.mark.parametrize("holds", [None, "yes", 1])
+@pytest.mark.parametrize("holds", [False, "yes", 1])
 def test_only_true_holds(tmp_path, holds):
     results = _results([50])
     results["claims"] = [{"claim": "c", "value": float("nan"), "threshold": None, "holds": holds}]
     assert _write(tmp_path, results)[1].badges == ["✗ does not hold"]
+
+
+def test_what_cannot_be_judged_is_shown_as_such(tmp_path):
+    """One test image: its standard errors are null."""
+    results = _results([50])
+    claim = {"claim": "c", "value": None, "threshold": 3.0, "holds": None, "detail": "why"}
+    results["claims"] = [claim]
+    for value in results["checkpoints"][0].values():
+        if isinstance(value, dict):
+            value |= {key: None for key in ("stderr", "better_stderr") if key in value}
+    text, page = _write(tmp_path, results)
+    assert page.badges == ["? cannot be judged"]
+    assert "Claims: 0 of 1 hold, 1 cannot be judged" in text
+    assert "does not hold" not in text and "\xa0nan" not in text
+    assert report.headline(results).endswith("its standard error is not known.")
 
 
 def test_the_page_loads_nothing_and_embeds_the_figures(tmp_path):

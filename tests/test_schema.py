@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from gapjax.results import schema
+from gapjax.results.claims import claims, sign_test_contradicts_mean
 from gapjax.results.estimates import summarize
 
 _COMMITTED = sorted(
@@ -85,6 +86,40 @@ def test_what_is_written_is_strict_json_and_read_back():
     back = schema.loads(text)
     assert back["checkpoints"][0]["train"]["stderr"] is None
     assert back["checkpoints"][0]["gain"] == row["gain"]
+
+
+def test_what_one_image_cannot_say_is_null():
+    """And so is a claim that would need it; the others are judged."""
+    evaluations = _evaluations(num_images=1)
+    rows = [schema.checkpoint_row(epoch, evaluations) for epoch in (1, 2)]
+    results = _results(rows) | {"claims": claims(rows, 0.5)}
+
+    def refuse(literal):
+        raise AssertionError(f"{literal} is no JSON")
+
+    json.loads(schema.dumps(results), parse_constant=refuse)
+    back = schema.loads(schema.dumps(results))
+    (row, _) = back["checkpoints"]
+    unknown = [row[key]["stderr"] for key in ("train", "test", "gain", "inference_gap")]
+    unknown += [row["gain"]["better_stderr"], row["gap_closed_stderr"]]
+    assert unknown == [None] * 6 and row["gap_closed"] is not None
+    judged = {claim["claim"].split(":")[0]: claim for claim in back["claims"]}
+    assert judged["Train BPD falls"]["holds"] is False
+    for name in ("There is an inference generalization gap", "Test BPD falls, then rises"):
+        claim = judged[name]
+        assert claim["holds"] is None and "cannot be judged" in claim["detail"]
+        assert "holds if" not in claim["detail"] and "nan" not in claim["detail"]
+    # What was read back is judged alike.
+    assert claims(back["checkpoints"], 0.5) == back["claims"]
+    assert not sign_test_contradicts_mean(row["gain"])
+
+
+def test_a_claim_at_every_checkpoint_needs_each_of_them():
+    rows = [schema.checkpoint_row(epoch, _evaluations()) for epoch in (1, 2, 3)]
+    verdict = lambda: next(c for c in claims(rows, 0.5) if "at every checkpoint" in c["claim"])
+    assert verdict()["holds"] is True
+    rows[1]["gain"]["stderr"] = 0.0  # no spread: nothing to divide by
+    assert verdict()["holds"] is None and "epoch 2" in verdict()["detail"]
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,19 @@ def _write(folder, run):
     return str(folder)
 
 
+def test_what_a_seed_does_not_know_is_not_averaged():
+    runs = [_run(seed) for seed in (3, 5)]
+    name = runs[0]["claims"][0]["claim"]
+    runs[0]["claims"][0]["holds"] = None
+    runs[1]["checkpoints"][0]["gap_closed"] = None
+    results = seeds.summary(runs)
+    (claim,) = [claim for claim in results["claims"] if claim["claim"] == name]
+    assert claim["judged_for_seeds"] == [5]
+    closed = results["checkpoints"][0]["gap_closed"]
+    assert closed["mean"] is closed["sd"] is None and closed["values"][1] is None
+    assert seeds.table(results).splitlines()[1].endswith(" -")
+
+
 def test_means_and_deviations_over_seeds():
     runs = [_run(seed) for seed in (3, 5, 9)]
     lost, absent = runs[0]["claims"][3]["claim"], runs[0]["claims"][1]["claim"]

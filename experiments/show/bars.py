@@ -56,7 +56,7 @@ def _draw_losses(axes: Axes, rows: Sequence[Results], places: np.ndarray) -> lis
         nats = np.array([loss["nats"] for loss in losses])
         base = np.where(nats >= 0, above, below)
         axes.bar(places, nats, 0.62, bottom=base, color=colour, label=key, zorder=2)
-        error = [loss["stderr"] for loss in losses]
+        error = np.array([loss["stderr"] for loss in losses], float)  # NaN where it is null
         axes.errorbar(  # left of the numbers
             places - 0.22, base + nats, error, fmt="none", ecolor=TEXT, elinewidth=0.9, zorder=3
         )

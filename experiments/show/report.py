@@ -42,13 +42,13 @@ class Picture(NamedTuple):
 
 
 class Claim(NamedTuple):
-    """A claim and its verdict, as text but for `holds`."""
+    """A claim and its verdict, as text but for `holds`, which is None where it was not judged."""
 
     claim: str
     detail: str
     value: str
     threshold: str
-    holds: bool
+    holds: bool | None
 
 
 class Pair(NamedTuple):
@@ -161,7 +161,7 @@ def headline(results: Results) -> str:
 
     Returns:
       A sentence. It reports a gap only if that is more than two standard errors above zero, and
-      says so if self-consistent training widens the gap.
+      says so if self-consistent training widens the gap, or if the standard error is not known.
     """
     if not results.get("checkpoints"):
         return "No checkpoint has been evaluated yet."
@@ -170,6 +170,8 @@ def headline(results: Results) -> str:
     if gap is None:
         return f"At epoch {last['epoch']} the gap is not a finite number."
     size = measured(gap, error, None if error is None else decimals_of(error, digits=1))
+    if "stderr" in last["inference_gap"] and error is None:
+        return f"At epoch {last['epoch']} the gap is {size} BPD; its standard error is not known."
     if gap <= 2 * (error or 0.0):
         return (
             f"At epoch {last['epoch']} no loss due to the encoder can be distinguished from "
@@ -241,7 +243,7 @@ def _claim(claim: Mapping[str, Any]) -> Claim:
         detail=str(claim.get("detail") or ""),
         value=tables.plain(claim.get("value")),
         threshold=tables.plain(claim.get("threshold")),
-        holds=claim.get("holds") is True,
+        holds=None if claim.get("holds") is None else claim["holds"] is True,
     )
 
 

@@ -1,7 +1,13 @@
 """The paper's claims, tested with the numbers of one run. A claim may fail."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
+
+_UNKNOWN = (
+    "This cannot be judged: the value or the threshold is not a number. A standard error needs at "
+    "least two images."
+)
 
 
 def claims(checkpoints: list[dict], alpha: float) -> list[dict]:
@@ -14,18 +20,21 @@ def claims(checkpoints: list[dict], alpha: float) -> list[dict]:
     Returns:
       {"claim", "value", "threshold", "holds", "detail"} for each claim. Claims about the course of
       training need several checkpoints, and those about self-consistent training need alpha > 0;
-      otherwise they are left out.
+      otherwise they are left out. A number that is not known is None, and "holds" is None where
+      the claim cannot be judged, as with one test image, which has no standard error.
     """
     first, last = checkpoints[0], checkpoints[-1]
     verdicts = []
 
     def judge(claim: str, value: float, relation: str, threshold: float, detail: str) -> None:
+        is_known = math.isfinite(value) and math.isfinite(threshold)
         holds = value > threshold if relation == ">" else value <= threshold
+        verdict = f"The claim holds if the value is {relation} {threshold:.4g}."
         verdicts.append(
             {
-                "claim": claim, "value": float(value), "threshold": float(threshold),
-                "holds": bool(holds),
-                "detail": f"{detail} The claim holds if the value is {relation} {threshold:.4g}.",
+                "claim": claim, "value": _finite(value), "threshold": _finite(threshold),
+                "holds": bool(holds) if is_known else None,
+                "detail": f"{detail} {verdict if is_known else _UNKNOWN}",
             }
         )  # fmt: skip
 
@@ -40,7 +49,7 @@ def claims(checkpoints: list[dict], alpha: float) -> list[dict]:
         rise = last["test"]["bpd"] - best["test"]["bpd"]
         judge(
             "Test BPD falls, then rises: the VAE over-fits (figure 1a)",
-            rise, ">", 2 * last["test"]["stderr"],
+            rise, ">", 2 * _number(last["test"]["stderr"]),
             f"Test BPD at the last checkpoint minus the lowest test BPD, at epoch {best['epoch']}. "
             "The threshold is twice the standard error of the former.",
         )  # fmt: skip
@@ -51,23 +60,23 @@ def claims(checkpoints: list[dict], alpha: float) -> list[dict]:
                 "BPD after optimal inference (fitted on the test set) at the last checkpoint minus "
                 "its lowest value. The threshold is half of the rise of test BPD as trained.",
             )  # fmt: skip
-    z = last["inference_gap"]["bpd"] / last["inference_gap"]["stderr"]
     judge(
         "There is an inference generalization gap",
-        z, ">", 3.0,
+        _ratio(last["inference_gap"]), ">", 3.0,
         f"The gap (paired) at epoch {last['epoch']}, divided by its standard error.",
     )  # fmt: skip
     if alpha > 0:
-        worst = min(checkpoints, key=lambda c: c["gain"]["bpd"] / c["gain"]["stderr"])
+        unknown = [c for c in checkpoints if math.isnan(_ratio(c["gain"]))]
+        worst = min(unknown or checkpoints, key=lambda c: _ratio(c["gain"]))
         judge(
             "Self-consistent training beats the encoder as trained, at every checkpoint (figure 2)",
-            worst["gain"]["bpd"] / worst["gain"]["stderr"], ">", 0.0,
+            _ratio(worst["gain"]), ">", 0.0,
             "The smallest ratio of the gain (paired) to its standard error, at epoch "
             f"{worst['epoch']}.",
         )  # fmt: skip
         judge(
             "Its gain is the model samples' doing: it beats the α = 0 control",
-            last["gain_over_control"]["bpd"] / last["gain_over_control"]["stderr"], ">", 2.0,
+            _ratio(last["gain_over_control"]), ">", 2.0,
             f"The gain over the control (paired) at epoch {last['epoch']}, divided by its standard "
             "error.",
         )  # fmt: skip
@@ -81,6 +90,21 @@ def claims(checkpoints: list[dict], alpha: float) -> list[dict]:
     return verdicts
 
 
+def _ratio(difference: Mapping[str, Any]) -> float:
+    """A difference divided by its standard error; NaN where that is not known, or zero."""
+    stderr = _number(difference["stderr"])
+    return _number(difference["bpd"]) / stderr if stderr > 0 else math.nan
+
+
+def _number(value: float | None) -> float:
+    """What a file has as null, as NaN."""
+    return math.nan if value is None else float(value)
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
 def sign_test_contradicts_mean(difference: Mapping[str, Any]) -> bool:
     """Whether the sign of a mean difference is contradicted by a sign test over images.
 
@@ -91,9 +115,10 @@ def sign_test_contradicts_mean(difference: Mapping[str, Any]) -> bool:
       difference: the fields of a `gapjax.Difference`, as in results.json.
 
     Returns:
-      True if it does. False if not, or if the share is missing, as in files of older versions.
+      True if it does. False if not, or if the share or its standard error is missing, as in files
+      of older versions or with one image.
     """
-    if difference.get("better") is None or difference.get("bpd") is None:
+    if any(difference.get(key) is None for key in ("better", "better_stderr", "bpd")):
         return False
     excess = difference["better"] - 0.5
     return abs(excess) > 2 * difference["better_stderr"] and excess * difference["bpd"] < 0

@@ -2,6 +2,9 @@
 
 Every program that writes results.json and every one that reads it takes the form from here. Keys
 may be added, not renamed. Those marked `NotRequired` are missing from files of older versions.
+
+A number that is not known, such as the standard error of a mean over one image, is NaN in memory
+and null in the file.
 """
 
 import json
@@ -26,10 +29,10 @@ Refit = Literal["self_consistent", "control", "optimal"]
 
 
 class Mean(TypedDict):
-    """A mean over images, bits per dimension, and its standard error."""
+    """A mean over images, bits per dimension, and its standard error (null of one image)."""
 
     bpd: float
-    stderr: float
+    stderr: float | None
 
 
 class Difference(Mean):
@@ -37,7 +40,7 @@ class Difference(Mean):
 
     median: NotRequired[float]
     better: NotRequired[float]  # fraction_improved
-    better_stderr: NotRequired[float]
+    better_stderr: NotRequired[float | None]
     num_effective: NotRequired[float]
 
 
@@ -95,26 +98,26 @@ class Checkpoint(TypedDict):
     inference_gap: Difference
     gain: Difference
     gain_over_control: Difference
-    gap_closed: float
-    gap_closed_stderr: NotRequired[float]
+    gap_closed: float | None
+    gap_closed_stderr: NotRequired[float | None]
     self_consistent_averaged: NotRequired[Mean]
     control_averaged: NotRequired[Mean]
     gain_averaged: NotRequired[Difference]
     gain_over_control_averaged: NotRequired[Difference]
-    gap_closed_averaged: NotRequired[float]
-    gap_closed_stderr_averaged: NotRequired[float]
+    gap_closed_averaged: NotRequired[float | None]
+    gap_closed_stderr_averaged: NotRequired[float | None]
     validation: NotRequired[Mean]
     refits: NotRequired[dict[Refit, RefitRecord]]
     effects: NotRequired[Effects]
 
 
 class Claim(TypedDict):
-    """A claim of the paper, judged by the numbers of the run."""
+    """A claim of the paper, judged by the numbers of the run; null where it cannot be."""
 
     claim: str
-    value: float
-    threshold: float
-    holds: bool
+    value: float | None
+    threshold: float | None
+    holds: bool | None
     detail: str
 
 
