@@ -57,6 +57,22 @@ def test_without_a_gap_the_share_is_not_a_number():
     assert gaps.inference_gap.bpd == 0.0
 
 
+def test_an_optimal_inference_that_has_not_converged_is_told_of(recwarn):
+    same = [_evaluation([1.0, 2.0])] * 4
+    assert inference_gaps(*same).converged is None
+    assert inference_gaps(*same, converged=True).converged is True
+    assert not recwarn.list
+    with pytest.warns(UserWarning, match="has not converged: the inference gap is larger"):
+        assert inference_gaps(*same, converged=False).converged is False
+
+
+def test_of_one_image_the_share_has_no_error():
+    one = [_evaluation([bpd]) for bpd in (1.0, 0.5, 0.75, 1.0)]
+    gaps = inference_gaps(*one)
+    assert gaps.gap_closed == 0.5 and np.isnan(gaps.gap_closed_stderr)
+    assert np.isnan([gaps.gain.stderr, gaps.gain.fraction_improved_stderr]).all()
+
+
 def test_sets_of_different_sizes_are_refused():
     with pytest.raises(ValueError, match="cannot be paired"):
         inference_gaps(*(_evaluation(np.ones(n)) for n in (3, 3, 2, 3)))

@@ -1,5 +1,6 @@
 """What over-fitting of the encoder costs, and what a refit won of it (eq. 11)."""
 
+import warnings
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +16,9 @@ class Gaps(NamedTuple):
       gain: test minus self-consistent, BPD; positive where self-consistent training helped.
       gain_over_control: control minus self-consistent, BPD: what the model's samples did.
       gap_closed: gain / inference_gap, a share.
-      gap_closed_stderr: its standard error, by the delta method.
+      gap_closed_stderr: its standard error, by the delta method; NaN of one image.
+      converged: whether the optimal inference had converged; None where that is not known. If it
+        is False, the gap is larger than `inference_gap` and the share smaller than `gap_closed`.
     """
 
     inference_gap: Difference
@@ -23,10 +26,16 @@ class Gaps(NamedTuple):
     gain_over_control: Difference
     gap_closed: float
     gap_closed_stderr: float
+    converged: bool | None = None
 
 
 def inference_gaps(
-    test: Evaluation, optimal: Evaluation, self_consistent: Evaluation, control: Evaluation
+    test: Evaluation,
+    optimal: Evaluation,
+    self_consistent: Evaluation,
+    control: Evaluation,
+    *,
+    converged: bool | None = None,
 ) -> Gaps:
     """Compares four encoders of one decoder on the same test images with common noise.
 
@@ -35,10 +44,18 @@ def inference_gaps(
       optimal: after optimal inference (fitted on these images).
       self_consistent: after self-consistent training.
       control: after the same refit with alpha = 0.
+      converged: `Refit.converged` of the optimal inference. If it is False, a `UserWarning` says
+        that the gap is larger than measured.
 
     Returns:
       `Gaps`.
     """
+    if converged is False:
+        warnings.warn(
+            "the optimal inference has not converged: the inference gap is larger than measured, "
+            "and the share that is closed is smaller; raise num_epochs of optimal_inference",
+            stacklevel=2,
+        )
     inference_gap = paired_difference(test, optimal)
     gain = paired_difference(test, self_consistent)
     ratio, ratio_stderr = _ratio_of_means(
@@ -50,6 +67,7 @@ def inference_gaps(
         gain_over_control=paired_difference(control, self_consistent),
         gap_closed=ratio,
         gap_closed_stderr=ratio_stderr,
+        converged=converged,
     )
 
 
