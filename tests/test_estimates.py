@@ -197,7 +197,8 @@ def test_the_effective_number_of_weights():
 def test_of_one_image_there_is_no_standard_error():
     one = summarize(np.array([2.0], np.float32))
     assert one.bpd == 2.0 and math.isnan(one.stderr)
-    assert math.isnan(gapjax.paired_difference(one, one).stderr)
+    paired = gapjax.paired_difference(one, one)
+    assert math.isnan(paired.stderr) and math.isnan(paired.fraction_improved_stderr)
 
 
 def test_sets_of_different_sizes_cannot_be_paired():

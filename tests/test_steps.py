@@ -68,6 +68,29 @@ def test_a_step_is_pure_and_can_be_scanned(linear):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
+def test_the_loss_from_the_midst_of_an_epoch_is_that_of_the_examples_since(linear):
+    """20 examples in steps of 8, 8 and 4, of which `train` is given the state after the first."""
+    source = gapjax.data_source(linear.images)
+    init, step = steps.kernel(linear.vae, source, FAST, batch_size=8)
+    state, infos = init(linear.wrong, jax.random.key(0)), []
+    for _ in range(6):
+        state, info = step(state)
+        infos.append(float(info.objective))
+        if len(infos) == 1:
+            first = jax.tree.map(jnp.copy, state)
+    options = {"num_epochs": 2, "batch_size": 8, "optimizer": FAST}
+    kept = []
+    _, curve = gapjax.train(linear.vae, source, state=first, on_chunk=kept.append, **options)
+    bpd = lambda nats, number: gapjax.bits_per_dim(nats / number, (6,))
+    expected = [bpd(sum(infos[1:3]), 12), bpd(sum(infos[3:]), 20)]
+    np.testing.assert_allclose(curve.loss_bpd, expected, rtol=1e-5)
+    assert [progress.skipped for progress in kept] == [0, 0]
+    # A `Progress` knows what came before, so that its mean is over the whole epoch.
+    progress = loop.Progress(first, None, loop.Curve(), infos[0], 0)
+    _, curve = gapjax.train(linear.vae, source, resume=progress, **options)
+    np.testing.assert_allclose(curve.loss_bpd[0], bpd(sum(infos[:3]), 20), rtol=1e-5)
+
+
 def test_a_kernel_checks_its_batch_size(linear):
     with pytest.raises(ValueError, match=r"batch_size is 21.* 20 examples"):
         steps.kernel(linear.vae, gapjax.data_source(linear.images), FAST, batch_size=21)

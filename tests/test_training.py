@@ -450,9 +450,22 @@ def test_a_sweep_is_known_by_several_keys_of_any_form(linear):
 
 
 def test_a_loss_that_is_not_a_number_ends_the_run(linear):
-    images = linear.images.copy()
-    images[3, 2] = np.nan
+    decoder = {**linear.wrong.decoder, "bias": linear.wrong.decoder["bias"].at[2].set(jnp.nan)}
     epochs = []
-    with pytest.raises(FloatingPointError, match="the loss is nan in epoch 1, step 1;"):
-        _linear_refit(linear, 5, images=images, on_epoch=lambda *epoch: epochs.append(epoch))
+    words = "the loss is nan in epoch 1, step 1; with the .* started from, too, .* a NaN"
+    with pytest.raises(FloatingPointError, match=words):
+        gapjax.refit_encoder(
+            linear.vae, linear.wrong._replace(decoder=decoder), gapjax.data_source(linear.images),
+            jax.random.key(0), num_epochs=5, batch_size=20, optimizer=FAST,
+            on_epoch=lambda *epoch: epochs.append(epoch),
+        )  # fmt: skip
     assert epochs == []
+
+
+def test_a_sweep_of_numbers_and_arrays_is_one_program(linear):
+    """A Python 0 among arrays would be a program of its own."""
+    refits = gapjax.self_consistent(
+        linear.vae, linear.wrong, linear.images, [jax.random.key(0)] * 2,
+        alpha=[0, jnp.float32(0.0)], num_epochs=1, batch_size=20, optimizer=FAST,
+    )  # fmt: skip
+    assert_same_bits(refits[0].params, refits[1].params)

@@ -16,6 +16,7 @@ import optax
 
 from gapjax import parallel
 from gapjax.fit import steps
+from gapjax.fit.checks import first_example
 from gapjax.fit.sources import Source
 from gapjax.fit.steps import Objective, TrainState
 from gapjax.model.vae import VAE
@@ -91,7 +92,7 @@ def make_executor(
     make = _one_run if len(sources) == 1 else functools.partial(_many_runs, sweep=sweep)
     constants = (vae, optimizer, batch_size, objective)
     pack, unpack, run = make(sources, constants, parallel.all_devices(devices))
-    example = jax.eval_shape(_first_example, sources[0])
+    example = jax.eval_shape(first_example, sources[0])
     num_steps = steps.steps_per_epoch(num_examples, batch_size)
     step_bytes = batch_size * example.size * example.dtype.itemsize
     return Executor(
@@ -229,11 +230,6 @@ def _stack_sources(sources: Sequence[Source]) -> tuple[dict, dict, Any]:
 def _merge_source(varying: dict, shared: dict, treedef: Any) -> Source:
     leaves = {**varying, **shared}
     return jax.tree.unflatten(treedef, [leaves[number] for number in range(len(leaves))])
-
-
-def _first_example(source: Source) -> jax.Array:
-    rng_key = jax.random.key(0)
-    return source.draw(source.begin_epoch(rng_key), rng_key, jnp.zeros((), jnp.int32))
 
 
 def _steps_per_call(num_steps: int, num_members: int, step_bytes: int) -> int:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gapjax.fit import plateau
+from gapjax.fit.diagnosis import NotFiniteError
 from gapjax.fit.executor import Executor, Packed
 from gapjax.fit.optimizers import scale_learning_rate
 from gapjax.fit.plateau import Convergence, PlateauState
@@ -27,7 +28,9 @@ class Curve(NamedTuple):
 
     Attributes:
       epoch: number of epochs done, for each entry of `loss_bpd`.
-      loss_bpd: mean of the objective over the examples of that epoch, while it trained, in BPD.
+      loss_bpd: mean of the objective over the examples of that epoch, while it trained, in BPD. In
+        a run that went on from a `state` in the midst of an epoch, the first mean is over the
+        examples since then.
       monitor_epoch: number of epochs done, for each entry of `monitor_bpd`; the first is the start.
       monitor_bpd: the monitored BPD.
     """
@@ -51,6 +54,8 @@ class Progress(NamedTuple):
       curve: what was done so far.
       epoch_nats: sum of the objective over the examples of the current epoch, nats.
       plateaus: number of plateaus so far, see `Convergence`.
+      skipped: number of examples at the beginning of the current epoch that `epoch_nats` lacks:
+        those of a `state` that was given to `train` in the midst of an epoch.
     """
 
     state: TrainState
@@ -58,6 +63,7 @@ class Progress(NamedTuple):
     curve: Curve
     epoch_nats: float
     plateaus: int
+    skipped: int = 0
 
 
 class Update(NamedTuple):
@@ -83,6 +89,7 @@ class _Record(NamedTuple):
     curve: Curve
     epoch_nats: float
     plateaus: int
+    skipped: int
 
 
 class _Measuring(NamedTuple):
@@ -121,7 +128,7 @@ def advance(
 
     Raises:
       ValueError: the members are not at the same step.
-      FloatingPointError: the loss or a parameter became NaN or infinite.
+      NotFiniteError: the loss or a parameter became NaN or infinite.
     """
     measuring = _Measuring(monitors or [None] * len(runs), monitor_every, until, num_epochs)
     is_active = lambda record: until is None or not plateau.is_finished(until, record.plateaus)
@@ -151,7 +158,7 @@ def advance(
 def check_finite(
     sums: np.ndarray, finite: np.ndarray, active: Sequence[bool], step: int, num_steps: int
 ) -> None:
-    """Raises FloatingPointError where an active member's loss or parameters are not finite.
+    """Raises NotFiniteError where an active member's loss or parameters are not finite.
 
     Args:
       sums: [R, length], sum of the objective of each step, nats.
@@ -169,10 +176,8 @@ def check_finite(
         last = step + (int(bad[0]) if len(bad) else len(sums[index]) - 1)
         what = f"the loss is {-sums[index][bad[0]]}" if len(bad) else "a parameter is not finite"
         member = f" of run {index + 1} of the sweep" if len(active) > 1 else ""
-        raise FloatingPointError(
-            f"{what} in epoch {last // num_steps + 1}, step {last % num_steps + 1}{member}; "
-            "a smaller learning rate may help"
-        )
+        where = f"{what} in epoch {last // num_steps + 1}, step {last % num_steps + 1}{member}"
+        raise NotFiniteError(where, index, last)
 
 
 def _common_step(runs: Sequence[Progress], active: Sequence[bool]) -> int:
@@ -192,7 +197,7 @@ def _start(run: Progress, monitor: Monitor | None) -> _Record:
         monitor_epoch=tuple(run.curve.monitor_epoch),
         monitor_bpd=tuple(run.curve.monitor_bpd),
     )
-    record = _Record(run.encoders, curve, run.epoch_nats, run.plateaus)
+    record = _Record(run.encoders, curve, run.epoch_nats, run.plateaus, run.skipped)
     if monitor is None or record.curve.monitor_epoch:
         return record
     return record._replace(curve=_measured(record.curve, 0, monitor(run.state.params)))
@@ -229,11 +234,11 @@ def _end_epoch(
     for record, on, monitor in zip(records, active, measuring.monitors, strict=True):
         factor = 1.0
         if on:
-            nats = record.epoch_nats / executor.num_examples
+            nats = record.epoch_nats / (executor.num_examples - record.skipped)
             bpd = float(bits_per_dim(nats, executor.event_shape))
             curve = record.curve
             curve = curve._replace(epoch=(*curve.epoch, epoch), loss_bpd=(*curve.loss_bpd, bpd))
-            record = record._replace(curve=curve, epoch_nats=0.0)
+            record = record._replace(curve=curve, epoch_nats=0.0, skipped=0)
             if record.encoders is not None:
                 states = states or executor.unpack(packed)
                 params = states[len(ended)].params

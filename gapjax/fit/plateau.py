@@ -97,7 +97,7 @@ def judge(rule: Rule, state: PlateauState, value: Value) -> tuple[PlateauState, 
     best = xp.where(is_best, value, state.best)
     factor = xp.where(is_plateau, rule.decay, 1.0)
     return (
-        PlateauState(best, state.num_plateaus + is_plateau),
+        PlateauState(best, state.num_plateaus + xp.where(is_plateau, 1, 0)),
         Judgement(improvement, is_best, factor),
     )
 

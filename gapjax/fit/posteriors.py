@@ -19,8 +19,9 @@ from gapjax.fit.optimizers import adam, scale_learning_rate
 from gapjax.fit.plateau import PlateauState
 from gapjax.measure.per_image import Images
 from gapjax.model.bounds import elbo
+from gapjax.model.checks import check_inputs, check_local, check_reparameterized
 from gapjax.model.distributions import from_free, to_free
-from gapjax.model.vae import VAE, Params, VAEParams, local_inference
+from gapjax.model.vae import VAE, Params, VAEParams, library_promotion, local_inference
 
 _MAX_PROGRAMS = 64  # see `executor`
 
@@ -134,14 +135,16 @@ def optimal_posteriors(
       fresh noise, see `posterior_bounds`.
 
     Raises:
-      ValueError: no images, no encoders, or a size that is not positive.
-      TypeError: the distribution that `encode` returns cannot be optimised; the message says why.
+      ValueError: no images, no encoders, a size that is not positive, or as of `evaluate`.
+      TypeError: as of `evaluate`, or the distribution that `encode` returns cannot be optimised;
+        the message says why.
 
     References:
       Cremer, Li, Duvenaud, Inference Suboptimality in Variational Autoencoders, 2018.
     """
-    if len(images) == 0:
-        raise ValueError("images is empty; there is no posterior to look for")
+    model = check_inputs("optimal_posteriors", vae, params, rng_key, images)
+    if model is not None:
+        check_reparameterized(model)
     if encoders is not None and not len(encoders):
         raise ValueError("encoders is empty; give at least one to start from, or None")
     if batch_size < 1 or search.num_decays < 0 or min(search._replace(num_decays=1)) <= 0:
@@ -220,12 +223,25 @@ def posterior_bounds(
 
     Returns:
       [N] float32, nats.
+
+    Raises:
+      ValueError: as of `evaluate`.
+      TypeError: as of `evaluate`.
+      FloatingPointError: the bound of an image is NaN or infinite.
     """
+    check_local("posterior_bounds", vae, params, rng_key, images, posteriors)
     devices = parallel.all_devices(devices)
     arrays = (params.decoder, rng_key, jnp.asarray(images), posteriors)
     program = _bounds_program(vae, num_samples, min(batch_size, len(images)), devices)
     nats = program(None, *parallel.replicate(arrays, devices, commit=False))
-    return np.asarray(parallel.unreplicate(nats))
+    nats = np.asarray(parallel.unreplicate(nats))
+    bad = np.flatnonzero(~np.isfinite(nats))
+    if len(bad):
+        raise FloatingPointError(
+            f"the bound of image {bad[0]} with its own posterior is {nats[bad[0]]} nats, and that "
+            f"of {len(bad)} of {len(nats)} images is not finite"
+        )
+    return nats
 
 
 # Bounded, because the programs hold the models for which they were compiled.
@@ -316,7 +332,9 @@ def _walk(shard, state, encoder, decoder, keys, images, batch, *, vae, search) -
         def step(carry: tuple, sample_keys: jax.Array) -> tuple[tuple, list[jax.Array]]:
             free, opt_state = carry
             loss = lambda free: -_value(vae, decoder, sample_keys, x, like, free)
-            updates, opt_state = optimizer.update(jax.grad(loss)(free), opt_state, free)
+            gradient = jax.grad(loss)(free)
+            with library_promotion():
+                updates, opt_state = optimizer.update(gradient, opt_state, free)
             free = jax.tree.map(jnp.add, free, updates)
             return (free, opt_state), free
 

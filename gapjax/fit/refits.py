@@ -28,6 +28,8 @@ from gapjax.fit.arguments import (
     is_sweep,
     members,
 )
+from gapjax.fit.checks import check_arguments, check_run, check_sources
+from gapjax.fit.diagnosis import explained
 from gapjax.fit.executor import make_executor
 from gapjax.fit.loop import Curve, Monitor, Progress, advance
 from gapjax.fit.optimizers import adam, check_learning_rate, encoder_only
@@ -38,6 +40,7 @@ from gapjax.fit.training import drive
 from gapjax.measure.per_image import Images, per_image_bounds
 from gapjax.measure.statistics import mean_and_stderr
 from gapjax.model.bounds import bits_per_dim, elbo
+from gapjax.model.checks import check_array, check_concrete, check_integer, check_key
 from gapjax.model.vae import VAE, VAEParams
 
 
@@ -138,11 +141,14 @@ def refit_encoder(
       A `Refit`, or a list of them; their decoder is the one given, bit for bit.
 
     Raises:
-      ValueError: a size that is not positive or does not fit, `until` without `monitor` or with
-        an optimizer whose learning rate cannot be lowered, or sources that cannot be swept
-        together.
-      FloatingPointError: the loss or a parameter became NaN or infinite.
+      ValueError: a size that is not a positive integer or does not fit, `until` without `monitor`
+        or with an optimizer whose learning rate cannot be lowered, sources that cannot be swept
+        together, or as of `train`.
+      TypeError: as of `train`.
+      FloatingPointError: as of `train`.
     """
+    check_integer("num_epochs", num_epochs)
+    check_integer("monitor_every", monitor_every)
     if num_epochs < 1 or monitor_every < 1:
         raise ValueError(
             f"num_epochs is {num_epochs} and monitor_every {monitor_every}; both must be positive"
@@ -164,6 +170,12 @@ def refit_encoder(
         encoders = {name: jax.tree.map(jnp.copy, params.encoder) for name in ("best", "averaged")}
         return Progress(state, encoders, Curve(), 0.0, 0)
 
+    check_arguments("refit_encoder", keys, params=starts, source=sources)
+    for key, progress in zip(keys, resumes, strict=True):
+        if progress is None:
+            check_key(key)
+    check_sources(sources)
+    check_run(vae, starts[0], sources, objective)
     executor = make_executor(
         vae, sources, optimizer, batch_size=batch_size, objective=objective, devices=devices,
         sweep=sweep,
@@ -172,7 +184,9 @@ def refit_encoder(
     updates = advance(
         executor, runs, num_epochs, monitors=monitors, monitor_every=monitor_every, until=until
     )
-    done = drive(updates, on_epoch, on_chunk)
+    start = lambda member: begin(starts[member], keys[member], resumes[member]).state
+    with explained(vae, objective, sources, batch_size, start):
+        done = drive(updates, on_epoch, on_chunk)
     results = [
         _refit(progress, start, until, executor.num_steps)
         for progress, start in zip(done, starts, strict=True)
@@ -242,6 +256,7 @@ def optimal_inference(
     Returns:
       A `Refit`; a list of them in a sweep.
     """
+    check_array("test_images", test_images)
     images = jnp.asarray(test_images)
 
     def monitor_of(monitor_key: jax.Array) -> Monitor:
@@ -255,6 +270,9 @@ def optimal_inference(
         return bpd
 
     (keys,) = members(rng_key)
+    check_arguments("optimal_inference", keys, test_images=images)
+    for key in keys:
+        check_key(key)
     pairs = [jax.random.split(key) for key in keys]
     refit_keys, monitors = [pair[0] for pair in pairs], [monitor_of(pair[1]) for pair in pairs]
     source, several = data_source(images), is_sweep(rng_key)
@@ -327,11 +345,14 @@ def self_consistent(
     Returns:
       A `Refit`; a list of them in a sweep.
     """
+    check_array("train_images", train_images)
+    check_concrete("self_consistent", "alpha has no gradient", alpha=alpha)
     data = data_source(train_images)
     if isinstance(alpha, jax.Array | np.ndarray) and alpha.ndim == 1:
         alpha = list(alpha)
     _, all_params, alphas = members(rng_key, params=params, alpha=alpha)
-    if len({alpha for alpha in alphas if isinstance(alpha, int | float)}) > 1:
+    numbers = [alpha for alpha in alphas if isinstance(alpha, int | float)]
+    if len(set(numbers)) > 1 or 0 < len(numbers) < len(alphas):
         # Python numbers 0 and 1 make programs of their own; a sweep is one program.
         alphas = [jnp.asarray(alpha, jnp.float32) for alpha in alphas]
     sources = [

@@ -22,6 +22,7 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from gapjax.measure.per_image import Images
+from gapjax.model.checks import check_array
 from gapjax.model.vae import VAE, Params, sample_model
 
 Plan = Any
@@ -57,9 +58,9 @@ def data_source(images: Images) -> "DataSource":
 
     Raises:
       ValueError: `images` is empty.
+      TypeError: `images` is no array.
     """
-    if len(images) == 0:
-        raise ValueError("images is empty; a data source needs at least one example")
+    check_array("images", images)
     return DataSource(jnp.asarray(images))
 
 
@@ -102,10 +103,19 @@ def mixture_source(
       A source with `data.num_examples` examples per epoch.
 
     Raises:
-      ValueError: alpha is a concrete number outside [0, 1].
+      ValueError: alpha is a concrete number outside [0, 1], or not one number.
+      TypeError: alpha is no number, or a gradient by alpha is taken through the draws. They are
+        discrete choices, so there is none.
     """
     only = None
+    if np.shape(alpha) != ():
+        raise ValueError(
+            f"alpha has the shape {np.shape(alpha)}; a mixture needs one number. A sweep takes a "
+            "list of keys, and a mixture for each"
+        )
     if not isinstance(alpha, Tracer):
+        if not np.issubdtype(np.asarray(alpha).dtype, np.number):
+            raise TypeError(f"alpha is {alpha!r}; a mixture needs a number in [0, 1]")
         if not np.all((np.asarray(alpha) >= 0) & (np.asarray(alpha) <= 1)):
             raise ValueError(f"alpha is {alpha}; a mixture needs a number in [0, 1]")
         if isinstance(alpha, int | float):
@@ -165,6 +175,21 @@ def _draw_mixture(
     _, drawn = jax.lax.while_loop(lambda state: state[0] < enough, draw_block, (0, room))
     from_model = drawn[jnp.cumsum(chosen) - 1]
     return jnp.where(chosen.reshape(-1, *[1] * (from_data.ndim - 1)), from_model, from_data)
+
+
+@jax.custom_jvp
+def _without_gradient(alpha: jax.Array) -> jax.Array:
+    """The same; but a derivative by it, which would be zero without a word, is an error."""
+    return alpha
+
+
+@_without_gradient.defjvp
+def _raise_no_gradient(primals: tuple, tangents: tuple) -> Any:
+    del primals, tangents
+    raise TypeError(
+        "alpha has no gradient: it decides from which source each example is drawn, a discrete "
+        "choice. Compare refits with several alphas instead"
+    )
 
 
 @jax.tree_util.register_dataclass
@@ -227,11 +252,13 @@ class MixtureSource:
     def begin_epoch(self, rng_key: jax.Array) -> tuple[jax.Array, Plan, Plan]:
         """Which positions use the model [N] bool, and the plans of both sources."""
         choice_key, model_key, data_key = jax.random.split(rng_key, 3)
+        alpha = _without_gradient(self.alpha)
         if self.stratified:
-            of_the_model = jnp.floor(self.alpha * jnp.arange(self.num_examples + 1))
+            numbers = jnp.arange(self.num_examples + 1).astype(alpha.dtype)
+            of_the_model = jnp.floor(alpha * numbers)
             from_model = jnp.diff(of_the_model) > 0
         else:
-            from_model = jax.random.uniform(choice_key, (self.num_examples,)) < self.alpha
+            from_model = jax.random.uniform(choice_key, (self.num_examples,)) < alpha
         return from_model, self.model.begin_epoch(model_key), self.data.begin_epoch(data_key)
 
     def takes_model(self, plan: tuple[jax.Array, Plan, Plan], position: jax.Array) -> jax.Array:

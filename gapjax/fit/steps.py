@@ -17,9 +17,11 @@ import jax.numpy as jnp
 import optax
 
 from gapjax import parallel
+from gapjax.fit.checks import check_run
 from gapjax.fit.sources import Source, draw_examples
 from gapjax.model.bounds import elbo
-from gapjax.model.vae import VAE, VAEParams
+from gapjax.model.checks import check_integer
+from gapjax.model.vae import VAE, VAEParams, library_promotion
 
 Objective = Callable[[VAE, VAEParams, jax.Array, jax.Array], jax.Array]
 
@@ -97,7 +99,8 @@ def kernel(
       A `Kernel`.
 
     Raises:
-      ValueError: `batch_size` is not positive or exceeds the examples of an epoch.
+      ValueError: `batch_size` is not positive or exceeds the examples of an epoch. `init` raises
+        as `train` does.
 
     Example:
       >>> init, step = kernel(vae, data_source(images), gapjax.adam(1e-3), batch_size=100)
@@ -116,8 +119,12 @@ def kernel(
         )  # fmt: skip
         return state, StepInfo(sums[0], size[0], is_finite)
 
+    def init(params: VAEParams, rng_key: jax.Array) -> TrainState:
+        check_run(vae, params, [source], objective)
+        return init_state(params, rng_key, optimizer)
+
     return Kernel(
-        init=lambda params, rng_key: init_state(params, rng_key, optimizer),
+        init=init,
         step=lambda state: step_on(state, source),
     )
 
@@ -137,6 +144,7 @@ def steps_per_epoch(num_examples: int, batch_size: int) -> int:
 
 def check_batch_size(batch_size: int, num_examples: int) -> None:
     """Raises ValueError unless 1 <= batch_size <= num_examples."""
+    check_integer("batch_size", batch_size)
     if batch_size < 1:
         raise ValueError(f"batch_size {batch_size} is not positive")
     if batch_size > num_examples:
@@ -235,12 +243,35 @@ def train_step(
 
     def loss(params: VAEParams) -> jax.Array:
         values = jax.vmap(lambda key, one: objective(vae, params, key, one))(rng_keys, x)
-        return -jnp.vdot(weights, values) / num_examples
+        return -jnp.vdot(weights, values) / num_examples.astype(values.dtype)
 
     value, gradients = shard.sum(jax.value_and_grad(loss)(state.params))
-    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    with library_promotion():
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params = jax.tree.map(lambda p, u: p + u.astype(p.dtype), state.params, updates)
-    return TrainState(params, opt_state, state.step + 1, state.rng_key), -value * num_examples
+    return TrainState(
+        params, opt_state, state.step + 1, state.rng_key
+    ), -value * num_examples.astype(value.dtype)
+
+
+def batch_keys(
+    state: TrainState, num_examples: int, batch_size: int
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """What the next step draws its batch with, for one who looks at it afterwards.
+
+    Args:
+      state: before the step.
+      num_examples: of an epoch.
+      batch_size: examples in a step.
+
+    Returns:
+      The key of the epoch's plan; positions [B] in the epoch; keys [B] to draw the examples; keys
+      [B] for their objective.
+    """
+    epoch, first, size = _batch_positions(state.step, num_examples, batch_size, 1)
+    plan_key, examples_key = jax.random.split(jax.random.fold_in(state.rng_key, epoch))
+    positions = first[0] + jnp.arange(int(size[0]))
+    return plan_key, positions, *_example_keys(examples_key, positions)
 
 
 def _batch_positions(

@@ -14,12 +14,15 @@ import optax
 
 from gapjax import parallel
 from gapjax.fit.arguments import OnChunk, OnEpoch, TrainOptions, is_sweep, members
+from gapjax.fit.checks import check_arguments, check_run, check_sources
+from gapjax.fit.diagnosis import explained
 from gapjax.fit.executor import make_executor
 from gapjax.fit.loop import Curve, Progress, Update, advance
 from gapjax.fit.optimizers import adam
 from gapjax.fit.sources import Source
-from gapjax.fit.steps import Objective, TrainState, init_state
+from gapjax.fit.steps import Objective, TrainState, init_state, steps_per_epoch
 from gapjax.model.bounds import elbo
+from gapjax.model.checks import check_integer
 from gapjax.model.vae import VAE
 
 
@@ -72,7 +75,9 @@ def train(
       batch_size: examples in a step; the last step of an epoch takes the examples that are left.
       optimizer: optax transformation over `VAEParams`; Adam at 1e-3 by default.
       objective: per-example objective to maximise, in nats.
-      state: continue from it instead of from new parameters; it is not changed.
+      state: continue from it instead of from new parameters; it is not changed. In the midst of
+        an epoch the loss of that epoch is the mean over its remaining examples; with `resume` it
+        is the mean over all.
       resume: continue from a `Progress` that `on_chunk` was given, at any step of an epoch.
       on_epoch: called with (epochs done, mean loss of that epoch in BPD; of a sweep the mean over
         its members).
@@ -88,12 +93,18 @@ def train(
       The state after `num_epochs` epochs, and the curve of the epochs run here.
 
     Raises:
-      ValueError: a size that is not positive or does not fit, or neither key nor state.
-      FloatingPointError: the loss or a parameter became NaN or infinite.
+      ValueError: a size that is not a positive integer or does not fit, neither key nor state, a
+        distribution that is not of one whole example, or data outside of the support of the
+        likelihood.
+      TypeError: an argument of another type or one that is traced, or a q that cannot be
+        reparameterized, unless the objective has `needs_rsample = False`.
+      FloatingPointError: the loss or a parameter became NaN or infinite; the message says whether
+        that is so from the start.
     """
     optimizer = optimizer or adam(1e-3)
     if rng_key is None and state is None and resume is None:
         raise ValueError("train needs an rng_key, or a state to go on from")
+    check_integer("num_epochs", num_epochs)
     if num_epochs < 1:
         raise ValueError(f"num_epochs is {num_epochs}; it must be positive")
 
@@ -101,19 +112,29 @@ def train(
         if resume is not None:
             return resume._replace(state=jax.tree.map(jnp.copy, resume.state))
         if state is not None:
-            return Progress(jax.tree.map(jnp.copy, state), None, Curve(), 0.0, 0)
+            num_steps = steps_per_epoch(sources[0].num_examples, batch_size)
+            skipped = int(state.step) % num_steps * batch_size
+            return Progress(jax.tree.map(jnp.copy, state), None, Curve(), 0.0, 0, skipped)
         assert key is not None
         init_key, run_key = jax.random.split(key)
         fresh = init_state(jax.jit(vae.init)(init_key), run_key, optimizer)
         return Progress(fresh, None, Curve(), 0.0, 0)
 
     keys, sources, states, resumes = members(rng_key, source=source, state=state, resume=resume)
+    check_arguments(
+        "train", keys, source=sources, state=states, resume=[r and r.state for r in resumes]
+    )
+    check_sources(sources)
+    params = jax.eval_shape(lambda: begin(keys[0], states[0], resumes[0]).state.params)
+    check_run(vae, params, sources, objective)
     executor = make_executor(
         vae, sources, optimizer, batch_size=batch_size, objective=objective, devices=devices,
         sweep=sweep,
     )  # fmt: skip
     runs = list(map(begin, keys, states, resumes))
-    done = drive(advance(executor, runs, num_epochs), on_epoch, on_chunk)
+    start = lambda member: begin(keys[member], states[member], resumes[member]).state
+    with explained(vae, objective, sources, batch_size, start):
+        done = drive(advance(executor, runs, num_epochs), on_epoch, on_chunk)
     results = [(progress.state, progress.curve) for progress in done]
     return results if is_sweep(rng_key) else results[0]
 

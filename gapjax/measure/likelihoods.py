@@ -19,7 +19,15 @@ from gapjax import parallel
 from gapjax.measure.per_image import Images
 from gapjax.measure.statistics import mean_and_stderr
 from gapjax.model.bounds import log_joint, sample_and_log_prob
-from gapjax.model.vae import VAE, VAEParams, local_inference
+from gapjax.model.checks import check_concrete, check_key, check_local, check_model
+from gapjax.model.vae import (
+    VAE,
+    VAEParams,
+    library_promotion,
+    local_inference,
+    log_prob,
+    sample_model,
+)
 from gapjax.model.vae import sample as vae_sample
 
 _MAX_PROGRAMS = 64  # that are kept; they hold the models for which they were compiled
@@ -233,13 +241,13 @@ def log_likelihood(
       A `LogLikelihood` of NumPy arrays [N].
 
     Raises:
-      ValueError: no images, a size that is not positive, or an unknown method.
+      ValueError: a size that is not positive, an unknown method, or as of `evaluate`.
+      TypeError: as of `evaluate`.
     """
     annealing = method if isinstance(method, Annealing) else None
     if annealing is None and method != "importance":
         raise ValueError(f"method is {method!r}; it must be 'importance' or an Annealing")
-    if len(images) == 0:
-        raise ValueError("images is empty; there is no log-likelihood to estimate")
+    check_local("log_likelihood", vae, params, rng_key, images, posteriors)
     if min(num_samples, chunk_size, batch_size, *(annealing or ())) <= 0:
         raise ValueError(
             f"num_samples {num_samples}, chunk_size {chunk_size}, batch_size {batch_size} and "
@@ -304,6 +312,11 @@ def sandwich(
         raise ValueError(
             f"num_images {num_images}, batch_size {batch_size} and {annealing} must be positive"
         )
+    check_concrete("sandwich", "there use reverse_annealing", params=params, rng_key=rng_key)
+    check_key(rng_key)
+    check_model(
+        vae, params, jax.eval_shape(functools.partial(sample_model, vae), params.decoder, rng_key)
+    )
     devices = parallel.all_devices(devices)
     arrays = parallel.replicate((params, rng_key), devices, commit=False)
     program = _sandwich_program(vae, annealing, devices)
@@ -372,8 +385,8 @@ def _sandwiches(shard, donated, params, rng_key, batch, *, vae, annealing) -> tu
 
     def one(index: jax.Array) -> tuple[jax.Array, jax.Array, LogLikelihood]:
         latent_key, pixel_key, chain_key = jax.random.split(jax.random.fold_in(rng_key, index), 3)
-        z = vae.prior.sample(latent_key)
-        x = vae.decode(params.decoder, z).sample(pixel_key)
+        z = vae_sample(vae.prior, latent_key)
+        x = vae_sample(vae.decode(params.decoder, z), pixel_key)
         upper = reverse_annealing(vae, params, chain_key, x, z, annealing)
         return x, upper, annealed_importance_sampling(vae, params, chain_key, x, annealing)
 
@@ -419,18 +432,19 @@ def _path(
 
     def difference(z: jax.Array) -> jax.Array:
         z = z.reshape(shape)
-        return log_joint(vae, params.decoder, x, z) - posterior.log_prob(z)
+        return log_joint(vae, params.decoder, x, z) - log_prob(posterior, z)
 
     def transition(step_key, z, temperature, step_size) -> tuple[jax.Array, jax.Array]:
         def log_density(z: jax.Array) -> jax.Array:
             z = z.reshape(shape)
             log_p = log_joint(vae, params.decoder, x, z)
-            return temperature * log_p + (1 - temperature) * posterior.log_prob(z)
+            return temperature * log_p + (1 - temperature) * log_prob(posterior, z)
 
-        state = blackjax.hmc.init(z, log_density)
-        state, info = kernel(
-            step_key, state, log_density, step_size, draws.var(0), annealing.num_leapfrog
-        )
+        with library_promotion():
+            state = blackjax.hmc.init(z, log_density)
+            state, info = kernel(
+                step_key, state, log_density, step_size, draws.var(0), annealing.num_leapfrog
+            )
         return state.position, info.acceptance_rate
 
     path = _Path(

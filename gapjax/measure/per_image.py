@@ -9,6 +9,7 @@ import numpy as np
 
 from gapjax import parallel
 from gapjax.model.bounds import elbo
+from gapjax.model.checks import check_inputs, check_integer, check_reparameterized, explain
 from gapjax.model.vae import VAE, VAEParams
 
 Images = jax.Array | np.ndarray  # [N, *event]
@@ -48,14 +49,17 @@ def per_image_bounds(
       [N], nats.
 
     Raises:
-      ValueError: no images, or a non-positive number of samples or batch size.
+      ValueError: no images, images outside of the support of the likelihood, a distribution that
+        is not of one whole example, or a number of samples or batch size that is not positive.
+      TypeError: an argument of another type, or one that is traced.
     """
-    if len(images) == 0:
-        raise ValueError("images is empty; there is nothing to evaluate")
+    check_integer("num_samples", num_samples)
+    check_integer("batch_size", batch_size)
     if num_samples < 1 or batch_size < 1:
         raise ValueError(
             f"num_samples is {num_samples} and batch_size {batch_size}; both must be positive"
         )
+    check_inputs("this evaluation", vae, params, rng_key, images)
     devices = parallel.all_devices(devices)
     images = jnp.asarray(images)
     program = _program(vae, num_samples, min(batch_size, len(images)), bound, devices)
@@ -91,13 +95,49 @@ def encoder_gradient_norms(
       [N] float32, nats by unit of the encoder's parameters.
 
     Raises:
-      ValueError: no images, or a non-positive number of samples.
+      ValueError: as of `evaluate`.
+      TypeError: as of `evaluate`; or no gradient passes through the samples of q.
     """
+    model = check_inputs("encoder_gradient_norms", vae, params, rng_key, images)
+    if model is not None:
+        check_reparameterized(model)
     norms = per_image_bounds(
         vae, params, rng_key, images, num_samples=num_samples, batch_size=_GRADIENTS,
         bound=_encoder_gradient_norm, devices=devices,
     )  # fmt: skip
     return np.asarray(norms)
+
+
+def check_finite(
+    vae: VAE,
+    params: VAEParams,
+    rng_key: jax.Array,
+    images: Images,
+    nats: np.ndarray,
+    num_samples: int = 1,
+) -> None:
+    """Raises FloatingPointError where a bound is NaN or infinite, and says why.
+
+    Args:
+      vae: the model.
+      params: its parameters.
+      rng_key: as given to `per_image_bounds`.
+      images: [N, *event].
+      nats: [N], their bounds.
+      num_samples: as given to `per_image_bounds`.
+    """
+    bad = np.flatnonzero(~np.isfinite(nats))
+    if not len(bad):
+        return
+    index = int(bad[0])
+    reason = None
+    if isinstance(vae, VAE):
+        x = jnp.asarray(images[index])
+        reason = explain(vae, params, jax.random.fold_in(rng_key, index), x, num_samples)
+    raise FloatingPointError(
+        f"the bound of image {index} is {nats[index]} nats, and that of {len(bad)} of "
+        f"{len(nats)} images is not finite" + (f": {reason}" if reason else "")
+    )
 
 
 def bounds(

@@ -6,15 +6,22 @@ Letters: x [*event] one example, z [Z] one latent, S posterior samples.
 import math
 from typing import Any, cast, overload
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 from numpyro.distributions.kl import kl_divergence
 
-from gapjax.model.vae import VAE, Distribution, Params, VAEParams, log_prob, sample
-
-_NOT_ONE_EVENT = "log_prob of one example must be a scalar: see .to_event of the distribution"
+from gapjax.model.checks import check_scalar, one_log_prob
+from gapjax.model.vae import (
+    VAE,
+    Distribution,
+    Params,
+    VAEParams,
+    library_promotion,
+    log_prob,
+    observed,
+    sample,
+)
 
 
 def elbo(
@@ -38,7 +45,8 @@ def elbo(
       A scalar, an unbiased estimate of the ELBO.
 
     Raises:
-      AssertionError: p(x given z) is not a distribution of one whole example.
+      ValueError: the prior, q(z given x) or p(x given z) is not a distribution of one whole
+        latent or example; the message says which.
     """
     posterior = vae.encode(params.encoder, x)
     kl = _analytic_kl(posterior, vae.prior)
@@ -47,7 +55,7 @@ def elbo(
         if kl is not None:
             return _log_likelihood(vae, params.decoder, x, sample(posterior, sample_key))
         z, log_q = sample_and_log_prob(posterior, sample_key)
-        return _log_likelihood(vae, params.decoder, x, z) + log_prob(vae.prior, z) - log_q
+        return log_joint(vae, params.decoder, x, z) - log_q
 
     if num_samples == 1:  # no axis of one: a CPU would transpose for it in the gradient
         mean = bound(rng_key)
@@ -88,16 +96,19 @@ def importance_weighted_bound(
 
 def log_joint(vae: VAE, decoder_params: Params, x: jax.Array, z: jax.Array) -> jax.Array:
     """Log p(x, z) = log p(x given z) + log p(z) of one example and one latent, in nats."""
-    return _log_likelihood(vae, decoder_params, x, z) + log_prob(vae.prior, z)
+    return _log_likelihood(vae, decoder_params, x, z) + one_log_prob("prior", vae.prior, z)
 
 
 def sample_and_log_prob(posterior: Distribution, rng_key: jax.Array) -> tuple[jax.Array, jax.Array]:
     """One z ~ q and log q(z); a flow gives both in one pass, so that it need not be inverted."""
     if isinstance(posterior, dist.TransformedDistribution):
-        z, intermediates = posterior.sample_with_intermediates(rng_key)
-        return cast(tuple[jax.Array, jax.Array], (z, posterior.log_prob(z, intermediates)))
+        with library_promotion():
+            z, intermediates = posterior.sample_with_intermediates(rng_key)
+            log_q = posterior.log_prob(z, intermediates)
+        check_scalar("posterior", posterior, jnp.shape(log_q))
+        return cast(tuple[jax.Array, jax.Array], (z, log_q))
     z = sample(posterior, rng_key)
-    return z, log_prob(posterior, z)
+    return z, one_log_prob("posterior", posterior, z)
 
 
 @overload
@@ -124,21 +135,20 @@ def _sample_keys(rng_key: jax.Array, num_samples: int) -> jax.Array:
     return rng_key[None] if num_samples == 1 else jax.random.split(rng_key, num_samples)
 
 
-def _observed(x: jax.Array) -> jax.Array:
-    """Integer levels as float32, which every likelihood takes; floats as they are."""
-    return x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(jnp.float32)
-
-
 def _log_likelihood(vae: VAE, decoder_params: Params, x: jax.Array, z: jax.Array) -> jax.Array:
     """Log p(x given z), checked to be a scalar."""
-    value = log_prob(vae.decode(decoder_params, z), _observed(x))
-    chex.assert_shape(value, (), custom_message=_NOT_ONE_EVENT)
-    return value
+    return one_log_prob("likelihood", vae.decode(decoder_params, z), observed(x))
 
 
 def _analytic_kl(posterior: Distribution, prior: Distribution) -> jax.Array | None:
-    """KL(q || p) where NumPyro has it in closed form for this pair."""
+    """KL(q || p) where NumPyro has it in closed form for this pair; checked to be a scalar."""
     try:
-        return cast(jax.Array, kl_divergence(cast(Any, posterior), cast(Any, prior)))
+        with library_promotion():
+            kl = cast(jax.Array, kl_divergence(cast(Any, posterior), cast(Any, prior)))
     except NotImplementedError:
         return None
+    if jnp.shape(kl) != ():
+        for role, distribution in (("posterior", posterior), ("prior", prior)):
+            value = log_prob(distribution, sample(distribution, jax.random.key(0)))
+            check_scalar(role, distribution, jnp.shape(value))
+    return kl

@@ -5,9 +5,11 @@ applied where batches are made, in `fit` and `measure`.
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol, cast
 
 import jax
+import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 Params = Any
@@ -119,14 +121,31 @@ def reconstruct(vae: VAE, params: VAEParams, rng_key: jax.Array, x: jax.Array) -
     The likelihood must have a `mean`, as NumPyro's distributions do.
     """
     z = sample(vae.encode(params.encoder, x), rng_key)
-    return cast(Any, vae.decode(params.decoder, z)).mean
+    with library_promotion():
+        return cast(Any, vae.decode(params.decoder, z)).mean
 
 
 def sample(distribution: Distribution, rng_key: jax.Array) -> jax.Array:
     """One sample, as the array that it is under JAX."""
-    return cast(jax.Array, distribution.sample(rng_key))
+    with library_promotion():
+        return cast(jax.Array, distribution.sample(rng_key))
 
 
 def log_prob(distribution: Distribution, value: jax.Array) -> jax.Array:
     """Log-probability of one value, as the array that it is under JAX."""
-    return cast(jax.Array, distribution.log_prob(value))
+    with library_promotion():
+        return cast(jax.Array, distribution.log_prob(value))
+
+
+def library_promotion() -> AbstractContextManager:
+    """The dtype promotion that distributions are written for, NumPyro's among them.
+
+    They mix dtypes (a Bernoulli subtracts a boolean from a float), which a user's
+    `jax_numpy_dtype_promotion="strict"` would forbid.
+    """
+    return jax.numpy_dtype_promotion("standard")
+
+
+def observed(x: jax.Array) -> jax.Array:
+    """Integer levels as float32, which every likelihood takes; floats as they are."""
+    return x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(jnp.float32)

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from gapjax import parallel
-from gapjax.measure.per_image import Bound, Images, per_image_bounds
+from gapjax.measure.per_image import Bound, Images, check_finite, per_image_bounds
 from gapjax.measure.statistics import effective_number, mean_and_stderr
 from gapjax.model.bounds import bits_per_dim, elbo
 from gapjax.model.vae import VAE, VAEParams
@@ -20,10 +20,10 @@ class Difference(NamedTuple):
 
     Attributes:
       bpd: mean over the images of first minus second, bits per dimension.
-      stderr: standard error of that mean.
+      stderr: standard error of that mean; NaN where N is 1.
       median: over the images, bits per dimension.
       fraction_improved: fraction of the images where `second` has the lower BPD; ties count half.
-      fraction_improved_stderr: its standard error, root of f (1 - f) / N.
+      fraction_improved_stderr: its standard error, root of f (1 - f) / N; NaN where N is 1.
       num_effective: effective number of images behind `stderr`, (sum d^2)^2 / sum d^4 with d the
         deviations from the mean. It is N/3 for normal differences, 1 if all of the variance comes
         from one image, and N if there is none.
@@ -52,7 +52,8 @@ class Evaluation(NamedTuple):
 
     Attributes:
       bpd: mean over the images, bits per dimension, lower is better.
-      stderr: standard error of that mean over images (sample standard deviation over root N).
+      stderr: standard error of that mean over images (sample standard deviation over root N); NaN
+        where N is 1.
       per_image: [N] float32, BPD of every image in the order given.
     """
 
@@ -91,12 +92,16 @@ def evaluate(
       An `Evaluation`.
 
     Raises:
-      ValueError: no images, or a non-positive number of samples or batch size.
+      ValueError: no images, images outside of the support of the likelihood, a distribution that
+        is not of one whole example, or a number of samples or batch size that is not positive.
+      TypeError: an argument of another type, or one that is traced by `jax.jit`.
+      FloatingPointError: the bound of an image is NaN or infinite; the message says why.
     """
     nats = per_image_bounds(
         vae, params, rng_key, images, num_samples=num_samples, batch_size=batch_size, bound=bound,
         devices=devices,
     )  # fmt: skip
+    check_finite(vae, params, rng_key, images, np.asarray(nats), num_samples)
     return summarize(np.asarray(bits_per_dim(nats, np.shape(images)[1:])))
 
 
@@ -130,12 +135,13 @@ def paired_difference(first: Evaluation, second: Evaluation) -> Difference:
     difference = first.per_image.astype(np.float64) - second.per_image.astype(np.float64)
     improved = float((difference > 0).mean() + (difference == 0).mean() / 2)
     squares = (difference - difference.mean()) ** 2
+    improved_stderr = np.sqrt(improved * (1 - improved) / len(squares))
     bpd, stderr = mean_and_stderr(difference)
     return Difference(
         bpd=bpd,
         stderr=stderr,
         median=float(np.median(difference)),
         fraction_improved=improved,
-        fraction_improved_stderr=float(np.sqrt(improved * (1 - improved) / len(difference))),
+        fraction_improved_stderr=float(improved_stderr) if len(squares) > 1 else float("nan"),
         num_effective=effective_number(squares),
     )
