@@ -149,7 +149,9 @@ def ledger_phase(run: Run, settings: Settings) -> dict:
         others = {name: record.get(name) for name in ("sandwich", "seconds")}
         paths = [run.workdir.checkpoints / name for name in ("train", *kinds, _STORE)]
         made_by = {path.name: checkpoints.record(path, epoch).get("commit") for path in paths}
-        rows.append({"epoch": epoch, **schema.plain(book), **schema.plain(others), "commits": made_by})
+        rows.append(
+            {"epoch": epoch, **schema.plain(book), **schema.plain(others), "commits": made_by}
+        )
     results = {
         "schema": 1,
         "unit": "nats per image",
