@@ -67,7 +67,7 @@ def run_program(
             config = workdir.config()
         if check is not None:
             check(values, config)
-        _use_compilation_cache()
+        use_compilation_cache()
         # What is not done on each core is done on the first device, which computes with them all.
         with parallel.use_devices(cores[:1]):
             prepared = prepare(config, values.data_dir)
@@ -215,7 +215,7 @@ def _pin_numerics() -> None:
         print(f"set for this program: {names}; its numbers are defined for these", flush=True)
 
 
-def _use_compilation_cache() -> None:
+def use_compilation_cache() -> None:
     """Keeps compiled programs in the user's cache, unless JAX was told where to."""
     if jax.config.jax_compilation_cache_dir is None:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")

@@ -50,7 +50,7 @@ def save(
     """
     run.workdir.check_place()
     sources = sources_of(store, number) if sources is None else sources
-    record = {"seconds": time.monotonic() - clock, "commit": commit(), **facts}
+    record = {**entry_metadata(clock), **facts}
     if store not in UNFINISHED:
         record["epoch"] = number
     record[ORIGIN] = origin(run, store, number, sources)
@@ -181,3 +181,8 @@ def evaluated_like(run: Run) -> dict[str, np.ndarray]:
     if run.validation is not None:
         sizes["validation"] = len(run.validation)
     return {name: np.zeros(size, np.float32) for name, size in sizes.items()}
+
+
+def entry_metadata(clock: float) -> dict:
+    """What every record has: the cost of the entry since `clock`, and the code that made it."""
+    return {"seconds": time.monotonic() - clock, "commit": commit()}

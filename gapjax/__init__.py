@@ -9,8 +9,18 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # the same names as in _ROOMS, for type checkers and editors
     from gapjax.data import DATASETS, Dataset, DatasetError, load_dataset
+    from gapjax.fit.augmentation import augmented_source, noisy_source
+    from gapjax.fit.codes import interpolation_source, reconstruction_source
     from gapjax.fit.loop import Curve, Progress
-    from gapjax.fit.optimizers import adam, encoder_only
+    from gapjax.fit.objectives import (
+        consistent_codes,
+        denoising_elbo,
+        several_samples,
+        sleep_phase,
+        wake_sleep,
+        with_sleep,
+    )
+    from gapjax.fit.optimizers import adam, cosine_adam, encoder_only
     from gapjax.fit.plateau import Convergence
     from gapjax.fit.posteriors import (
         OptimalPosteriors,
@@ -18,8 +28,15 @@ if TYPE_CHECKING:  # the same names as in _ROOMS, for type checkers and editors
         optimal_posteriors,
         posterior_bounds,
     )
+    from gapjax.fit.recipes import RECIPES, Closed, Recipe, close_gap
     from gapjax.fit.refits import Refit, optimal_inference, refit_encoder, self_consistent
-    from gapjax.fit.sources import Source, data_source, mixture_source, model_source
+    from gapjax.fit.sources import (
+        Source,
+        data_source,
+        mixture_source,
+        model_source,
+        weighted_source,
+    )
     from gapjax.fit.steps import TrainState
     from gapjax.fit.training import train
     from gapjax.measure.likelihoods import (
@@ -33,8 +50,16 @@ if TYPE_CHECKING:  # the same names as in _ROOMS, for type checkers and editors
     from gapjax.measure.statistics import effective_number
     from gapjax.model.bounds import bits_per_dim, elbo, importance_weighted_bound
     from gapjax.model.distributions import DiscretizedLogistic
-    from gapjax.model.mlp import mlp_vae
-    from gapjax.model.vae import VAE, Distribution, VAEParams, reconstruct, sample_model
+    from gapjax.model.mlp import mlp_encoder, mlp_vae
+    from gapjax.model.vae import (
+        VAE,
+        Distribution,
+        Encoder,
+        VAEParams,
+        reconstruct,
+        sample_model,
+        with_encoder,
+    )
     from gapjax.results.estimates import Difference, Evaluation, evaluate, paired_difference
     from gapjax.results.gaps import Gaps, inference_gaps
     from gapjax.results.ledger import Entry, Estimate, Ledger, ledger
@@ -43,8 +68,10 @@ __version__ = "0.1.0"
 
 __all__ = [
     "DATASETS",
+    "RECIPES",
     "VAE",
     "Annealing",
+    "Closed",
     "Convergence",
     "Curve",
     "Dataset",
@@ -52,6 +79,7 @@ __all__ = [
     "Difference",
     "DiscretizedLogistic",
     "Distribution",
+    "Encoder",
     "Entry",
     "Estimate",
     "Evaluation",
@@ -61,14 +89,20 @@ __all__ = [
     "OptimalPosteriors",
     "PosteriorSearch",
     "Progress",
+    "Recipe",
     "Refit",
     "Sandwich",
     "Source",
     "TrainState",
     "VAEParams",
     "adam",
+    "augmented_source",
     "bits_per_dim",
+    "close_gap",
+    "consistent_codes",
+    "cosine_adam",
     "data_source",
+    "denoising_elbo",
     "effective_number",
     "elbo",
     "encoder_gradient_norms",
@@ -76,29 +110,49 @@ __all__ = [
     "evaluate",
     "importance_weighted_bound",
     "inference_gaps",
+    "interpolation_source",
     "ledger",
     "load_dataset",
     "log_likelihood",
     "mixture_source",
+    "mlp_encoder",
     "mlp_vae",
     "model_source",
+    "noisy_source",
     "optimal_inference",
     "optimal_posteriors",
     "paired_difference",
     "posterior_bounds",
     "reconstruct",
+    "reconstruction_source",
     "refit_encoder",
     "sample_model",
     "sandwich",
     "self_consistent",
+    "several_samples",
+    "sleep_phase",
     "train",
+    "wake_sleep",
+    "weighted_source",
+    "with_encoder",
+    "with_sleep",
 ]
 
 # The public names by the module that defines them.
 _ROOMS = {
     "data": ("DATASETS", "Dataset", "DatasetError", "load_dataset"),
+    "fit.augmentation": ("augmented_source", "noisy_source"),
+    "fit.codes": ("interpolation_source", "reconstruction_source"),
     "fit.loop": ("Curve", "Progress"),
-    "fit.optimizers": ("adam", "encoder_only"),
+    "fit.objectives": (
+        "consistent_codes",
+        "denoising_elbo",
+        "several_samples",
+        "sleep_phase",
+        "wake_sleep",
+        "with_sleep",
+    ),
+    "fit.optimizers": ("adam", "cosine_adam", "encoder_only"),
     "fit.plateau": ("Convergence",),
     "fit.posteriors": (
         "OptimalPosteriors",
@@ -106,8 +160,15 @@ _ROOMS = {
         "optimal_posteriors",
         "posterior_bounds",
     ),
+    "fit.recipes": ("RECIPES", "Closed", "Recipe", "close_gap"),
     "fit.refits": ("Refit", "optimal_inference", "refit_encoder", "self_consistent"),
-    "fit.sources": ("Source", "data_source", "mixture_source", "model_source"),
+    "fit.sources": (
+        "Source",
+        "data_source",
+        "mixture_source",
+        "model_source",
+        "weighted_source",
+    ),
     "fit.steps": ("TrainState",),
     "fit.training": ("train",),
     "measure.likelihoods": ("Annealing", "LogLikelihood", "Sandwich", "log_likelihood", "sandwich"),
@@ -115,8 +176,16 @@ _ROOMS = {
     "measure.statistics": ("effective_number",),
     "model.bounds": ("bits_per_dim", "elbo", "importance_weighted_bound"),
     "model.distributions": ("DiscretizedLogistic",),
-    "model.mlp": ("mlp_vae",),
-    "model.vae": ("VAE", "Distribution", "VAEParams", "reconstruct", "sample_model"),
+    "model.mlp": ("mlp_encoder", "mlp_vae"),
+    "model.vae": (
+        "VAE",
+        "Distribution",
+        "Encoder",
+        "VAEParams",
+        "reconstruct",
+        "sample_model",
+        "with_encoder",
+    ),
     "results.estimates": ("Difference", "Evaluation", "evaluate", "paired_difference"),
     "results.gaps": ("Gaps", "inference_gaps"),
     "results.ledger": ("Entry", "Estimate", "Ledger", "ledger"),

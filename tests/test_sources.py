@@ -204,6 +204,65 @@ def test_alpha_outside_the_unit_interval_is_refused(model, data, alpha):
         gapjax.mixture_source(model, data, alpha)
 
 
+def _levels(low):
+    """A source whose draws say which it is."""
+    return gapjax.data_source(IMAGES + low)
+
+
+def test_two_weights_are_the_mixture_to_the_draw(model, data):
+    rng_key = jax.random.key(10)
+    for weights, alpha in (((1, 3), 0.25), ((0, 2.0), 0), ((2, 0), 1)):
+        weighted = _epoch(gapjax.weighted_source((model, data), weights), rng_key)
+        np.testing.assert_array_equal(
+            weighted, _epoch(gapjax.mixture_source(model, data, alpha), rng_key)
+        )
+
+
+@pytest.mark.parametrize("traced", [False, True])
+def test_each_source_has_its_share(traced):
+    weights, epochs = [1.0, 4.0, 2.0, 0.0, 3.0], 40
+    sources = [_levels(1000 * number) for number in range(5)]
+    source = gapjax.weighted_source(
+        sources, [jnp.float32(w) for w in weights] if traced else weights
+    )
+    draws = np.stack([_epoch(source, jax.random.key(seed)) for seed in range(epochs)])
+    shares = np.array([np.mean(draws // 1000 == number) for number in range(5)])
+    expected = np.array(weights) / 10
+    assert np.all(abs(shares - expected) <= 4.5 * np.sqrt(expected / (epochs * N)))
+    only = gapjax.weighted_source(sources, [0, 0, 1, 0, 0])
+    assert np.all(np.asarray(_epoch(only, jax.random.key(0))) // 1000 == 2)
+
+
+def test_traced_weights_may_all_but_one_be_zero(data):
+    sweep = jax.jit(
+        jax.vmap(
+            lambda weights: _epoch(
+                gapjax.weighted_source([_levels(1000 * n) for n in range(3)], list(weights)),
+                jax.random.key(12),
+            )
+        )
+    )
+    for number, draws in enumerate(sweep(jnp.eye(3))):
+        assert np.all(np.asarray(draws) // 1000 == number)
+
+
+@pytest.mark.parametrize(
+    "sources, weights, message",
+    [
+        (2, [1.0], "2 sources cannot have 1 weights"),
+        (0, [], "0 sources"),
+        (2, [1.0, -0.1], "none may be below 0"),
+        (2, [float("nan"), 1.0], "none may be below 0"),
+        (2, [0, 0.0], "at least one must be above 0"),
+    ],
+)
+def test_weights_that_make_no_mixture_are_refused(data, sources, weights, message):
+    with pytest.raises(ValueError, match=message):
+        gapjax.weighted_source([data] * sources, weights)
+    with pytest.raises(ValueError, match=r"\[7, 400\] examples"):
+        gapjax.weighted_source([data, gapjax.data_source(IMAGES[:7])], [1, 1])
+
+
 def test_a_data_source_of_nothing_is_refused():
     with pytest.raises(ValueError, match="images is empty"):
         gapjax.data_source(np.zeros((0, 8, 8), np.uint8))

@@ -1,4 +1,4 @@
-"""The ledger as stacked bars: what is lost on unseen images, and through which part."""
+"""Bars: what is lost on unseen images and through which part; what each recipe closes of it."""
 
 from __future__ import annotations
 
@@ -43,6 +43,41 @@ def draw_ledger(axes: Axes, rows: Sequence[Results]) -> list[Annotation]:
     axes.set_xlabel(LABELS["epoch"])
     axes.set_ylabel("nats per image")
     return ends
+
+
+def draw_closing(axes: Axes, rows: Sequence[Results]) -> None:
+    """Draws the share of the gap that each recipe closes, the largest on top.
+
+    Args:
+      axes: where to draw.
+      rows: the recipes of closing.json.
+    """
+    rows = sorted(rows, key=lambda row: row["gap_closed"]["mean"])
+    places = np.arange(len(rows))
+    closed = np.array([100 * row["gap_closed"]["mean"] for row in rows])
+    error = np.array([100 * (row["gap_closed"]["stderr"] or 0.0) for row in rows])
+    inks = {"paper": INKS["self_consistent"].colour, "control": INKS["control"].colour}
+    colours = [inks.get(row["recipe"], "#7fb4d6") for row in rows]
+    patches = axes.barh(places, closed, 0.66, color=colours, zorder=2, label="gap_closed")
+    for patch, row in zip(patches, rows, strict=True):
+        if row["larger_encoder"]:
+            patch.set_hatch("//")
+            patch.set_edgecolor("white")
+    axes.errorbar(
+        closed, places, xerr=error, fmt="none", ecolor=TEXT, elinewidth=0.9, capsize=2, zorder=3
+    )
+    for place, share, width in zip(places, closed, error, strict=True):
+        axes.annotate(
+            f"{share:.0f} %", (max(share + width, 0.0), place), xytext=(5, 0),
+            textcoords="offset points", va="center", fontsize=8.5,
+        )  # fmt: skip
+    axes.axvline(0.0, color=MUTED, linewidth=0.8)
+    names = [row["recipe"].replace("_", " ") + (" *" if row["chosen"] else "") for row in rows]
+    axes.set_yticks(places, names)
+    axes.grid(True, axis="x")
+    axes.grid(False, axis="y")
+    axes.set_xlim(min(0.0, (closed - error).min() - 3), max(100.0, (closed + error).max() + 10))
+    axes.set_xlabel("share of the gap to q* that is closed on test images, %")
 
 
 def _draw_losses(axes: Axes, rows: Sequence[Results], places: np.ndarray) -> list[Annotation]:

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from matplotlib.text import Annotation
 
 __all__ = [
+    "closing",
     "effects",
     "figure1a",
     "figure1b",
@@ -209,6 +210,31 @@ def ledger(results: Results) -> Figure:
         counts = [f"{rows[-1][name]['num_images']:,} {name}" for name in ("train", "test")]
         notes = (f"{' and '.join(counts)} images", "* fitted on the test images", "± 1 stderr")
         finish(figure, ends, footnote([results], *notes))
+    return figure
+
+
+def closing(results: Results) -> Figure:
+    """Draws the share of the gap that each recipe closes.
+
+    Args:
+      results: the results of experiments.close_the_gap, which writes them to closing.json.
+
+    Returns:
+      The figure, a bar for each recipe; hatched where the encoder is larger than the trained one.
+    """
+    rows = results["recipes"]
+    with style():
+        figure = new_figure((SINGLE[0] + 1.2, 1.5 + 0.32 * len(rows)))
+        axes = figure.add_subplot()
+        bars.draw_closing(axes, rows)
+        axes.set_title(f"Closed without test images, epoch {results['epoch']}")
+        notes = [
+            f"mean of {len(results['seeds'])} seeds ± 1 stderr",
+            "* chosen on validation images",
+        ]
+        if any(row["larger_encoder"] for row in rows):
+            notes.append("hatched: a larger encoder")
+        finish(figure, [], footnote([results], *notes))
     return figure
 
 

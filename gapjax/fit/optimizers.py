@@ -21,6 +21,30 @@ def adam(learning_rate: float) -> optax.GradientTransformation:
 
 
 @functools.lru_cache(_MAX_OPTIMIZERS)
+def cosine_adam(
+    learning_rate: float, num_steps: int, *, warmup: float = 0.0, clip: float | None = None
+) -> optax.GradientTransformation:
+    """Adam whose learning rate falls to 0 as half a cosine, so that no noise is left at the end.
+
+    Args:
+      learning_rate: the highest.
+      num_steps: number of steps in all; see `steps.steps_per_epoch`.
+      warmup: share of the steps in which the rate rises from 0 to `learning_rate`.
+      clip: largest global norm of the gradient; None for any.
+
+    Returns:
+      A transformation. Equal arguments give the same object.
+    """
+    rising = int(warmup * num_steps)
+    schedule = optax.warmup_cosine_decay_schedule(
+        0.0 if rising else learning_rate, learning_rate, rising, num_steps
+    )
+    if clip is None:
+        return optax.adam(schedule)
+    return optax.chain(optax.clip_by_global_norm(clip), optax.adam(schedule))
+
+
+@functools.lru_cache(_MAX_OPTIMIZERS)
 def encoder_only(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
     """Restricts `optimizer` to the encoder of `VAEParams`; the decoder is frozen.
 

@@ -13,6 +13,7 @@ they are arguments of a compiled program, not constants in it, and several sourc
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import jax
@@ -121,6 +122,46 @@ def mixture_source(
         if isinstance(alpha, int | float):
             only = {0.0: "data", 1.0: "model"}.get(float(alpha))
     return MixtureSource(model, data, jnp.asarray(alpha, jnp.float32), only, stratified)
+
+
+def weighted_source(sources: Sequence[Source], weights: Sequence[ArrayLike]) -> Source:
+    """A mixture of any number of sources: m(x) = sum_k w_k p_k(x), the weights scaled to sum 1.
+
+    It is a `mixture_source` of the first source and the mixture of the others. Of two sources with
+    weights alpha and 1 - alpha it is `mixture_source(*sources, alpha)`, draw by draw.
+
+    Args:
+      sources: each with the same number of examples per epoch. Put the cheapest last: its draws
+        are made for every example.
+      weights: not negative; numbers, or arrays that may be traced. A source whose weight is the
+        Python number 0 is not computed.
+
+    Returns:
+      A source of examples in the dtype of the last source.
+
+    Raises:
+      ValueError: another number of weights than of sources, one below zero, none above, or
+        sources with different numbers of examples.
+    """
+    if not sources or len(sources) != len(weights):
+        raise ValueError(f"{len(sources)} sources cannot have {len(weights)} weights")
+    concrete = [weight for weight in weights if not isinstance(weight, Tracer)]
+    if not all(np.all(np.asarray(weight) >= 0) for weight in concrete):
+        raise ValueError(f"weights are {list(weights)}; none may be below 0")
+    if len(concrete) == len(weights) and not np.any(sum(map(np.asarray, weights)) > 0):
+        raise ValueError(f"weights are {list(weights)}; at least one must be above 0")
+    sizes = sorted({source.num_examples for source in sources})
+    if len(sizes) > 1:
+        raise ValueError(f"the sources have {sizes} examples in an epoch; all must have as many")
+    mixture, rest = sources[-1], weights[-1]
+    for source, weight in zip(reversed(sources[:-1]), reversed(weights[:-1]), strict=True):
+        rest = weight + rest
+        if isinstance(rest, int | float):
+            share = weight / rest if rest > 0 else 0
+        else:
+            share = jnp.where(rest > 0, weight / jnp.where(rest > 0, rest, 1.0), 0.0)
+        mixture = mixture_source(source, mixture, share)
+    return mixture
 
 
 def draw_examples(

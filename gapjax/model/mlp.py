@@ -11,7 +11,7 @@ import numpyro.distributions as dist
 
 from gapjax.model import networks
 from gapjax.model.distributions import AutoregressiveFlow, DiscretizedLogistic
-from gapjax.model.vae import VAE, Params, VAEParams
+from gapjax.model.vae import VAE, Encoder, Params, VAEParams
 
 LIKELIHOODS = ("bernoulli", "discretized_logistic")
 
@@ -84,15 +84,7 @@ def mlp_vae(
         raise ValueError(
             f"likelihood is {likelihood!r}; it must be one of {', '.join(LIKELIHOODS)}"
         )
-    if posterior not in POSTERIORS:
-        raise ValueError(f"posterior is {posterior!r}; it must be one of {', '.join(POSTERIORS)}")
-    if latent_dim < 1 or any(size < 1 for size in (*hidden_sizes, *event_shape)):
-        raise ValueError(
-            f"latent_dim {latent_dim}, hidden_sizes {hidden_sizes} and event_shape {event_shape} "
-            "must be positive"
-        )
-    if levels < 2:
-        raise ValueError(f"levels is {levels}; pixels need at least 2")
+    _check_encoder(event_shape, latent_dim, hidden_sizes, levels, posterior)
     if likelihood == "bernoulli":
         levels, uniform_weight = 2, 0.0
     else:
@@ -115,18 +107,15 @@ def _mlp_vae(
 ) -> VAE:
     """See `mlp_vae`; the arguments are checked and in one spelling."""
     bernoulli = likelihood == "bernoulli"
-    init_encoder, infer, prior = _FAMILIES[posterior](hidden_sizes, latent_dim)
+    encoder, prior = _mlp_encoder(event_shape, latent_dim, hidden_sizes, levels, posterior)
     decoder = networks.MLPDecoder(hidden_sizes[::-1], event_shape, 1 if bernoulli else 2)
 
     def init(rng_key: jax.Array) -> VAEParams:
         encoder_key, decoder_key = jax.random.split(rng_key)
         return VAEParams(
-            encoder=init_encoder(encoder_key, jnp.zeros(event_shape)),
+            encoder=encoder.init(encoder_key),
             decoder=_init_of(decoder)(decoder_key, jnp.zeros(latent_dim)),
         )
-
-    def encode(encoder_params: Params, x: jax.Array) -> dist.Distribution:
-        return infer(encoder_params, x.astype(jnp.float32) / (levels - 1))
 
     def decode(decoder_params: Params, z: jax.Array) -> dist.Distribution:
         out = _apply(decoder, decoder_params, z)
@@ -137,7 +126,74 @@ def _mlp_vae(
             pixels = DiscretizedLogistic(out[0], scale, levels, uniform_weight=uniform_weight)
         return pixels.to_event(len(event_shape))
 
-    return VAE(init, encode, decode, prior)
+    return VAE(init, encoder.encode, decode, prior)
+
+
+def mlp_encoder(
+    event_shape: tuple[int, ...],
+    *,
+    latent_dim: int = 10,
+    hidden_sizes: tuple[int, ...] = (500, 500),
+    levels: int = 2,
+    posterior: str = "diagonal",
+) -> Encoder:
+    """The encoder of `mlp_vae` by itself, of any size: for another encoder of the same decoder.
+
+    Equal arguments give the same object. See `with_encoder`.
+
+    Args:
+      event_shape: shape of one x, whose entries are integer levels.
+      latent_dim: Z.
+      hidden_sizes: widths of the hidden layers.
+      levels: number of pixel levels; the network is fed level/(levels-1).
+      posterior: family of q(z given x); see `mlp_vae`.
+
+    Returns:
+      An `Encoder`.
+
+    Raises:
+      ValueError: an unknown posterior, or sizes that are not positive.
+    """
+    _check_encoder(event_shape, latent_dim, hidden_sizes, levels, posterior)
+    return _mlp_encoder(tuple(event_shape), latent_dim, tuple(hidden_sizes), levels, posterior)[0]
+
+
+@functools.cache
+def _mlp_encoder(
+    event_shape: tuple[int, ...],
+    latent_dim: int,
+    hidden_sizes: tuple[int, ...],
+    levels: int,
+    posterior: str,
+) -> tuple[Encoder, dist.Distribution]:
+    """See `mlp_encoder`; also the prior that has a KL with this family."""
+    init_encoder, infer, prior = _FAMILIES[posterior](hidden_sizes, latent_dim)
+
+    def init(rng_key: jax.Array) -> Params:
+        return init_encoder(rng_key, jnp.zeros(event_shape))
+
+    def encode(encoder_params: Params, x: jax.Array) -> dist.Distribution:
+        return infer(encoder_params, x.astype(jnp.float32) / (levels - 1))
+
+    return Encoder(init, encode), prior
+
+
+def _check_encoder(
+    event_shape: tuple[int, ...],
+    latent_dim: int,
+    hidden_sizes: tuple[int, ...],
+    levels: int,
+    posterior: str,
+) -> None:
+    if posterior not in POSTERIORS:
+        raise ValueError(f"posterior is {posterior!r}; it must be one of {', '.join(POSTERIORS)}")
+    if latent_dim < 1 or any(size < 1 for size in (*hidden_sizes, *event_shape)):
+        raise ValueError(
+            f"latent_dim {latent_dim}, hidden_sizes {hidden_sizes} and event_shape {event_shape} "
+            "must be positive"
+        )
+    if levels < 2:
+        raise ValueError(f"levels is {levels}; pixels need at least 2")
 
 
 def min_log_scale(levels: int) -> float:

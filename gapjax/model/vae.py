@@ -4,6 +4,7 @@ Letters: x [*event] one example, z [Z] one latent. Nothing here knows of batches
 applied where batches are made, in `fit` and `measure`.
 """
 
+import functools
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol, cast
@@ -93,6 +94,41 @@ def _same_field(first: object, second: object) -> bool:
     if first is second:
         return True
     return _has_hash(first) and _has_hash(second) and bool(first == second)
+
+
+class Encoder(NamedTuple):
+    """An encoder by itself, to put into a `VAE` in place of its own; see `with_encoder`.
+
+    Attributes:
+      init: `init(rng_key) -> encoder_params`.
+      encode: `encode(encoder_params, x) -> q(z given x)`, one example, x [*event] as stored.
+    """
+
+    init: Callable[[jax.Array], Params]
+    encode: Callable[[Params, jax.Array], Distribution]
+
+
+@functools.lru_cache(64)
+def with_encoder(vae: VAE, encoder: Encoder) -> VAE:
+    """The same generative model with another encoder: fresh, wider, deeper, of any architecture.
+
+    A refit of it starts from `VAEParams(encoder.init(rng_key), params.decoder)` and leaves the
+    decoder as it is, bit for bit. Equal arguments give the same object.
+
+    Args:
+      vae: the model, whose decoder and prior are kept.
+      encoder: returns a q over the same latent; of another family its KL to the prior may have no
+        closed form, and is then estimated.
+
+    Returns:
+      A `VAE`.
+    """
+
+    def init(rng_key: jax.Array) -> VAEParams:
+        encoder_key, other_key = jax.random.split(rng_key)
+        return VAEParams(encoder.init(encoder_key), vae.init(other_key).decoder)
+
+    return vae._replace(init=init, encode=encoder.encode)
 
 
 def local_inference(vae: VAE) -> VAE:

@@ -1,0 +1,160 @@
+"""Objectives beside the ELBO, for `train` and `refit_encoder`.
+
+An objective is a function `objective(vae, params, rng_key, x)` of one example that returns nats to
+maximise. Those that are made by a function are kept: equal arguments give the same object, so that
+compiled programs are found again. One that takes no gradient through samples of q says so by an
+attribute `needs_rsample = False`.
+"""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from gapjax.model.bounds import elbo, log_joint
+from gapjax.model.vae import VAE, VAEParams, log_prob, sample
+
+_Objective = Callable[[VAE, VAEParams, jax.Array, jax.Array], jax.Array]
+_MAX_OBJECTIVES = 64
+
+
+def sleep_phase(vae: VAE, params: VAEParams, rng_key: jax.Array, x: jax.Array) -> jax.Array:
+    """The sleep phase: forward KL on samples of the model, whose z is known.
+
+        log q(z' given x'),   z' ~ p(z), x' ~ p(x given z')
+
+    Up to a constant its mean is -E_p(x) KL(p(z given x) || q(z given x)), so the encoder learns the
+    posterior itself and no ELBO: it covers where the reverse KL of the ELBO picks. (z', x') is
+    drawn here and x is not used, except for its dtype. No gradient reaches the decoder.
+
+    Args:
+      vae: the model.
+      params: its parameters.
+      rng_key: of the sample.
+      x: one example [*event]; only its dtype is used.
+
+    Returns:
+      A scalar, in nats.
+
+    References:
+      Hinton et al., The wake-sleep algorithm for unsupervised neural networks, 1995.
+    """
+    latent_key, pixel_key = jax.random.split(rng_key)
+    z = sample(vae.prior, latent_key)
+    return _log_posterior(vae, params, pixel_key, z, x.dtype)
+
+
+sleep_phase.needs_rsample = False  # pyright: ignore[reportFunctionMemberAccess]
+
+
+def wake_sleep(vae: VAE, params: VAEParams, rng_key: jax.Array, x: jax.Array) -> jax.Array:
+    """Wake-sleep from scratch, by `train`: both phases in each step.
+
+        log p(x, z) + log q(z' given x'),   z ~ q(z given x), z' ~ p(z), x' ~ p(x given z')
+
+    The first term (wake) trains the decoder alone, the second (`sleep_phase`) the encoder alone.
+
+    Args:
+      vae: the model.
+      params: its parameters.
+      rng_key: of both samples.
+      x: one example [*event], as stored.
+
+    Returns:
+      A scalar, in nats; it is no bound of log p(x).
+
+    References:
+      Hinton et al., The wake-sleep algorithm for unsupervised neural networks, 1995.
+    """
+    wake_key, sleep_key = jax.random.split(rng_key)
+    z = jax.lax.stop_gradient(sample(vae.encode(params.encoder, x), wake_key))
+    return log_joint(vae, params.decoder, x, z) + sleep_phase(vae, params, sleep_key, x)
+
+
+wake_sleep.needs_rsample = False  # pyright: ignore[reportFunctionMemberAccess]
+
+
+@functools.lru_cache(_MAX_OBJECTIVES)
+def several_samples(num_samples: int) -> _Objective:
+    """The ELBO averaged over `num_samples` samples of z: its gradient has less noise.
+
+    Args:
+      num_samples: S.
+    """
+    return functools.partial(elbo, num_samples=num_samples)
+
+
+@functools.lru_cache(_MAX_OBJECTIVES)
+def with_sleep(weight: float, objective: _Objective = elbo) -> _Objective:
+    """The sum of an objective on the source's x and of `sleep_phase` on the model's own samples.
+
+    Args:
+      weight: of the sleep phase.
+      objective: the other.
+    """
+
+    def both(vae: VAE, params: VAEParams, rng_key: jax.Array, x: jax.Array) -> jax.Array:
+        objective_key, sleep_key = jax.random.split(rng_key)
+        dream = sleep_phase(vae, params, sleep_key, x)
+        return objective(vae, params, objective_key, x) + weight * dream
+
+    return both
+
+
+@functools.lru_cache(_MAX_OBJECTIVES)
+def denoising_elbo(scale: float) -> _Objective:
+    """Amortized inference regularization: q of a noisy x, the ELBO of the clean one.
+
+        ELBO with q(z given x + e),   e ~ N(0, scale^2)
+
+    It smooths the encoder. It serves refits and, as in the reference, training from scratch.
+
+    Args:
+      scale: standard deviation of the noise, in units of x (levels).
+
+    References:
+      Shu, Bui, Zhao, Kochenderfer, Ermon, Amortized Inference Regularization, 2018.
+    """
+
+    def denoising(vae: VAE, params: VAEParams, rng_key: jax.Array, x: jax.Array) -> jax.Array:
+        noise_key, elbo_key = jax.random.split(rng_key)
+        noisy = x.astype(jnp.float32) + scale * jax.random.normal(noise_key, x.shape)
+        blurred = vae._replace(encode=lambda encoder, x: vae.encode(encoder, noisy))
+        return elbo(blurred, params, elbo_key, x)
+
+    return denoising
+
+
+@functools.lru_cache(_MAX_OBJECTIVES)
+def consistent_codes(weight: float) -> _Objective:
+    """The ELBO, and a reward where the code of a reconstruction is that of its image.
+
+        ELBO(x) + weight * log q(z given x'),   z ~ q(z given x), x' ~ p(x given z)
+
+    This is `sleep_phase` at the codes of the source's x instead of those of the prior. It keeps the
+    idea of the reference and not its transition kernel. z and x' pass no gradient.
+
+    Args:
+      weight: of the second term.
+
+    References:
+      Cemgil, Ghaisas, Dvijotham, Gowal, Kohli, The Autoencoding Variational Autoencoder, 2020.
+    """
+
+    def consistent(vae: VAE, params: VAEParams, rng_key: jax.Array, x: jax.Array) -> jax.Array:
+        elbo_key, latent_key, pixel_key = jax.random.split(rng_key, 3)
+        z = jax.lax.stop_gradient(sample(vae.encode(params.encoder, x), latent_key))
+        again = _log_posterior(vae, params, pixel_key, z, x.dtype)
+        return elbo(vae, params, elbo_key, x) + weight * again
+
+    return consistent
+
+
+def _log_posterior(
+    vae: VAE, params: VAEParams, rng_key: jax.Array, z: jax.Array, dtype: jnp.dtype
+) -> jax.Array:
+    """Log q(z given x') of one x' ~ p(x given z), in nats; a function of the encoder alone."""
+    x = sample(vae.decode(params.decoder, z), rng_key).astype(dtype)
+    z, x = jax.lax.stop_gradient((z, x))
+    return log_prob(vae.encode(params.encoder, x), z)

@@ -1,0 +1,155 @@
+"""The sweep over recipes: what it chooses does not depend on test images; what it writes."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+import gapjax
+from experiments import close_the_gap, options, stores
+from experiments import run as experiment
+from experiments.options import UsageError
+from experiments.show import figures
+from experiments.workdir import Workdir
+from gapjax import checkpoints
+from gapjax.fit import recipes
+from gapjax.fit.steps import init_state
+
+NAMES = ("paper", "control", "mixture", "larger")
+EPOCH = 2
+
+
+def _config(seed):
+    return options.Config(
+        preset="digits", dataset="digits", binarization=None, threshold=0.5, binarization_seed=0,
+        levels=None, seed=seed, num_epochs=EPOCH, checkpoint_every=EPOCH, refit_epochs=1,
+        optimal_epochs=1, alpha=0.5, batch_size=200, learning_rate=1e-3, latent_dim=2,
+        hidden_sizes=(8,), likelihood=None, num_eval_samples=2, validation=1037,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Workdirs of two seeds with a checkpoint; what is in it need not have been trained."""
+    folders = []
+    for seed in (0, 1):
+        workdir = Workdir(tmp_path_factory.mktemp("runs") / f"seed{seed}")
+        run = experiment.start(experiment.prepare(_config(seed), None), workdir)
+        state = init_state(run.vae.init(run.key("train")), run.key("train"), gapjax.adam(1e-3))
+        checkpoints.save(
+            workdir.checkpoints / "train", EPOCH, state, stores.entry_metadata(EPOCH, 0.0)
+        )
+        workdir.close()
+        folders.append(str(workdir.path))
+    return folders
+
+
+@pytest.fixture
+def short(monkeypatch):
+    """Recipes of one epoch, few images, and a short search for q*."""
+    monkeypatch.setattr(close_the_gap, "RECIPES", {
+        name: recipes.RECIPES[name]._replace(
+            num_epochs=1, batch_size=200, num_samples=1,
+            hidden_sizes=(9,) if name == "larger" else None,
+        )
+        for name in NAMES
+    })  # fmt: skip
+    search, found = gapjax.PosteriorSearch(2, 0.1, 2, 1, 2), gapjax.optimal_posteriors
+    monkeypatch.setattr(
+        gapjax, "optimal_posteriors", lambda *args, **more: found(*args, search=search, **more)
+    )
+
+
+def _poisoned(run):
+    """The same run with other images in the place of the test set."""
+    garbage = np.random.default_rng(0).integers(0, 2, (360, 8, 8)).astype(np.uint8)
+    return run._replace(dataset=run.dataset._replace(test=garbage))
+
+
+def _sweep(runs, out):
+    for name in NAMES:
+        close_the_gap.refit(runs, name, EPOCH, out)
+    return close_the_gap.choose(runs, NAMES, EPOCH, out)
+
+
+def test_the_sweep(trained, short, tmp_path, monkeypatch):
+    runs = close_the_gap.open_runs(trained[::-1], None)
+    assert [run.config.seed for run in runs] == [0, 1]
+    choice = _sweep(runs, tmp_path / "a")
+    # Nothing of the choice is changed by a test set of noise ...
+    poisoned = list(map(_poisoned, runs))
+    assert _sweep(poisoned, tmp_path / "b") == choice
+    # ... which the scores are.
+    results = close_the_gap.summary(runs, NAMES, EPOCH, tmp_path / "a", choice)
+    others = close_the_gap.summary(poisoned, NAMES, EPOCH, tmp_path / "b", choice)
+    for row, other in zip(results["recipes"], others["recipes"], strict=True):
+        assert row["validation_bpd"] == other["validation_bpd"]
+        assert row["test_bpd"]["mean"] != other["test_bpd"]["mean"]
+    _check_results(results, choice)
+    _check_resumes(runs, tmp_path / "a", monkeypatch)
+    text = close_the_gap.table(results)
+    assert all(name in text for name in NAMES)
+    json.loads(json.dumps(results, allow_nan=False))
+    assert figures.save(figures.closing(results), tmp_path / "closing")[0].stat().st_size > 1000
+
+
+def _check_results(results, choice):
+    rows = {row["recipe"]: row for row in results["recipes"]}
+    assert set(rows) == set(NAMES) and results["seeds"] == [0, 1]
+    assert {name for name, row in rows.items() if row["larger_encoder"]} == {"larger"}
+    assert choice["best"] != "larger"
+    lowest = min(rows, key=lambda name: rows[name]["validation_bpd"]["mean"])
+    assert choice["best_of_any_size"] == lowest == results["recipes"][0]["recipe"]
+    assert rows[choice["best"]]["chosen"] and rows["control"]["seeds"] == 2
+    as_trained = np.array(results["as_trained"]["test_bpd"]["values"])
+    optimal = np.array(results["optimal_posteriors"]["test_bpd"]["values"])
+    assert rows["control"]["gain_over_control"]["mean"] == 0
+    for row in rows.values():
+        test = np.array(row["test_bpd"]["values"])
+        closed = (as_trained - test) / (as_trained - optimal)
+        np.testing.assert_allclose(row["gap_closed"]["values"], closed, rtol=1e-6)
+        assert row["gap_closed"]["mean"] == pytest.approx(closed.mean())
+        assert row["gap_closed"]["stderr"] == pytest.approx(closed.std(ddof=1) / 2**0.5)
+
+
+def _check_resumes(runs, out, monkeypatch):
+    """What is there is not done again; a recipe that was changed is."""
+    made = []
+    monkeypatch.setattr(gapjax, "close_gap", lambda *args, **more: made.append(args[4]) or [])
+    close_the_gap.refit(runs, "mixture", EPOCH, out)
+    assert not made
+    changed = close_the_gap.RECIPES["mixture"]._replace(learning_rate=0.5)
+    monkeypatch.setitem(close_the_gap.RECIPES, "mixture", changed)
+    with pytest.raises(ValueError):  # the stand-in refits nothing
+        close_the_gap.refit(runs, "mixture", EPOCH, out)
+    assert made == [changed]
+
+
+def test_paper_s_row_is_the_refit_of_the_programs(trained, short, tmp_path):
+    run = close_the_gap.open_runs(trained, None)[0]
+    close_the_gap.refit([run], "paper", EPOCH, tmp_path)
+    ours = close_the_gap.refitted(run, "paper", tmp_path)
+    params = stores.trained_params(run, EPOCH)
+    theirs = gapjax.self_consistent(
+        run.vae, params, run.dataset.train, run.key("refit", EPOCH), num_epochs=1, batch_size=200
+    )
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs.params)
+
+
+def test_runs_that_cannot_be_compared_are_refused(trained, tmp_path):
+    with pytest.raises(UsageError, match="--runs is not given"):
+        close_the_gap.open_runs([], None)
+    with pytest.raises(UsageError, match="same seed"):
+        close_the_gap.open_runs([trained[0], trained[0]], None)
+    for change, message in (
+        ({"validation": 0}, "no validation images"),
+        ({"learning_rate": 0.1}, "of another configuration"),
+    ):
+        path = tmp_path / next(iter(change))
+        path.mkdir()
+        config = _config(2)._replace(**change)
+        identity = {"config": config._asdict(), "data": {}}
+        (path / "config.json").write_text(json.dumps(identity))
+        with pytest.raises(UsageError, match=message):
+            close_the_gap.open_runs([trained[0], str(path)], None)

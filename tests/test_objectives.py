@@ -1,0 +1,160 @@
+"""Objectives beside the ELBO, against the closed forms of a linear Gaussian model."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import assert_same_bits
+
+import gapjax
+from gapjax.model.bounds import log_joint
+
+SIGMA = 0.5
+N = 40_000
+
+
+@functools.partial(jax.jit, static_argnames=("objective", "vae"))
+def _gradients(objective, vae, params, rng_key, x):
+    """Values [N] over fresh noise, and the gradient of their mean with its standard error."""
+    keys = jax.random.split(rng_key, N)
+    both = jax.value_and_grad(lambda params, key: objective(vae, params, key, x))
+    values, gradients = jax.vmap(both, in_axes=(None, 0))(params, keys)
+    mean = jax.tree.map(lambda leaf: leaf.mean(0), gradients)
+    return values, mean, jax.tree.map(lambda leaf: leaf.std(0) / np.sqrt(N), gradients)
+
+
+def _float64(tree):
+    return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), tree)
+
+
+def _expected_log_posterior(encoder, weight, bias, mean, covariance):
+    """E log q(z given x') and its gradient, for z ~ N(mean, covariance) and x' ~ p(x given z)."""
+    scale = np.log1p(np.exp(encoder["raw_scale"]))
+    x_mean = weight @ mean + bias
+    x_second = weight @ covariance @ weight.T + SIGMA**2 * np.eye(len(bias))
+    x_second += np.outer(x_mean, x_mean)
+    zx = covariance @ weight.T + np.outer(mean, x_mean)
+    matrix, offset = encoder["weight"], encoder["bias"]
+    second = covariance + np.outer(mean, mean)  # of z
+    square = (
+        np.diag(second - 2 * zx @ matrix.T + matrix @ x_second @ matrix.T)
+        - 2 * offset * (mean - matrix @ x_mean) + offset**2
+    )  # fmt: skip
+    value = (-square / (2 * scale**2) - np.log(scale) - 0.5 * np.log(2 * np.pi)).sum()
+    gradient = {
+        "weight": (zx - matrix @ x_second - np.outer(offset, x_mean)) / scale[:, None] ** 2,
+        "bias": (mean - matrix @ x_mean - offset) / scale**2,
+        "raw_scale": (square / scale**3 - 1 / scale) / (1 + np.exp(-encoder["raw_scale"])),
+    }
+    return value, gradient
+
+
+def _assert_near(found, expected, error):
+    for ours, theirs, stderr in zip(*map(jax.tree.leaves, (found, expected, error)), strict=True):
+        np.testing.assert_array_less(abs(np.asarray(ours) - theirs), 5 * stderr + 1e-4)
+
+
+@pytest.mark.parametrize("which", ["exact", "wrong"])
+def test_the_sleep_phase_has_the_gradient_of_the_forward_kl(linear, which):
+    params = getattr(linear, which)
+    decoder, encoder = _float64(params.decoder), _float64(params.encoder)
+    value, gradient = _expected_log_posterior(
+        encoder, decoder["weight"], decoder["bias"], np.zeros(2), np.eye(2)
+    )
+    x = jnp.zeros(6)
+    values, found, error = _gradients(
+        gapjax.sleep_phase, linear.vae, params, jax.random.key(0), x
+    )  # fmt: skip
+    assert abs(values.mean() - value) < 5 * values.std() / np.sqrt(N)
+    _assert_near(found.encoder, gradient, error.encoder)
+    assert all(not np.any(leaf) for leaf in jax.tree.leaves(found.decoder))
+    largest = max(abs(leaf).max() for leaf in jax.tree.leaves(gradient))
+    assert (largest < 1e-6) == (which == "exact")  # the posterior itself is the optimum
+
+
+def test_the_sleep_phase_does_not_see_x(linear):
+    key = jax.random.key(1)
+    images = (jnp.zeros(6), jnp.full(6, jnp.nan))
+    values = [gapjax.sleep_phase(linear.vae, linear.wrong, key, x) for x in images]
+    assert np.isfinite(values[0])
+    assert_same_bits(*values)
+
+
+def test_wake_sleep_trains_each_network_by_its_phase(linear):
+    key, x = jax.random.key(2), jnp.asarray(linear.images[0])
+    wake_key, sleep_key = jax.random.split(key)
+    found = jax.grad(lambda params: gapjax.wake_sleep(linear.vae, params, key, x))(linear.wrong)
+    asleep = jax.grad(lambda params: gapjax.sleep_phase(linear.vae, params, sleep_key, x))
+    assert_same_bits(found.encoder, asleep(linear.wrong).encoder)
+    z = linear.vae.encode(linear.wrong.encoder, x).sample(wake_key)
+    awake = jax.grad(lambda decoder: log_joint(linear.vae, decoder, x, z))(linear.wrong.decoder)
+    assert_same_bits(found.decoder, awake)
+
+
+def test_with_sleep_is_the_sum(linear):
+    key, x = jax.random.key(3), jnp.asarray(linear.images[0])
+    elbo_key, sleep_key = jax.random.split(key)
+    both = gapjax.with_sleep(0.25)(linear.vae, linear.wrong, key, x)
+    parts = [
+        objective(linear.vae, linear.wrong, part_key, x)
+        for objective, part_key in ((gapjax.elbo, elbo_key), (gapjax.sleep_phase, sleep_key))
+    ]
+    np.testing.assert_allclose(both, parts[0] + 0.25 * parts[1], rtol=1e-6)
+
+
+def test_denoising_loses_what_the_noise_moves_the_mean_by(linear):
+    """The ELBO is quadratic in q's mean, which noise e moves by A e."""
+    x, scale = jnp.asarray(linear.images[0]), 0.7
+    exact = gapjax.denoising_elbo(0.0)(linear.vae, linear.wrong, jax.random.key(4), x)
+    elbo_key = jax.random.split(jax.random.key(4))[1]
+    np.testing.assert_allclose(exact, gapjax.elbo(linear.vae, linear.wrong, elbo_key, x), rtol=1e-6)
+    noisy, *_ = _gradients(
+        gapjax.denoising_elbo(scale), linear.vae, linear.wrong, jax.random.key(5), x
+    )
+    clean, *_ = _gradients(gapjax.elbo, linear.vae, linear.wrong, jax.random.key(6), x)
+    decoder, encoder = _float64(linear.wrong.decoder), _float64(linear.wrong.encoder)
+    curvature = decoder["weight"].T @ decoder["weight"] / SIGMA**2 + np.eye(2)
+    lost = 0.5 * scale**2 * np.trace(encoder["weight"].T @ curvature @ encoder["weight"])
+    error = np.hypot(noisy.std(), clean.std()) / np.sqrt(N)
+    assert lost > 20 * error
+    assert abs(clean.mean() - noisy.mean() - lost) < 5 * error
+
+
+def test_consistent_codes_add_the_log_posterior_of_a_reconstruction(linear):
+    x, weight = jnp.asarray(linear.images[0]), 0.5
+    decoder, encoder = _float64(linear.wrong.decoder), _float64(linear.wrong.encoder)
+    mean = encoder["weight"] @ linear.images[0] + encoder["bias"]
+    variance = np.log1p(np.exp(encoder["raw_scale"])) ** 2
+    value, gradient = _expected_log_posterior(
+        encoder, decoder["weight"], decoder["bias"], mean, np.diag(variance)
+    )
+    both, found, error = _gradients(
+        gapjax.consistent_codes(weight), linear.vae, linear.wrong, jax.random.key(7), x
+    )
+    bound, plain, plain_error = _gradients(
+        gapjax.elbo, linear.vae, linear.wrong, jax.random.key(8), x
+    )
+    stderr = np.hypot(both.std(), bound.std()) / np.sqrt(N)
+    assert abs(both.mean() - bound.mean() - weight * value) < 5 * stderr
+    added = jax.tree.map(lambda a, b: (a - b) / weight, found, plain)
+    errors = jax.tree.map(lambda a, b: jnp.hypot(a, b) / weight, error, plain_error)
+    _assert_near(added.encoder, gradient, errors.encoder)
+    _assert_near(added.decoder, jax.tree.map(jnp.zeros_like, added.decoder), errors.decoder)
+
+
+def test_several_samples_are_those_of_the_elbo(linear):
+    key, x = jax.random.key(9), jnp.asarray(linear.images[0])
+    assert_same_bits(
+        gapjax.several_samples(4)(linear.vae, linear.wrong, key, x),
+        gapjax.elbo(linear.vae, linear.wrong, key, x, num_samples=4),
+    )
+
+
+@pytest.mark.parametrize(
+    "name", ["several_samples", "with_sleep", "denoising_elbo", "consistent_codes"]
+)
+def test_equal_arguments_give_the_same_objective(name):
+    make = getattr(gapjax, name)
+    assert make(2) is make(2) and make(2) is not make(3)

@@ -1,0 +1,151 @@
+"""Recipes: the paper's is `self_consistent` to the bit; other encoders; what a recipe names."""
+
+import jax
+import numpy as np
+import pytest
+from conftest import assert_same_bits
+
+import gapjax
+from gapjax.fit.recipes import OBJECTIVES, SOURCES, recipe_source
+
+KEY = jax.random.key(11)
+_EPOCHS, _BATCH = 2, 30
+_SHORT = {"num_epochs": _EPOCHS, "batch_size": _BATCH}
+
+
+def _close(small, recipe, key=KEY, params=None, **options):
+    if not isinstance(recipe, gapjax.Recipe):
+        recipe = gapjax.RECIPES[recipe]
+    return gapjax.close_gap(
+        small.vae, params or small.params, small.train_images, key, recipe._replace(**_SHORT),
+        **options,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name, alpha", [("paper", 0.5), ("control", 0)])
+def test_the_paper_s_recipe_is_self_consistent_training_to_the_bit(small, name, alpha):
+    ours = _close(small, name)
+    theirs = gapjax.self_consistent(
+        small.vae, small.params, small.train_images, KEY, alpha=alpha, **_SHORT
+    )
+    assert ours.vae is small.vae
+    assert ours.refit.curve == theirs.curve
+    assert_same_bits(ours.params, theirs.params)
+    assert_same_bits(ours.refit.averaged_params, theirs.averaged_params)
+
+
+def test_the_paper_s_recipe_has_the_defaults_of_self_consistent():
+    recipe = gapjax.RECIPES["paper"]
+    assert (recipe.num_epochs, recipe.batch_size, recipe.learning_rate) == (100, 100, 1e-3)
+    assert (recipe.schedule, recipe.objective, recipe.num_samples) == ("constant", "elbo", 1)
+    assert not (recipe.averaged or recipe.fresh or recipe.hidden_sizes)
+
+
+def test_best_is_within_the_trained_encoder_s_cost(small):
+    best = gapjax.RECIPES["best"]
+    assert best.hidden_sizes is None and best.evidence
+    assert "data" not in dict(best.sources) or len(best.sources) > 1
+
+
+@pytest.mark.parametrize("name", list(SOURCES))
+def test_every_source_is_of_training_images_and_draws_their_levels(small, name):
+    recipe = gapjax.Recipe(((name, 1.0),))
+    data = gapjax.data_source(small.train_images)
+    source = recipe_source(recipe, small.vae, small.params, data)
+    assert source.num_examples == len(small.train_images)
+    draw = jax.eval_shape(
+        lambda key: source.draw(source.begin_epoch(key), key, 0), jax.random.key(0)
+    )
+    assert draw.shape == (5, 5)
+    assert np.issubdtype(draw.dtype, np.integer)
+
+
+def test_a_recipe_keeps_the_decoder_and_the_source_as_trained(small):
+    """Reconstructions are by the trained encoder, whatever the refit starts from."""
+    recipe = gapjax.Recipe(
+        (("reconstructions", 1.0), ("interpolations", 1.0), ("shifts", 1.0)), fresh=True,
+        schedule="cosine", num_samples=2, objective="elbo_and_sleep",
+    )  # fmt: skip
+    closed = _close(small, recipe)
+    assert_same_bits(closed.params.decoder, small.params.decoder)
+    data = gapjax.data_source(small.train_images)
+    source = recipe_source(recipe, small.vae, small.params, data)
+    assert_same_bits(source.model.params, small.params)
+    shapes = lambda tree: jax.tree.map(np.shape, tree)
+    assert shapes(closed.params.encoder) == shapes(small.params.encoder)
+
+
+def test_an_encoder_of_another_architecture_leaves_the_decoder_to_the_bit(small):
+    recipe = gapjax.RECIPES["paper"]._replace(hidden_sizes=(24, 12))
+    closed = _close(small, recipe)
+    assert_same_bits(closed.params.decoder, small.params.decoder)
+    sizes = sorted(leaf.shape for leaf in jax.tree.leaves(closed.params.encoder) if leaf.ndim == 2)
+    assert sizes == [(12, 6), (24, 12), (25, 24)]
+    bpd = lambda params: gapjax.evaluate(closed.vae, params, KEY, small.train_images).bpd
+    start = closed.vae.init(KEY)._replace(decoder=small.params.decoder)
+    assert bpd(closed.params) < bpd(start) - 0.05
+    given = gapjax.mlp_encoder((5, 5), latent_dim=3, hidden_sizes=(24, 12))
+    again = _close(small, "paper", encoder=given)
+    assert again.vae == closed.vae
+    assert_same_bits(again.params, closed.params)
+
+
+def test_any_encoder_of_the_same_latent_will_do(small):
+    """One that is no network: its refit starts where it is put, by `refit_encoder` alone."""
+    import jax.numpy as jnp
+    import numpyro.distributions as dist
+
+    def encode(weight, x):
+        return dist.Normal(x.reshape(-1).astype(jnp.float32) @ weight, 0.5 * jnp.ones(3)).to_event(
+            1
+        )
+
+    encoder = gapjax.Encoder(lambda rng_key: 0.1 * jax.random.normal(rng_key, (25, 3)), encode)
+    vae = gapjax.with_encoder(small.vae, encoder)
+    assert vae is gapjax.with_encoder(small.vae, encoder)
+    start = gapjax.VAEParams(encoder.init(KEY), small.params.decoder)
+    assert jax.tree.map(np.shape, vae.init(KEY)) == jax.tree.map(np.shape, start)
+    refit = gapjax.refit_encoder(vae, start, gapjax.data_source(small.train_images), KEY, **_SHORT)
+    assert_same_bits(refit.params.decoder, small.params.decoder)
+    assert np.any(refit.params.encoder != start.encoder)
+
+
+def test_the_kept_encoder_is_the_one_that_the_recipe_says(small):
+    recipe = gapjax.RECIPES["paper"]
+    last, averaged = _close(small, recipe), _close(small, recipe._replace(averaged=True))
+    assert_same_bits(last.params, last.refit.params)
+    assert_same_bits(averaged.params, last.refit.averaged_params)
+
+
+def test_a_sweep_is_its_members(small):
+    recipe = gapjax.RECIPES["best"]._replace(sources=(("model", 1.0), ("noisy", 1.0)), fresh=True)
+    keys = list(jax.random.split(KEY, 2))
+    together = _close(small, recipe, keys)
+    alone = [_close(small, recipe, key) for key in keys]
+    for one, other in zip(together, alone, strict=True):
+        assert_same_bits(one.params.decoder, small.params.decoder)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+            one.params, other.params,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"sources": (("dreams", 1.0),)}, "source is 'dreams'; it must be one of data, model"),
+        ({"schedule": "linear"}, "schedule is 'linear'"),
+        ({"objective": "iwae"}, "objective is 'iwae'; it must be one of elbo, sleep"),
+    ],
+)
+def test_what_a_recipe_cannot_name_is_refused(small, change, message):
+    with pytest.raises(ValueError, match=message):
+        _close(small, gapjax.RECIPES["paper"]._replace(**change))
+    with pytest.raises(ValueError, match="recipe is 'papers'; it must be one of paper, control"):
+        gapjax.close_gap(small.vae, small.params, small.train_images, KEY, "papers")
+
+
+def test_recipes_name_what_there_is():
+    for name, recipe in gapjax.RECIPES.items():
+        assert {source for source, _ in recipe.sources} <= set(SOURCES), name
+        assert recipe.objective in OBJECTIVES and recipe.evidence, name
