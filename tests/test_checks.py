@@ -1,4 +1,4 @@
-"""Rooms `model/checks`, `fit/checks`, `fit/diagnosis`: what is wrong is named before the work."""
+"""`model/arguments`, `model/checks`, `model/explanation`, `fit/checks`, `fit/diagnosis`: errors."""
 
 import functools
 
@@ -11,7 +11,8 @@ from conftest import PlainNormal, num_programs, random_params
 
 import gapjax
 from gapjax.fit.steps import kernel
-from gapjax.model.checks import check_model, explain
+from gapjax.model.checks import check_model
+from gapjax.model.explanation import explain
 
 KEY = jax.random.key(0)
 IMAGES = (np.arange(24).reshape(6, 2, 2) % 3 == 0).astype(np.uint8)

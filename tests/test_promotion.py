@@ -70,13 +70,12 @@ def test_a_small_experiment_from_training_to_the_ledger():
     vae = gapjax.mlp_vae((2, 2), latent_dim=2, hidden_sizes=(3,))
     options = {"num_epochs": 2, "batch_size": 3}
     state, curve = gapjax.train(vae, gapjax.data_source(IMAGES), KEY, **options)
-    alphas, keys = np.array([0.0, 0.5]), jax.random.split(KEY)
-    refits = gapjax.self_consistent(vae, state.params, IMAGES, keys, alpha=alphas, **options)
+    refit = gapjax.self_consistent(vae, state.params, IMAGES, jax.random.split(KEY), **options)[0]
     optimal = gapjax.optimal_inference(
         vae, state.params, IMAGES, KEY, monitor_every=1,
         until=gapjax.Convergence(tolerance=9.0, num_decays=1), **options,
     )  # fmt: skip
-    evaluation = gapjax.evaluate(vae, refits[1].params, KEY, IMAGES)
+    evaluation = gapjax.evaluate(vae, refit.params, KEY, IMAGES)
     assert np.isfinite([*curve.loss_bpd, evaluation.bpd]).all() and optimal.converged
     search = gapjax.PosteriorSearch(1, num_heldout=2, steps_per_round=1, max_rounds=1)
     ledger = gapjax.ledger(
@@ -84,9 +83,3 @@ def test_a_small_experiment_from_training_to_the_ledger():
         method="importance", num_importance_samples=4,
     )  # fmt: skip
     assert np.isfinite(ledger.test.optimal.nats)
-    # One step changes not a bit for one who does not hold dtypes strictly.
-    with jax.numpy_dtype_promotion("standard"):
-        again, _ = gapjax.train(vae, gapjax.data_source(IMAGES), KEY, **options)
-    for ours, theirs in zip(jax.tree.leaves(again), jax.tree.leaves(state), strict=True):
-        if not jnp.issubdtype(ours.dtype, jax.dtypes.prng_key):
-            np.testing.assert_array_equal(ours, theirs)

@@ -4,7 +4,7 @@ Those of the model and of images are in `model/checks`.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -12,14 +12,8 @@ import numpy as np
 from jax.core import Tracer
 
 from gapjax.fit.sources import DataSource, MixtureSource, Source
-from gapjax.model.checks import (
-    Model,
-    check_concrete,
-    check_images,
-    check_key,
-    check_model,
-    check_reparameterized,
-)
+from gapjax.model.arguments import check_concrete, check_key
+from gapjax.model.checks import Model, check_images, check_model, check_reparameterized
 from gapjax.model.vae import VAE, VAEParams
 
 
@@ -54,7 +48,7 @@ def check_sources(sources: Sequence[Source]) -> None:
             continue
         kind = f"source is of type {type(source).__name__}"
         if hasattr(source, "shape"):
-            kind = f"source is an array of shape {source.shape}"
+            kind = f"source is an array of shape {np.shape(cast(Any, source))}"
         raise TypeError(f"{kind}, not a source; for images use gapjax.data_source(images)")
 
 

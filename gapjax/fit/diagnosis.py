@@ -9,7 +9,7 @@ import numpy as np
 
 from gapjax.fit.sources import Source, draw_examples
 from gapjax.fit.steps import Objective, TrainState, batch_keys
-from gapjax.model.checks import explain
+from gapjax.model.explanation import explain
 from gapjax.model.vae import VAE
 
 

@@ -39,8 +39,8 @@ from gapjax.fit.steps import Objective, init_state
 from gapjax.fit.training import drive
 from gapjax.measure.per_image import Images, per_image_bounds
 from gapjax.measure.statistics import mean_and_stderr
+from gapjax.model.arguments import check_array, check_concrete, check_integer, check_key
 from gapjax.model.bounds import bits_per_dim, elbo
-from gapjax.model.checks import check_array, check_concrete, check_integer, check_key
 from gapjax.model.vae import VAE, VAEParams
 
 

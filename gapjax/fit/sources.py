@@ -23,7 +23,7 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from gapjax.measure.per_image import Images
-from gapjax.model.checks import check_array
+from gapjax.model.arguments import check_array
 from gapjax.model.vae import VAE, Params, sample_model
 
 Plan = Any

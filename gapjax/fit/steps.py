@@ -19,8 +19,8 @@ import optax
 from gapjax import parallel
 from gapjax.fit.checks import check_run
 from gapjax.fit.sources import Source, draw_examples
+from gapjax.model.arguments import check_integer
 from gapjax.model.bounds import elbo
-from gapjax.model.checks import check_integer
 from gapjax.model.vae import VAE, VAEParams, library_promotion
 
 Objective = Callable[[VAE, VAEParams, jax.Array, jax.Array], jax.Array]

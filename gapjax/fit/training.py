@@ -21,8 +21,8 @@ from gapjax.fit.loop import Curve, Progress, Update, advance
 from gapjax.fit.optimizers import adam
 from gapjax.fit.sources import Source
 from gapjax.fit.steps import Objective, TrainState, init_state, steps_per_epoch
+from gapjax.model.arguments import check_integer
 from gapjax.model.bounds import elbo
-from gapjax.model.checks import check_integer
 from gapjax.model.vae import VAE
 
 

@@ -18,8 +18,9 @@ from jax.typing import ArrayLike
 from gapjax import parallel
 from gapjax.measure.per_image import Images
 from gapjax.measure.statistics import mean_and_stderr
+from gapjax.model.arguments import check_concrete, check_key
 from gapjax.model.bounds import log_joint, sample_and_log_prob
-from gapjax.model.checks import check_concrete, check_key, check_local, check_model
+from gapjax.model.checks import check_local, check_model
 from gapjax.model.vae import (
     VAE,
     VAEParams,

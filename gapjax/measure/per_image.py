@@ -8,8 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from gapjax import parallel
+from gapjax.model.arguments import check_integer
 from gapjax.model.bounds import elbo
-from gapjax.model.checks import check_inputs, check_integer, check_reparameterized, explain
+from gapjax.model.checks import check_inputs, check_reparameterized
+from gapjax.model.explanation import explain
 from gapjax.model.vae import VAE, VAEParams
 
 Images = jax.Array | np.ndarray  # [N, *event]

@@ -1,14 +1,13 @@
 """Checks of a model and of its data, made once and before the work.
 
 `check_model` traces the functions of a model with shapes alone, so that it computes nothing.
-`check_images` compares images with the support of the likelihood. `explain` says why a bound is
-not finite; it is called only where one is.
+`check_images` compares images with the support of the likelihood. Why a bound is not finite is
+told by `model/explanation`.
 """
 
 import functools
 import math
-import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from gapjax.model.arguments import check_array, check_concrete, check_key
 from gapjax.model.vae import VAE, Params, VAEParams, local_inference, log_prob, observed, sample
 
 _ROLES = {
@@ -176,60 +176,6 @@ def check_local(
     check_inputs(function, local_inference(vae), VAEParams(first, params.decoder), rng_key, images)
 
 
-def check_array(name: str, images: Any) -> None:
-    """Raises TypeError unless this is an array [N, *event], and ValueError if N is 0."""
-    if not (hasattr(images, "shape") and hasattr(images, "dtype")):
-        fields = [field for field in ("test", "images") if hasattr(images, field)]
-        hint = "".join(f"; its .{field} is one" for field in fields[:1])
-        raise TypeError(
-            f"{name} is of type {type(images).__name__}, not an array [N, *event]{hint}"
-        )
-    if images.ndim == 0:
-        raise TypeError(f"{name} is a scalar, not an array [N, *event]")
-    if images.shape[0] == 0:
-        raise ValueError(f"{name} is empty; at least one image is needed")
-
-
-def check_concrete(function: str, instead: str, **arguments: Any) -> None:
-    """Raises TypeError where an argument is traced by jax.jit, jax.grad or jax.vmap.
-
-    Args:
-      function: that needs the values of its arguments.
-      instead: what to use inside a transformation.
-      **arguments: pytrees, by name.
-    """
-    for name, tree in arguments.items():
-        if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree)):
-            raise TypeError(
-                f"{name} is traced: {function} compiles and runs its programs itself and cannot be "
-                f"called inside jax.jit, jax.grad or jax.vmap; {instead}"
-            )
-
-
-def check_key(rng_key: Any, name: str = "rng_key") -> None:
-    """Raises TypeError unless this is one key, and ValueError where it is an array of keys."""
-    if not hasattr(rng_key, "dtype"):
-        raise TypeError(
-            f"{name} is of type {type(rng_key).__name__}, not a key; see jax.random.key"
-        )
-    if jnp.issubdtype(rng_key.dtype, jax.dtypes.prng_key):
-        number = rng_key.shape
-    elif rng_key.dtype == jnp.uint32 and rng_key.ndim:  # of the old kind, an array [2]
-        number = rng_key.shape[:-1]
-    else:
-        raise TypeError(f"{name} is an array of {rng_key.dtype}, not a key; see jax.random.key")
-    if number:
-        raise ValueError(f"{name} holds keys of the shape {number}; one key is needed")
-
-
-def check_integer(name: str, value: Any) -> None:
-    """Raises ValueError unless this is an integer, NumPy's among them."""
-    try:
-        operator.index(value)
-    except TypeError:
-        raise ValueError(f"{name} is {value!r}; it must be an integer") from None
-
-
 def one_log_prob(role: str, distribution: Any, value: jax.Array) -> jax.Array:
     """Log-probability of one whole example or latent, checked to be a scalar.
 
@@ -251,58 +197,10 @@ def check_scalar(role: str, distribution: Any, shape: tuple[int, ...]) -> None:
     if shape != ():
         raise ValueError(
             f"{_ROLES[role]} is not a distribution of one whole "
-            f"{'example' if role == 'likelihood' else 'latent'}: log_prob of {_name(distribution)} "
-            f"has the shape {shape} where a scalar is needed; with NumPyro declare its axes as one "
-            f"event by .to_event({len(shape)})"
+            f"{'example' if role == 'likelihood' else 'latent'}: log_prob of "
+            f"{type_name(distribution)} has the shape {shape} where a scalar is needed; with "
+            f"NumPyro declare its axes as one event by .to_event({len(shape)})"
         )
-
-
-def explain(
-    vae: VAE, params: VAEParams, rng_key: jax.Array, x: jax.Array, num_samples: int = 1
-) -> str | None:
-    """Why a bound of one example is not finite, in words.
-
-    Args:
-      vae: the model.
-      params: its parameters.
-      rng_key: with which the bound was computed.
-      x: the example [*event].
-      num_samples: S, posterior samples of the bound.
-
-    Returns:
-      The first of its parts that is not finite; None if all are.
-    """
-    for name in ("encoder", "decoder"):
-        if not _no_nan(getattr(params, name)):
-            return f"params.{name} has a NaN"
-    if jnp.issubdtype(x.dtype, jnp.floating) and not bool(jnp.isfinite(x).all()):
-        return "x has a value that is not finite"
-    # NumPyro raises ValueError for the parameters that it takes for invalid, such as a NaN.
-    try:
-        posterior = vae.encode(params.encoder, x)
-    except ValueError as error:
-        return f"encode raises: {error}"
-    if not _no_nan(posterior):
-        return f"encode returns a {_name(posterior)} whose parameters are NaN"
-    # One sample takes the key itself, see `bounds`.
-    keys = [rng_key] if num_samples == 1 else jax.random.split(rng_key, num_samples)
-    for key in keys:
-        z = sample(posterior, key)
-        if not bool(jnp.isfinite(z).all()):
-            return f"encode returns a {_name(posterior)} whose samples are not finite"
-        try:
-            likelihood = vae.decode(params.decoder, z)
-        except ValueError as error:
-            return f"decode raises: {error}"
-        if not _no_nan(likelihood):
-            return f"decode returns a {_name(likelihood)} whose parameters are NaN"
-        if not bool(jnp.isfinite(log_prob(likelihood, observed(x)))):
-            return _explain_likelihood(likelihood, observed(x))
-        for role, distribution in (("prior", vae.prior), ("posterior", posterior)):
-            value = log_prob(distribution, z)
-            if not bool(jnp.isfinite(value)):
-                return f"log_prob of the {role}, a {_name(distribution)}, is {float(value)}"
-    return None
 
 
 @functools.lru_cache(64)
@@ -336,9 +234,9 @@ def _inspect(vae: VAE, treedef: Any, specs: tuple) -> Model:
             )
         one_log_prob("likelihood", likelihood, observed(x))
         found.update(
-            posterior=_name(posterior),
+            posterior=type_name(posterior),
             has_rsample=bool(getattr(posterior, "has_rsample", True)),
-            likelihood=_name(likelihood),
+            likelihood=type_name(likelihood),
             support=_support(likelihood),
         )
 
@@ -384,7 +282,7 @@ def _batch(distribution: Any) -> tuple[int, ...]:
     return tuple(getattr(distribution, "batch_shape", ()))
 
 
-def _name(distribution: Any) -> str:
+def type_name(distribution: Any) -> str:
     """The name of a distribution's type; of NumPyro's wrappers that of what they wrap."""
     while type(distribution).__name__ in ("Independent", "ExpandedDistribution"):
         distribution = distribution.base_dist
@@ -410,7 +308,7 @@ def _is_valid(support: Any, images: np.ndarray) -> np.ndarray | None:
         return None
     if valid.shape[:1] != images.shape[:1]:
         return None
-    return valid.reshape(len(images), -1).all(axis=1)
+    return np.asarray(valid.reshape(len(images), -1).all(axis=1))
 
 
 def _innermost(support: Any) -> Any:
@@ -427,30 +325,3 @@ def _outside(support: Any, image: np.ndarray) -> str:
     place = int(np.argmin(valid))
     where = tuple(map(int, np.unravel_index(place, image.shape)))
     return f"has the value {image.reshape(-1)[place]} at {where}"
-
-
-def _no_nan(tree: Any) -> bool:
-    """Whether no float array of a tree has a NaN. Infinite parameters may be meant."""
-    return not any(bool(jnp.isnan(leaf).any()) for leaf in _floats(tree))
-
-
-def _floats(tree: Any) -> Iterator[jax.Array]:
-    for leaf in jax.tree.leaves(tree):
-        if hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating):
-            yield leaf
-
-
-def _explain_likelihood(likelihood: Any, x: jax.Array) -> str:
-    """Names the first pixel whose log-probability is not finite, where there is one for each."""
-    single = likelihood
-    while type(single).__name__ == "Independent":
-        single = single.base_dist
-    values = np.asarray(log_prob(single, x))
-    if single is likelihood or values.shape != x.shape:
-        return f"log p(x given z) is {float(log_prob(likelihood, x))}: {_name(likelihood)}"
-    place = np.unravel_index(int(np.argmin(np.isfinite(values))), x.shape)
-    where = tuple(map(int, place))
-    return (
-        f"log p(x given z) is {values[place]} at {where}, where x is {np.asarray(x)[place]}: "
-        f"{_name(likelihood)} has no finite density there"
-    )

@@ -263,7 +263,9 @@ def _mean(evaluation: Evaluation) -> Mean:
 
 
 def _gaps(evaluations: Mapping[str, Evaluation]) -> dict[str, Any]:
-    gaps = inference_gaps(**evaluations)
+    gaps = inference_gaps(
+        *(evaluations[name] for name in ("test", "optimal", "self_consistent", "control"))
+    )
     return {
         "inference_gap": difference(gaps.inference_gap),
         "gain": difference(gaps.gain),
