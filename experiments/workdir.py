@@ -144,6 +144,7 @@ class Workdir:
                 f"--workdir={self.path} is not a run's folder; start with "
                 f"python -m experiments.train --workdir={self.path}"
             )
+        self.records_origins = stored["is_signed"]
         return stored["config"]
 
     def missing_fields(self) -> list[str]:

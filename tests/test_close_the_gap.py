@@ -12,7 +12,6 @@ from experiments import run as experiment
 from experiments.options import UsageError
 from experiments.show import figures
 from experiments.workdir import Workdir
-from gapjax import checkpoints
 from gapjax.fit import recipes
 from gapjax.fit.steps import init_state
 
@@ -37,9 +36,7 @@ def trained(tmp_path_factory):
         workdir = Workdir(tmp_path_factory.mktemp("runs") / f"seed{seed}")
         run = experiment.start(experiment.prepare(_config(seed), None), workdir)
         state = init_state(run.vae.init(run.key("train")), run.key("train"), gapjax.adam(1e-3))
-        checkpoints.save(
-            workdir.checkpoints / "train", EPOCH, state, stores.entry_metadata(EPOCH, 0.0)
-        )
+        stores.save(run, "train", EPOCH, state, 0.0)
         workdir.close()
         folders.append(str(workdir.path))
     return folders
