@@ -9,10 +9,14 @@ from absl import flags
 from experiments.presets import PRESETS
 from gapjax.data import BINARIZATIONS, DATASETS, closest_name
 from gapjax.fit.executor import SWEEPS
+from gapjax.fit.recipes import RECIPES
 from gapjax.model.distributions import MIN_UNIFORM_WEIGHT
 from gapjax.model.mlp import LIKELIHOODS, POSTERIORS, UNIFORM_WEIGHT
 
 MIXTURES = ("random", "stratified")
+# Those whose encoder is of the trained one's size; the control is made beside each.
+_RECIPES = [name for name, recipe in RECIPES.items()
+            if recipe.hidden_sizes is None and name != "control"]  # fmt: skip
 
 _MOST_CHECKPOINTS = 10_000
 
@@ -53,6 +57,7 @@ class Config(NamedTuple):
     uniform_weight: float | None = 0.0
     refit_batch_size: int | None = None
     mixture: str = "random"
+    recipe: str = "paper"
 
 
 class Saving(NamedTuple):
@@ -138,6 +143,13 @@ _RUN_FLAGS = (
         "How self-consistent training mixes: random, each example is a sample of the model with "
         "probability --alpha; stratified, this share of every batch.",
     ),
+    (
+        functools.partial(flags.DEFINE_enum, enum_values=_RECIPES), "recipe", None,
+        "How self-consistent training refits: paper, by --alpha and the flags above; or another "
+        "recipe of gapjax.RECIPES, with its own sources and optimizer. Its epochs and batch size "
+        "are the defaults of --refit_epochs and --refit_batch_size. Its control is the same refit "
+        "on training images alone.",
+    ),
     (_float, "learning_rate", None, "Learning rate of Adam, in training and refits."),
     (_int, "latent_dim", None, "Dimension of the latent space."),
     (flags.DEFINE_list, "hidden_sizes", None, "Widths of the hidden layers, e.g. 500,500."),
@@ -204,15 +216,32 @@ def config_from_flags(values: flags.FlagValues) -> Config:
     """
     preset = _known("preset", values.preset, PRESETS)
     given = {name: values[name].value for name in Config._fields}
-    defaults = PRESETS[preset]
+    defaults = {**PRESETS[preset], **_recipe_defaults(given)}
     merged = {
         name: value if value is not None else defaults.get(name) for name, value in given.items()
     }
     merged["mixture"] = merged["mixture"] or "random"
+    merged["recipe"] = merged["recipe"] or "paper"
     merged["hidden_sizes"] = tuple(integers("hidden_sizes", merged["hidden_sizes"]))
     config = Config(**merged)
     _check(config)
     return config
+
+
+def _recipe_defaults(given: dict) -> dict:
+    """The defaults that --recipe brings; none where it is the paper's.
+
+    Raises:
+      UsageError: a flag of the paper's recipe beside another recipe.
+    """
+    name = given["recipe"] or "paper"
+    if name == "paper":
+        return {}
+    for flag in ("alpha", "mixture"):
+        if given[flag] is not None:
+            raise UsageError(f"--{flag} is of --recipe=paper; leave it out with --recipe={name}")
+    recipe = RECIPES[name]
+    return {"refit_epochs": recipe.num_epochs, "refit_batch_size": recipe.batch_size}
 
 
 def config_from_json(values: object) -> Config:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from functools import partial
 
 import jax.numpy as jnp
+import optax
 from absl import flags
 
 import gapjax
@@ -28,6 +29,7 @@ from experiments.stores import (
 from gapjax import checkpoints
 from gapjax.fit.executor import SWEEPS
 from gapjax.fit.loop import Curve, Monitor, Progress
+from gapjax.fit.recipes import recipe_optimizer
 from gapjax.fit.steps import steps_per_epoch
 from gapjax.results.schema import REFITS
 
@@ -86,7 +88,7 @@ def _refit(run: Run, kind: str, epochs: list[int], missing: list[int]) -> None:
     name = f"{kind} {epochs[0]}" + (f" to {epochs[-1]}" if len(epochs) > 1 else "")
     done = resume[0].curve.epoch[-1] if resume and resume[0].curve.epoch else 0
     common = {
-        "batch_size": batch_size, "optimizer": gapjax.adam(config.learning_rate),
+        "batch_size": batch_size, "optimizer": _optimizer(run, kind),
         "resume": resume, "on_chunk": keep,
         "sweep": run.sweep if run.sweep in SWEEPS else "auto",
     }  # fmt: skip
@@ -99,13 +101,22 @@ def _refit(run: Run, kind: str, epochs: list[int], missing: list[int]) -> None:
             )  # fmt: skip
         else:
             # One key for both, so that they see the training data in one order with one noise.
-            refits = gapjax.self_consistent(
-                run.vae, all_params, run.dataset.train,
-                [run.key("refit", epoch) for epoch in epochs],
-                alpha=config.alpha if kind == "self_consistent" else 0,
-                stratified=config.mixture == "stratified", num_epochs=most,
-                monitor=_monitor(run), monitor_every=_MONITOR_EVERY, on_epoch=bar, **common,
-            )  # fmt: skip
+            keys = [run.key("refit", epoch) for epoch in epochs]
+            common |= {
+                "monitor": _monitor(run), "monitor_every": _MONITOR_EVERY, "on_epoch": bar,
+            }  # fmt: skip
+            recipe = _recipe(run, kind)
+            if recipe is None:
+                refits = gapjax.self_consistent(
+                    run.vae, all_params, run.dataset.train, keys,
+                    alpha=config.alpha if kind == "self_consistent" else 0,
+                    stratified=config.mixture == "stratified", num_epochs=most, **common,
+                )  # fmt: skip
+            else:
+                closed = gapjax.close_gap(
+                    run.vae, all_params, run.dataset.train, keys, recipe, **common
+                )
+                refits = [one.refit for one in closed]
     for epoch, refit in zip(epochs, refits, strict=True):
         if epoch not in missing:
             continue
@@ -119,6 +130,24 @@ def _refit(run: Run, kind: str, epochs: list[int], missing: list[int]) -> None:
         stores.save(run, kind, epoch, tree, clock, **facts)
     store, own = run.workdir.checkpoints / _UNFINISHED, _number(kind, epochs)
     checkpoints.prune(store, lambda saved: [number for number in saved if number == own])
+
+
+def _recipe(run: Run, kind: str) -> gapjax.Recipe | None:
+    """What --recipe says of a refit: the control's data alone. None where that is the paper's."""
+    config = run.config
+    if config.recipe == "paper" or kind == "optimal":
+        return None
+    recipe = gapjax.RECIPES[config.recipe]._replace(
+        num_epochs=config.refit_epochs, batch_size=config.refit_batch_size or config.batch_size
+    )
+    return recipe if kind == "self_consistent" else recipe._replace(sources=(("data", 1.0),))
+
+
+def _optimizer(run: Run, kind: str) -> optax.GradientTransformation:
+    recipe = _recipe(run, kind)
+    if recipe is None:
+        return gapjax.adam(run.config.learning_rate)
+    return recipe_optimizer(recipe, len(run.dataset.train))
 
 
 def _monitor(run: Run) -> Monitor:
@@ -154,7 +183,7 @@ def _number(kind: str, epochs: list[int]) -> int:
 def _unfinished(run: Run, kind: str, epochs: list[int]) -> tuple[list | None, float]:
     """Where these refits were when they were saved last, and their seconds until then."""
     store, number = run.workdir.checkpoints / _UNFINISHED, _number(kind, epochs)
-    optimizer = gapjax.encoder_only(gapjax.adam(run.config.learning_rate))
+    optimizer = gapjax.encoder_only(_optimizer(run, kind))
     state = state_like(run, optimizer)
     encoder = state.params.encoder
     one = {"state": state, "encoders": {"best": encoder, "averaged": encoder}}

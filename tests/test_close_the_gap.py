@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import gapjax
-from experiments import close_the_gap, options, stores
+from experiments import close_the_gap, options, refit, stores
 from experiments import run as experiment
 from experiments.options import UsageError
 from experiments.show import figures
@@ -132,6 +132,24 @@ def test_paper_s_row_is_the_refit_of_the_programs(trained, short, tmp_path):
         run.vae, params, run.dataset.train, run.key("refit", EPOCH), num_epochs=1, batch_size=200
     )
     jax.tree.map(np.testing.assert_array_equal, ours, theirs.params)
+
+
+def test_recipe_of_the_programs_is_that_of_the_library(tmp_path):
+    """And its control sees training images alone, by the same optimizer."""
+    config = _config(0)._replace(recipe="noisy", refit_epochs=2, refit_batch_size=100)
+    run = experiment.start(experiment.prepare(config, None), Workdir(tmp_path / "run"), sweep="off")
+    state = init_state(run.vae.init(run.key("train")), run.key("train"), gapjax.adam(1e-3))
+    facts = stores.entry_metadata(EPOCH, 0.0)
+    checkpoints.save(run.workdir.checkpoints / "train", EPOCH, state, facts)
+    refit.refit_phase(run, [EPOCH], ("self_consistent", "control"))
+    run.workdir.close()
+    for kind, source in (("self_consistent", "noisy"), ("control", "data")):
+        recipe = gapjax.RECIPES["noisy"]._replace(num_epochs=2, sources=((source, 1.0),))
+        closed = gapjax.close_gap(
+            run.vae, state.params, run.dataset.train, run.key("refit", EPOCH), recipe
+        )
+        made = stores.refitted_params(run, kind, EPOCH, state.params)
+        jax.tree.map(np.testing.assert_array_equal, made, closed.params)
 
 
 def test_runs_that_cannot_be_compared_are_refused(trained, tmp_path):

@@ -17,6 +17,7 @@ from experiments import draw, evaluate, files, options, refit, train, workdir
 from experiments import run as experiment
 from experiments.presets import PRESETS
 from gapjax import checkpoints, parallel
+from gapjax.fit.recipes import RECIPES
 from gapjax.results import claims, schema
 
 _ROOT = Path(__file__).parent.parent
@@ -389,6 +390,20 @@ def test_flags_override_a_preset():
     assert config.hidden_sizes == (7, 8)
     assert config.num_epochs == PRESETS["grey_mnist"]["num_epochs"] == 1000
     assert options.config_from_flags(_parse(["--alpha=0"])).alpha == 0.0
+
+
+def test_a_recipe_brings_its_epochs_and_batches():
+    config_of = lambda *flags: options.config_from_flags(_parse(flags))
+    paper = config_of()
+    assert (paper.recipe, paper.refit_epochs, paper.refit_batch_size) == ("paper", 100, None)
+    assert config_of("--recipe=paper", "--alpha=0.25").alpha == 0.25
+    best = config_of("--recipe=best")
+    recipe = RECIPES["best"]
+    assert (best.refit_epochs, best.refit_batch_size) == (recipe.num_epochs, recipe.batch_size)
+    assert config_of("--recipe=best", "--refit_epochs=7").refit_epochs == 7
+    for flag in ("--alpha=0.5", "--mixture=stratified"):
+        with pytest.raises(options.UsageError, match="--recipe=paper"):
+            config_of("--recipe=best", flag)
 
 
 def _npz(tmp_path, name="data.npz", **arrays):

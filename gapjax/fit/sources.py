@@ -159,7 +159,8 @@ def weighted_source(sources: Sequence[Source], weights: Sequence[ArrayLike]) -> 
         if isinstance(rest, int | float):
             share = weight / rest if rest > 0 else 0
         else:
-            share = jnp.where(rest > 0, weight / jnp.where(rest > 0, rest, 1.0), 0.0)
+            whole = jnp.asarray(rest, jnp.float32)
+            share = jnp.where(whole > 0, weight / jnp.where(whole > 0, whole, 1.0), 0.0)
         mixture = mixture_source(source, mixture, share)
     return mixture
 
