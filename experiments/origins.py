@@ -22,7 +22,7 @@ _TRAINING = (
     "seed", "validation", "batch_size", "learning_rate", "latent_dim", "hidden_sizes",
     "likelihood", "posterior", "uniform_weight",
 )  # fmt: skip
-_REFIT = ("refit_epochs", "refit_batch_size")
+_REFIT = ("refit_epochs", "refit_batch_size", "recipe")
 _EVALUATION = (*_TRAINING, "num_eval_samples")
 # The fields of `Config` that determine the entries of a store, beside the data and what they are
 # computed from. The number of epochs is none of them: it decides how many entries there are.

@@ -99,6 +99,15 @@ def test_entries_whose_epochs_are_exchanged_are_named(copy):
             assert problem == f"is a copy of {store}/{there.name}", store
 
 
+def test_every_field_of_the_configuration_is_a_part_of_some_origin():
+    """Or determines the data, whose checksum is; or only how many entries there are."""
+    named = {name for names in origins._SETTINGS.values() for name in names}
+    of_the_data = {"dataset", "binarization", "threshold", "binarization_seed", "levels"}
+    assert named | of_the_data | {"preset", "num_epochs", "checkpoint_every"} == {
+        *options.Config._fields
+    }
+
+
 def test_an_entry_of_another_kind_is_named(copy):
     folder = copy / "checkpoints"
     _put(folder / "control" / "4", folder / "self_consistent" / "4")
