@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # the same names as in _ROOMS, for type checkers and editors
         optimal_posteriors,
         posterior_bounds,
     )
+    from gapjax.fit.refine import Refined, Refiner, refine
     from gapjax.fit.refits import Refit, optimal_inference, refit_encoder, self_consistent
     from gapjax.fit.sources import Source, data_source, mixture_source, model_source
     from gapjax.fit.steps import TrainState
@@ -61,6 +62,8 @@ __all__ = [
     "OptimalPosteriors",
     "PosteriorSearch",
     "Progress",
+    "Refined",
+    "Refiner",
     "Refit",
     "Sandwich",
     "Source",
@@ -87,6 +90,7 @@ __all__ = [
     "paired_difference",
     "posterior_bounds",
     "reconstruct",
+    "refine",
     "refit_encoder",
     "sample_model",
     "sandwich",
@@ -106,6 +110,7 @@ _ROOMS = {
         "optimal_posteriors",
         "posterior_bounds",
     ),
+    "fit.refine": ("Refined", "Refiner", "refine"),
     "fit.refits": ("Refit", "optimal_inference", "refit_encoder", "self_consistent"),
     "fit.sources": ("Source", "data_source", "mixture_source", "model_source"),
     "fit.steps": ("TrainState",),
