@@ -8,6 +8,8 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # the same names as in _ROOMS, for type checkers and editors
+    from gapjax.codec.coding import compress, decompress
+    from gapjax.codec.stack import CodecError
     from gapjax.data import DATASETS, Dataset, DatasetError, load_dataset
     from gapjax.fit.loop import Curve, Progress
     from gapjax.fit.optimizers import adam, encoder_only
@@ -46,6 +48,7 @@ __all__ = [
     "DATASETS",
     "VAE",
     "Annealing",
+    "CodecError",
     "Convergence",
     "Curve",
     "Dataset",
@@ -71,7 +74,9 @@ __all__ = [
     "VAEParams",
     "adam",
     "bits_per_dim",
+    "compress",
     "data_source",
+    "decompress",
     "effective_number",
     "elbo",
     "encoder_gradient_norms",
@@ -100,6 +105,8 @@ __all__ = [
 
 # The public names by the module that defines them.
 _ROOMS = {
+    "codec.coding": ("compress", "decompress"),
+    "codec.stack": ("CodecError",),
     "data": ("DATASETS", "Dataset", "DatasetError", "load_dataset"),
     "fit.loop": ("Curve", "Progress"),
     "fit.optimizers": ("adam", "encoder_only"),
