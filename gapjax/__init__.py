@@ -8,6 +8,8 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # the same names as in _ROOMS, for type checkers and editors
+    from gapjax.codec.coding import compress, decompress
+    from gapjax.codec.stack import CodecError
     from gapjax.data import DATASETS, Dataset, DatasetError, load_dataset
     from gapjax.fit.augmentation import augmented_source, noisy_source
     from gapjax.fit.codes import interpolation_source, reconstruction_source
@@ -29,6 +31,7 @@ if TYPE_CHECKING:  # the same names as in _ROOMS, for type checkers and editors
         posterior_bounds,
     )
     from gapjax.fit.recipes import RECIPES, Closed, Recipe, close_gap
+    from gapjax.fit.refine import Refined, Refiner, refine
     from gapjax.fit.refits import Refit, optimal_inference, refit_encoder, self_consistent
     from gapjax.fit.sources import (
         Source,
@@ -72,6 +75,7 @@ __all__ = [
     "VAE",
     "Annealing",
     "Closed",
+    "CodecError",
     "Convergence",
     "Curve",
     "Dataset",
@@ -90,6 +94,8 @@ __all__ = [
     "PosteriorSearch",
     "Progress",
     "Recipe",
+    "Refined",
+    "Refiner",
     "Refit",
     "Sandwich",
     "Source",
@@ -99,9 +105,11 @@ __all__ = [
     "augmented_source",
     "bits_per_dim",
     "close_gap",
+    "compress",
     "consistent_codes",
     "cosine_adam",
     "data_source",
+    "decompress",
     "denoising_elbo",
     "effective_number",
     "elbo",
@@ -125,6 +133,7 @@ __all__ = [
     "posterior_bounds",
     "reconstruct",
     "reconstruction_source",
+    "refine",
     "refit_encoder",
     "sample_model",
     "sandwich",
@@ -140,6 +149,8 @@ __all__ = [
 
 # The public names by the module that defines them.
 _ROOMS = {
+    "codec.coding": ("compress", "decompress"),
+    "codec.stack": ("CodecError",),
     "data": ("DATASETS", "Dataset", "DatasetError", "load_dataset"),
     "fit.augmentation": ("augmented_source", "noisy_source"),
     "fit.codes": ("interpolation_source", "reconstruction_source"),
@@ -161,6 +172,7 @@ _ROOMS = {
         "posterior_bounds",
     ),
     "fit.recipes": ("RECIPES", "Closed", "Recipe", "close_gap"),
+    "fit.refine": ("Refined", "Refiner", "refine"),
     "fit.refits": ("Refit", "optimal_inference", "refit_encoder", "self_consistent"),
     "fit.sources": (
         "Source",

@@ -17,6 +17,7 @@ PACKAGE = ROOT / "gapjax"
 # new folder of gapjax/, or a new file beside the folders, needs a line here.
 FLOORS = {
     "checkpoints": 1,
+    "codec": 4,
     "data": 1,
     "model": 1,
     "parallel": 1,
@@ -30,11 +31,18 @@ OWNERS = {
     "flax": {"model/networks"},
     "optax": {"fit"},
     "blackjax": {"measure/likelihoods"},
+    "constriction": {"codec/stack"},
     "orbax": {"checkpoints"},
     "tensorflow_datasets": {"data/tfds"},
     "tensorflow": {"data/tfds"},
     "sklearn": {"data/digits"},
-    "numpyro": {"model/distributions", "model/vae", "model/mlp", "model/bounds"},
+    "numpyro": {
+        "model/distributions",
+        "model/families",
+        "model/vae",
+        "model/mlp",
+        "model/bounds",
+    },
     "jax.pmap": {"parallel"},
     "jax.distributed": {"parallel"},
     "matplotlib": set(),
@@ -44,7 +52,16 @@ OWNERS = {
     "tests": set(),
 }
 # Libraries that no public name of gapjax imports before it is called.
-_LATE = {"orbax", "sklearn", "matplotlib", "tensorflow_datasets", "PIL", "blackjax", "tensorboardX"}
+_LATE = {
+    "orbax",
+    "sklearn",
+    "matplotlib",
+    "tensorflow_datasets",
+    "PIL",
+    "blackjax",
+    "tensorboardX",
+    "constriction",
+}
 # Calls that print or touch the file system, and the rooms that may.
 SPEAKS = {"print", "input"}
 FILES = {"open", "read_text", "read_bytes", "write_text", "write_bytes", "mkdir", "unlink"}

@@ -64,6 +64,28 @@ def elbo(
     return mean - (0.0 if kl is None else kl)
 
 
+def bound_at(
+    vae: VAE, decoder_params: Params, x: jax.Array, posterior: Distribution, latents: jax.Array
+) -> jax.Array:
+    """The ELBO of one example with its expectation taken over given latents, in nats.
+
+    Args:
+      vae: the model.
+      decoder_params: parameters of the decoder.
+      x: one example [*event], as stored.
+      posterior: q(z given x).
+      latents: [S, Z], of equal weight.
+
+    Returns:
+      A scalar. As in `elbo`, KL is analytic where NumPyro has it.
+    """
+    mean = lambda function: jax.vmap(function)(latents).mean()
+    kl = _analytic_kl(posterior, vae.prior)
+    if kl is None:
+        kl = mean(lambda z: log_prob(posterior, z) - log_prob(vae.prior, z))
+    return mean(lambda z: _log_likelihood(vae, decoder_params, x, z)) - kl
+
+
 def importance_weighted_bound(
     vae: VAE, params: VAEParams, rng_key: jax.Array, x: jax.Array, num_samples: int
 ) -> jax.Array:

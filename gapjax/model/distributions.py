@@ -98,7 +98,7 @@ class DiscretizedLogistic(Distribution):
         """The integers 0 .. levels - 1."""
         return constraints.integer_interval(0, self.levels - 1)
 
-    def _in_bins(self) -> tuple[jax.Array, jax.Array]:
+    def in_bins(self) -> tuple[jax.Array, jax.Array]:
         """Mean and scale in units of one bin, within what float32 gradients can hold."""
         bins = self.levels - 1
         loc = jnp.clip(jnp.asarray(self.loc) * bins, -_MAX_LOC, _MAX_LOC)
@@ -116,9 +116,36 @@ class DiscretizedLogistic(Distribution):
         Returns:
           The log-probability of each, shape of the broadcast.
         """
-        loc, scale = self._in_bins()
+        loc, scale = self.in_bins()
         value = jnp.asarray(value).astype(loc.dtype)
         return _log_prob(self.levels, self.uniform_weight, value, loc, scale)
+
+    def log_prob_between(self, first: ArrayLike, last: ArrayLike) -> jax.Array:
+        """Log P(first <= level <= last) in nats, as exact as `log_prob` in both tails.
+
+        With n = last - first + 1 levels, a = (last + 1/2 - m)/s and b = (first - 1/2 - m)/s it is
+        `log_prob` with exp(-n/s) in place of exp(-1/s), and n u/K in place of u/K.
+
+        Args:
+          first: the lowest level, 0 .. levels - 1, broadcastable to the batch shape.
+          last: the highest level, `first` .. levels - 1.
+
+        Returns:
+          The log-probability of each interval, shape of the broadcast.
+        """
+        first, last, loc, scale = promote_shapes(
+            *(jnp.asarray(level).astype(jnp.float32) for level in (first, last)), *self.in_bins()
+        )
+        outer = (first <= 0) | (last >= self.levels - 1)
+        above = jnp.where(last >= self.levels - 1, _BEYOND, (last + 0.5 - loc) / scale)
+        below = jnp.where(first <= 0, -_BEYOND, (first - 0.5 - loc) / scale)
+        number = last - first + 1.0
+        width = jnp.where(outer, 1.0, -jnp.expm1(-number / scale))
+        log_prob = jnp.log(width) + jax.nn.log_sigmoid(above) + jax.nn.log_sigmoid(-below)
+        if self.uniform_weight == 0:
+            return log_prob
+        log_uniform = jnp.log(self.uniform_weight / self.levels * number)
+        return jnp.logaddexp(jnp.log1p(-self.uniform_weight) + log_prob, log_uniform)
 
     def sample(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, key: jax.Array, sample_shape: tuple[int, ...] = ()
@@ -127,7 +154,7 @@ class DiscretizedLogistic(Distribution):
 
         Of the same key, the levels that the uniform does not take are those of weight 0.
         """
-        loc, scale = self._in_bins()
+        loc, scale = self.in_bins()
         noise = jax.random.logistic(key, (*sample_shape, *self.batch_shape), loc.dtype)
         loc, scale = (jnp.broadcast_to(x, noise.shape) for x in (loc, scale))
         level = jnp.floor(loc + scale * noise + 0.5)
@@ -146,7 +173,7 @@ class DiscretizedLogistic(Distribution):
     @property
     def mean(self) -> jax.Array:
         """E[k] in levels: the sum over k >= 1 of P(level >= k), shape `batch_shape`."""
-        loc, scale = (x[..., None] for x in self._in_bins())
+        loc, scale = (x[..., None] for x in self.in_bins())
         edges = (jnp.arange(1, self.levels, dtype=loc.dtype) - 0.5).reshape(
             (1,) * (loc.ndim - 1) + (-1,)
         )

@@ -1,0 +1,1 @@
+"""Lossless compression by bits-back coding: what a bound in nats costs in bytes."""

@@ -1,0 +1,282 @@
+"""Images to bytes and back: bits-back coding with a VAE (Townsend et al., 2019).
+
+To code an image, its latent is popped from the stack under q(z given x), then the image is pushed
+under p(x given z) and the latent under the prior. What it costs, in the mean, is the negative ELBO.
+The images of a chain share a stack, so its first latent alone costs bits that carry nothing. A few
+chains go side by side, so that networks see more than one image at a time.
+"""
+
+import hashlib
+import math
+
+import jax
+import numpy as np
+
+from gapjax.codec import container, stack
+from gapjax.codec.container import Header
+from gapjax.codec.programs import (
+    Model,
+    Programs,
+    check_finite,
+    describe,
+    numerics,
+    programs,
+)
+from gapjax.codec.stack import GRID, CodecError, Stack
+from gapjax.fit.refine import Refiner, check
+from gapjax.model.families import block_size
+from gapjax.model.vae import VAE, VAEParams
+
+ENCODER = Refiner(num_steps=0)
+_MOST_CHAINS = 32
+_BITS_PER_CHAIN = 2**18  # of the images as they are; a chain's start costs about 100 bits
+
+
+def compress(
+    vae: VAE,
+    params: VAEParams,
+    images: np.ndarray,
+    refiner: Refiner = ENCODER,
+    *,
+    num_chains: int | None = None,
+) -> bytes:
+    """Compresses images without loss by bits-back coding.
+
+    The length is, in the mean over what the latents turn out to be,
+
+        -sum of ELBO(x) / log 2 bits
+
+    and some bits for each chain and the header: the ELBO is of the refined q, and all
+    probabilities are those of the model's own distributions, quantised to 24 bits. Latents lie on
+    a grid of 128 points for a standard deviation of the prior.
+
+    Args:
+      vae: a model with a diagonal Gaussian prior and posterior, and a likelihood that is a
+        Bernoulli or a `DiscretizedLogistic`.
+      params: its parameters; needed again to decompress.
+      images: [N, *event] integers 0 .. levels - 1, N >= 0.
+      refiner: how the encoder's q is improved first, see `gapjax.refine`; not at all by default.
+        Decompressing repeats it, and takes as long.
+      num_chains: L, images that are coded side by side; by default one for 32 kB of images, at
+        most 32.
+
+    Returns:
+      The content of a file; `container` describes it.
+
+    Raises:
+      CodecError: images of another shape, with other values, or too many; a model that gives
+        values which are not finite; constriction is not installed.
+      TypeError: a distribution of a family that is not coded.
+      ValueError: a `refiner` or number of chains that cannot be used.
+
+    References:
+      Townsend, Bird, Barber, Practical Lossless Compression with Latent Variables using Bits Back
+      Coding, 2019; Duda, Asymmetric Numeral Systems, 2009.
+    """
+    check(refiner)
+    model = describe(vae, params)
+    images = _checked(images, model)
+    num_chains = _number_of_chains(images, model) if num_chains is None else num_chains
+    if not min(1, len(images)) <= num_chains:
+        raise ValueError(f"num_chains is {num_chains}; it must be positive")
+    num_chains = min(num_chains, len(images), container.MAX_CHAINS)
+    header = Header(
+        model.levels, model.event_shape, len(images), _as_stored(refiner), model.fingerprint,
+        b"\0" * 8, _checksum(images), left_out=0,
+    )  # fmt: skip
+    container.pack(header, [np.zeros(0, np.uint32)] * num_chains)  # refuses what is too large
+    if not len(images):
+        return container.pack(header, [])
+    compiled = programs(vae, header.refiner)
+    starts = [stack.start(chain, model.latent_dim) for chain in range(num_chains)]
+    stacks = [Stack(words) for words in starts]
+    params = jax.device_put(params)
+    header = header._replace(numerics=numerics(model, compiled, params, num_chains))
+    _encode(model, compiled, params, stacks, images)
+    streams = [each.words() for each in stacks]
+    left_out = min(map(_common, streams, starts))
+    return container.pack(
+        header._replace(left_out=left_out), [stream[left_out:] for stream in streams]
+    )
+
+
+def decompress(vae: VAE, params: VAEParams, content: bytes) -> np.ndarray:
+    """The images of a file that `compress` made with this model.
+
+    Time and memory are bounded by the file's length: it holds at most 8 images for a byte, and
+    2^30 pixels. Nothing in it is executed.
+
+    Args:
+      vae: the model.
+      params: the parameters that it was compressed with.
+      content: the file.
+
+    Returns:
+      uint8 [N, *event], bit for bit what was compressed.
+
+    Raises:
+      CodecError: the file is foreign, truncated or damaged; it was made with another model; or
+        this machine's arithmetic is another. Wrong images are never returned.
+      TypeError: a distribution of a family that is not coded.
+    """
+    header, streams = container.parse(content)
+    model = describe(vae, params)
+    if (header.event_shape, header.levels) != (model.event_shape, model.levels):
+        raise CodecError(
+            f"the file holds images of shape {header.event_shape} with {header.levels} levels; "
+            f"the model is for {model.event_shape} with {model.levels}"
+        )
+    if header.model != model.fingerprint:
+        raise CodecError(
+            f"the file was made with another model, {header.model.hex()}; this one is "
+            f"{model.fingerprint.hex()}. Take the checkpoint and the encoder that it was made with"
+        )
+    images = np.zeros((header.count, *model.event_shape), np.uint8)
+    if header.count:
+        compiled = programs(vae, header.refiner)
+        params = jax.device_put(params)
+        if header.numerics != numerics(model, compiled, params, len(streams)):
+            raise CodecError(
+                "the file was made with another arithmetic: another device or kind of CPU, or "
+                "other versions of JAX or constriction. It can be decoded only where both are as "
+                "they were"
+            )
+        starts = [stack.start(chain, model.latent_dim) for chain in range(len(streams))]
+        stacks = [
+            Stack(np.concatenate([begin[: header.left_out], words]))
+            for begin, words in zip(starts, streams, strict=True)
+        ]
+        _decode(model, compiled, params, stacks, images)
+        if not all(map(np.array_equal, (each.words() for each in stacks), starts)):
+            raise CodecError(_WRONG)
+    if header.images != _checksum(images):
+        raise CodecError(_WRONG)
+    return images
+
+
+_WRONG = (
+    "the file does not decode to the images that it was made from: it is damaged, or this "
+    "machine's arithmetic is not the same from one run to the next"
+)
+
+
+def _encode(
+    model: Model, compiled: Programs, params: VAEParams, stacks: list[Stack], images: np.ndarray
+) -> None:
+    """Pushes all images, row by row of one image for each chain."""
+    size, prior = block_size(model.levels), _prior(model)
+    rows = [images[start : start + len(stacks)] for start in range(0, len(images), len(stacks))]
+    ahead = compiled.infer(params, _filled(rows[0], len(stacks)))
+    for number, row in enumerate(rows):
+        loc, scale = map(np.asarray, ahead)
+        check_finite(loc, scale)
+        if number + 1 < len(rows):  # computed while this row is coded
+            ahead = compiled.infer(params, _filled(rows[number + 1], len(stacks)))
+        levels = _filled(row, len(stacks)).reshape(len(stacks), -1).astype(np.int32)
+        latents = np.zeros(loc.shape, np.int32)
+        for chain in range(len(row)):
+            latents[chain] = stacks[chain].pop_latents(loc[chain], scale[chain])
+        likelihoods, table = compiled.blocks(params, latents)
+        chosen, inner = np.divmod(levels, size)
+        if size > 1:
+            finer = np.asarray(compiled.within(likelihoods, chosen))
+            check_finite(finer)
+            for chain in range(len(row)):
+                stacks[chain].push_levels(inner[chain], finer[chain])
+        table = np.asarray(table)
+        check_finite(table)
+        for chain in range(len(row)):
+            stacks[chain].push_levels(chosen[chain], table[chain])
+            stacks[chain].push_latents(latents[chain], *prior)
+
+
+def _decode(
+    model: Model, compiled: Programs, params: VAEParams, stacks: list[Stack], images: np.ndarray
+) -> None:
+    """Pops the images of all rows, the last row first; fills `images`."""
+    size, prior = block_size(model.levels), _prior(model)
+    chains = len(stacks)
+    for start in reversed(range(0, len(images), chains)):
+        count = min(chains, len(images) - start)
+        latents = np.zeros((chains, model.latent_dim), np.int32)
+        for chain in range(count):
+            latents[chain] = stacks[chain].pop_latents(*prior)
+        likelihoods, table = compiled.blocks(params, latents)
+        table = np.asarray(table)
+        check_finite(table)
+        levels = np.zeros(table.shape[:2], np.int32)
+        for chain in range(count):
+            levels[chain] = stacks[chain].pop_levels(table[chain])
+        if size > 1:
+            finer = np.asarray(compiled.within(likelihoods, levels))
+            check_finite(finer)
+            levels *= size
+            for chain in range(count):
+                levels[chain] += stacks[chain].pop_levels(finer[chain])
+        row = levels[:count].astype(np.uint8).reshape(count, *model.event_shape)
+        images[start : start + count] = row
+        loc, scale = map(np.asarray, compiled.infer(params, _filled(row, chains)))
+        check_finite(loc, scale)
+        for chain in range(count):
+            stacks[chain].push_latents(latents[chain], loc[chain], scale[chain])
+
+
+def _checked(images: np.ndarray, model: Model) -> np.ndarray:
+    """The images as uint8.
+
+    Raises:
+      CodecError: another shape, or values that are no levels of the model.
+    """
+    images = np.asarray(images)
+    if images.shape[1:] != model.event_shape or not images.ndim:
+        raise CodecError(
+            f"images have shape {images.shape}; the model takes [N, "
+            f"{', '.join(map(str, model.event_shape))}]"
+        )
+    if images.dtype.kind not in "uib":
+        raise CodecError(f"images have dtype {images.dtype}; give integers 0 to levels - 1")
+    if images.size and (images.min() < 0 or images.max() >= model.levels):
+        raise CodecError(
+            f"images have values from {images.min()} to {images.max()}; the model's pixels have "
+            f"the levels 0 to {model.levels - 1}"
+        )
+    return images.astype(np.uint8)
+
+
+def _number_of_chains(images: np.ndarray, model: Model) -> int:
+    """So few that what their starts cost does not show."""
+    bits = images.size * math.log2(model.levels)
+    return int(np.clip(bits // _BITS_PER_CHAIN, min(1, len(images)), _MOST_CHAINS))
+
+
+def _as_stored(refiner: Refiner) -> Refiner:
+    """The refiner as a file holds it: its learning rate in 32 bits, and no more than is used."""
+    if not refiner.num_steps:
+        return ENCODER
+    return refiner._replace(learning_rate=float(np.float32(refiner.learning_rate)))
+
+
+def _prior(model: Model) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and scale [Z] of the prior in steps of the grid."""
+    shape = (model.latent_dim,)
+    return np.zeros(shape, np.float32), np.full(shape, GRID, np.float32)
+
+
+def _filled(row: np.ndarray, chains: int) -> np.ndarray:
+    """A row with blank images for the chains that have none, in both directions the same."""
+    if len(row) == chains:
+        return row
+    return np.concatenate([row, np.zeros((chains - len(row), *row.shape[1:]), row.dtype)])
+
+
+def _common(words: np.ndarray, begin: np.ndarray) -> int:
+    """How many words at the bottom of a stream are those that it started from, at most 255."""
+    size = min(len(words) - 1, len(begin), 255)
+    differs = np.flatnonzero(words[:size] != begin[:size])
+    return int(differs[0]) if len(differs) else size
+
+
+def _checksum(images: np.ndarray) -> bytes:
+    digest = hashlib.sha256(f"{images.shape}".encode())
+    digest.update(np.ascontiguousarray(images).data)
+    return digest.digest()[:8]

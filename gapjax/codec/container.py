@@ -1,0 +1,200 @@
+"""The file: a header, the streams of the chains, and nothing that a stranger could make costly.
+
+    bytes   4  magic, 89 47 41 50
+            1  version, 1
+            1  levels - 1
+            1  number of axes of an image, then each as an integer
+               number of images, number of chains, as integers
+            1  method of refinement, then its steps as an integer; if there are any, its
+               num_samples and num_judged as integers, and its learning rate as a 32-bit float
+            8  fingerprint of the model
+            8  fingerprint of the arithmetic
+            8  checksum of the images
+            1  words at the bottom of every stream that are left out, see `stack.start`
+               words of each stream, as integers
+            4  CRC-32 of the header up to here and of everything after it
+               the streams, one after another, in 32-bit words
+               zeros, where there is less than a byte for 8 images
+
+Integers have 7 bits in a byte, the lowest first; the highest bit says that more follow. All is
+little-endian. Fingerprints and checksums are the first bytes of a SHA-256.
+"""
+
+import itertools
+import math
+import struct
+import zlib
+from typing import NamedTuple
+
+import numpy as np
+
+from gapjax.codec.stack import CodecError
+from gapjax.fit.refine import METHODS, Refiner
+
+MAX_PIXELS = 2**30  # of all images of a file
+MAX_CHAINS = 256
+MAX_STEPS = 1000
+_MAX_POINTS = 1024
+_IMAGES_PER_BYTE = 8
+_MAGIC, _VERSION = b"\x89GAP", 1
+_MAX_AXES, _DIGEST = 8, 8
+
+
+class Header(NamedTuple):
+    """What a file says of itself.
+
+    Attributes:
+      levels: number of pixel levels, 2 to 256.
+      event_shape: shape of one image.
+      count: number of images, N.
+      refiner: how the posteriors were refined.
+      model: fingerprint of the model, 8 bytes.
+      numerics: fingerprint of the arithmetic, 8 bytes.
+      images: checksum of the images, 8 bytes.
+      left_out: words at the bottom of every stream that are not in the file.
+    """
+
+    levels: int
+    event_shape: tuple[int, ...]
+    count: int
+    refiner: Refiner
+    model: bytes
+    numerics: bytes
+    images: bytes
+    left_out: int
+
+
+def pack(header: Header, streams: list[np.ndarray]) -> bytes:
+    """A file of this header and one stream of uint32 for each chain.
+
+    Raises:
+      CodecError: sizes that no file may have.
+    """
+    _check_sizes(header, len(streams))
+    method, steps, samples, judged, learning_rate = header.refiner
+    parts = [_MAGIC, bytes([_VERSION, header.levels - 1, len(header.event_shape)])]
+    parts += map(_integer, (*header.event_shape, header.count, len(streams)))
+    parts += [bytes([METHODS.index(method)]), _integer(steps)]
+    if steps:
+        parts += [_integer(samples), _integer(judged), struct.pack("<f", learning_rate)]
+    parts += [header.model, header.numerics, header.images, bytes([header.left_out])]
+    parts += [_integer(len(stream)) for stream in streams]
+    body = b"".join(stream.astype("<u4").tobytes() for stream in streams)
+    body += bytes(_padding(header.count, len(body)))
+    head = b"".join(parts)
+    return head + struct.pack("<I", zlib.crc32(body, zlib.crc32(head))) + body
+
+
+def parse(content: bytes) -> tuple[Header, list[np.ndarray]]:
+    """The header and the streams of a file; verified, and within the limits of every file.
+
+    Raises:
+      CodecError: it is no such file, truncated, damaged, of a newer version, or too large.
+    """
+    if content[:4] != _MAGIC[: len(content)] or not content:
+        raise CodecError("it is not a file of gapjax's codec")
+    if len(content) > 4 and content[4] != _VERSION:
+        raise CodecError(f"it has version {content[4]} of the format; this gapjax reads {_VERSION}")
+    reader = _Reader(content)
+    try:
+        header, lengths, crc = _read(reader)
+    except (IndexError, struct.error):
+        raise CodecError("the file is truncated") from None
+    body = content[reader.place :]
+    size = 4 * sum(lengths)
+    if len(body) < size:
+        raise CodecError("the file is truncated")
+    head = content[: reader.place - 4]
+    if len(body) - size != _padding(header.count, size) or crc != zlib.crc32(
+        body, zlib.crc32(head)
+    ):
+        raise CodecError("the file is damaged (wrong checksum)")
+    words = np.frombuffer(body[:size], "<u4")
+    ends = np.cumsum([0, *lengths])
+    return header, [words[a:b] for a, b in itertools.pairwise(ends)]
+
+
+class _Reader:
+    """A place in a file."""
+
+    def __init__(self, content: bytes):
+        self._content, self.place = content, 5
+
+    def take(self, number: int) -> bytes:
+        """The next bytes; IndexError where the file ends."""
+        part = self._content[self.place : self.place + number]
+        if len(part) < number:
+            raise IndexError
+        self.place += number
+        return part
+
+    def byte(self) -> int:
+        return self.take(1)[0]
+
+    def integer(self) -> int:
+        value = 0
+        for shift in range(0, 63, 7):
+            byte = self.byte()
+            value |= (byte & 127) << shift
+            if byte < 128:
+                return value
+        raise CodecError("the file is damaged: an integer has too many bytes")
+
+
+def _read(reader: _Reader) -> tuple[Header, list[int], int]:
+    """The header, the number of words of each stream, and the checksum."""
+    levels, num_axes = reader.byte() + 1, reader.byte()
+    if num_axes > _MAX_AXES:
+        raise CodecError(f"the file is damaged: its images have {num_axes} axes")
+    event_shape = tuple(reader.integer() for _ in range(num_axes))
+    count, chains = reader.integer(), reader.integer()
+    method, steps = reader.byte(), reader.integer()
+    if method >= len(METHODS):
+        raise CodecError(f"the file is damaged: it names the method of refinement {method}")
+    refiner = Refiner(METHODS[method], num_steps=steps)
+    if steps:
+        samples, judged = reader.integer(), reader.integer()
+        (learning_rate,) = struct.unpack("<f", reader.take(4))
+        refiner = Refiner(METHODS[method], steps, samples, judged, learning_rate)
+    digests = [reader.take(_DIGEST) for _ in range(3)]
+    header = Header(levels, event_shape, count, refiner, *digests, left_out=reader.byte())
+    _check_sizes(header, chains)
+    lengths = [reader.integer() for _ in range(chains)]
+    return header, lengths, struct.unpack("<I", reader.take(4))[0]
+
+
+def _check_sizes(header: Header, chains: int) -> None:
+    """Raises CodecError for what would cost too much, or cannot be."""
+    refiner = header.refiner
+    pixels = header.count * max(1, math.prod(header.event_shape))
+    limits = {
+        f"{header.levels} levels": 2 <= header.levels <= 256,
+        f"images of shape {header.event_shape}": 1 <= math.prod(header.event_shape) <= MAX_PIXELS,
+        f"{header.count} images, which are more than 2^30 pixels": pixels <= MAX_PIXELS,
+        f"{chains} chains of {header.count} images": (
+            min(1, header.count) <= chains <= min(MAX_CHAINS, header.count)
+        ),
+        f"{refiner.num_steps} steps of refinement": refiner.num_steps <= MAX_STEPS,
+        f"refinement with {refiner}": (
+            1 <= refiner.num_samples <= _MAX_POINTS
+            and 1 <= refiner.num_judged <= _MAX_POINTS
+            and 0 < refiner.learning_rate < math.inf
+        ),
+    }
+    for words, holds in limits.items():
+        if not holds:
+            raise CodecError(f"a file cannot hold {words}")
+
+
+def _padding(count: int, size: int) -> int:
+    """Zeros after streams of `size` bytes, so that few bytes cannot ask for much work."""
+    return max(0, -(-count // _IMAGES_PER_BYTE) - size)
+
+
+def _integer(value: int) -> bytes:
+    """7 bits in a byte, the lowest first."""
+    out = bytearray()
+    while value > 127:
+        out.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*out, value])

@@ -1,0 +1,166 @@
+"""The compiled programs that the two directions share, and the fingerprints of what they compute.
+
+A decoder must find the very probabilities that the encoder coded with. So both directions run the
+same programs on arrays of the same shapes, and the file says what the programs gave on a probe.
+"""
+
+import functools
+import hashlib
+import importlib.metadata
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gapjax.codec import stack
+from gapjax.codec.stack import GRID, CodecError
+from gapjax.fit.refine import Refiner, refine_one
+from gapjax.model.families import (
+    block_probs,
+    block_size,
+    diagonal_normal,
+    level_probs,
+    num_levels,
+)
+from gapjax.model.vae import VAE, VAEParams
+
+_SEED = 0  # of the points or samples of the refinement
+_MAX_PROGRAMS = 16  # see `executor`
+_LIBRARIES = ("jax", "jaxlib", "numpyro", "optax")
+
+
+class Programs(NamedTuple):
+    """What is computed for L images at once, one of each chain.
+
+    Attributes:
+      infer: (params, images uint8 [L, *event]) to q's loc and scale, float32 [L, Z], in steps of
+        the grid of latents.
+      blocks: (params, grid indices int32 [L, Z]) to p(x given z) and the probabilities of the
+        blocks of levels [L, D, A].
+      within: (p(x given z), blocks int32 [L, D]) to the probabilities of the levels of these
+        blocks [L, D, B].
+    """
+
+    infer: Callable[..., tuple[jax.Array, jax.Array]]
+    blocks: Callable[..., tuple[Any, jax.Array]]
+    within: Callable[..., jax.Array]
+
+
+class Model(NamedTuple):
+    """What the codec must know of a model.
+
+    Attributes:
+      event_shape: shape of one image.
+      levels: number of pixel levels.
+      latent_dim: Z.
+      fingerprint: 8 bytes of a SHA-256 of all this and of the parameters.
+    """
+
+    event_shape: tuple[int, ...]
+    levels: int
+    latent_dim: int
+    fingerprint: bytes
+
+
+def describe(vae: VAE, params: VAEParams) -> Model:
+    """The model that is coded with.
+
+    Raises:
+      TypeError: its prior, its posterior or its likelihood is of a family that is not coded.
+    """
+    prior_loc, _ = diagonal_normal(vae.prior, "the prior")
+    likelihood = jax.eval_shape(vae.decode, params.decoder, jnp.zeros(prior_loc.shape))
+    levels, event_shape = num_levels(likelihood), tuple(likelihood.event_shape)
+    image = jax.ShapeDtypeStruct(event_shape, jnp.uint8)
+    jax.eval_shape(lambda x: diagonal_normal(vae.encode(params.encoder, x), "the posterior"), image)
+    digest = hashlib.sha256(f"{event_shape} {levels} {prior_loc.shape}".encode())
+    for path, leaf in jax.tree_util.tree_flatten_with_path((params, vae.prior))[0]:
+        leaf = np.asarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}".encode())
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    return Model(event_shape, levels, len(prior_loc), digest.digest()[:8])
+
+
+# Bounded, because the programs hold the models for which they were compiled.
+@functools.lru_cache(_MAX_PROGRAMS)
+def programs(vae: VAE, refiner: Refiner) -> Programs:
+    """The programs of a model; each is compiled for the shapes that it is called with."""
+
+    def infer(params: VAEParams, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+        prior_loc, prior_scale = diagonal_normal(vae.prior, "the prior")
+
+        def one(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+            q = refine_one(vae, params, jax.random.key(_SEED), x, refiner).posteriors
+            loc, scale = diagonal_normal(q, "the posterior")
+            step = prior_scale / GRID
+            most = float(stack.HALF)
+            return (
+                jnp.clip((loc - prior_loc) / step, -2 * most, 2 * most),
+                jnp.clip(scale / step, 0.01, most),
+            )
+
+        return jax.vmap(one)(images)
+
+    def blocks(params: VAEParams, indices: jax.Array) -> tuple[Any, jax.Array]:
+        prior_loc, prior_scale = diagonal_normal(vae.prior, "the prior")
+
+        def one(index: jax.Array) -> tuple[Any, jax.Array]:
+            z = prior_loc + prior_scale * (index.astype(jnp.float32) / GRID)
+            likelihood = vae.decode(params.decoder, z)
+            return likelihood, _flat(block_probs(likelihood))
+
+        return jax.vmap(one)(indices)
+
+    def within(likelihoods: Any, chosen: jax.Array) -> jax.Array:
+        def one(likelihood: Any, chosen: jax.Array) -> jax.Array:
+            return _flat(level_probs(likelihood, chosen.reshape(likelihood.event_shape)))
+
+        return jax.vmap(one)(likelihoods, chosen)
+
+    return Programs(jax.jit(infer), jax.jit(blocks), jax.jit(within))
+
+
+def numerics(model: Model, compiled: Programs, params: VAEParams, num_chains: int) -> bytes:
+    """Fingerprint of the arithmetic: versions, device, and what the programs give on a probe.
+
+    Args:
+      model: of `describe`.
+      compiled: its programs.
+      params: its parameters.
+      num_chains: L.
+
+    Returns:
+      8 bytes.
+    """
+    device = jax.devices()[0]
+    versions = [f"{name} {importlib.metadata.version(name)}" for name in _LIBRARIES]
+    versions += [f"constriction {stack.library_version()}", device.platform, device.device_kind]
+    digest = hashlib.sha256(" ".join(versions).encode())
+    size = math.prod(model.event_shape)
+    noise = hashlib.shake_128(b"gapjax probe").digest(num_chains * (size + model.latent_dim))
+    noise = np.frombuffer(noise, np.uint8)
+    images = (noise[: num_chains * size] % np.uint16(model.levels)).astype(np.uint8)
+    images = images.reshape(num_chains, *model.event_shape)
+    indices = noise[num_chains * size :].reshape(num_chains, -1).astype(np.int32) - 128
+    likelihoods, table = compiled.blocks(params, indices)
+    outputs = [*compiled.infer(params, images), table]
+    if block_size(model.levels) > 1:
+        chosen = images.reshape(num_chains, -1) // block_size(model.levels)
+        outputs.append(compiled.within(likelihoods, chosen.astype(np.int32)))
+    for output in outputs:
+        digest.update(np.asarray(output).tobytes())
+    return digest.digest()[:8]
+
+
+def check_finite(*arrays: np.ndarray) -> None:
+    """Raises CodecError where a network gave something that is no number."""
+    if not all(np.isfinite(array).all() for array in arrays):
+        raise CodecError("the model gives values that are not finite; it cannot code with them")
+
+
+def _flat(table: jax.Array) -> jax.Array:
+    """[*event, K] as [D, K]."""
+    return table.reshape(-1, table.shape[-1])

@@ -1,0 +1,288 @@
+"""Bits-back coding: `codec/stack`, `codec/programs`, `codec/container` and `codec/coding`."""
+
+import sys
+import zlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+from conftest import random_params
+
+import gapjax
+from gapjax import CodecError, Refiner, compress, decompress
+from gapjax.codec import container, stack
+from gapjax.codec.coding import ENCODER
+from gapjax.codec.programs import describe
+
+pytest.importorskip("constriction", reason="the extra 'codec' is not installed")
+
+
+@pytest.fixture(scope="module")
+def grey():
+    """A model of images with 20 levels, in blocks of five of which the last level is no level."""
+    vae = gapjax.mlp_vae((2, 3), "discretized_logistic", latent_dim=2, hidden_sizes=(8,), levels=18)
+    return vae, random_params(vae)
+
+
+def _binary(small):
+    return small.vae, small.params
+
+
+def _images(kind, count, shape, levels):
+    if kind == "noise":
+        return np.random.default_rng(0).integers(0, levels, (count, *shape)).astype(np.uint8)
+    return np.full((count, *shape), {"zeros": 0, "ones": levels - 1}[kind], np.uint8)
+
+
+def _same(decoded, images):
+    assert decoded.dtype == np.uint8 and decoded.shape == images.shape
+    np.testing.assert_array_equal(decoded, images)
+
+
+@pytest.mark.parametrize("count", [0, 1, 7])
+@pytest.mark.parametrize("kind", ["zeros", "ones", "noise"])
+def test_any_images_come_back(small, grey, kind, count):
+    for model, shape, levels in ((_binary(small), (5, 5), 2), (grey, (2, 3), 18)):
+        images = _images(kind, count, shape, levels)
+        _same(decompress(*model, compress(*model, images)), images)
+
+
+@pytest.mark.parametrize("refiner", [Refiner(num_steps=2), Refiner("adam", 3, 2, 2, 0.05)], ids=str)
+def test_refined_posteriors_are_found_again(small, refiner):
+    images, model = small.test_images, _binary(small)
+    content = compress(*model, images, refiner, num_chains=3)  # 40 images: the last row is ragged
+    header, streams = container.parse(content)
+    assert len(streams) == 3 and header.refiner.num_steps == refiner.num_steps
+    _same(decompress(*model, content), images)
+    assert content == compress(*model, images, refiner, num_chains=3)
+
+
+@pytest.fixture(scope="module")
+def compressed(small):
+    images = np.tile(small.test_images, (25, 1, 1))
+    return images, compress(*_binary(small), images, num_chains=8)
+
+
+def test_the_length_is_the_negative_elbo(small, compressed):
+    """To 1 %, and 64 bits for the start of each chain; the header is less than 80 bytes."""
+    images, content = compressed
+    nats = gapjax.evaluate(
+        small.vae, small.params, jax.random.key(0), small.test_images, num_samples=300
+    )
+    bits = nats.bpd * images.size
+    _, streams = container.parse(content)
+    size = 32 * sum(map(len, streams))
+    assert abs(size - 8 * 64 - bits) < 0.01 * bits
+    assert 8 * len(content) - size < 8 * 80
+    _same(decompress(*_binary(small), content), images)
+
+
+def test_levels_that_a_model_expects_cost_little(grey):
+    """Samples of the model cost their information; noise costs more."""
+    vae, params = grey
+    draw = jax.vmap(lambda key: gapjax.sample_model(vae, params.decoder, key))
+    drawn = np.asarray(draw(jax.random.split(jax.random.key(0), 300))).astype(np.uint8)
+    noise = _images("noise", 300, (2, 3), 18)
+    sizes = [len(compress(vae, params, images, num_chains=8)) for images in (drawn, noise)]
+    assert sizes[0] < 0.8 * sizes[1]
+
+
+def _corrupt(content, rng):
+    """One of the ways in which files get damaged."""
+    place, number = rng.integers(len(content)), int(rng.integers(1, 9))
+    changed = bytearray(content)
+    way = rng.integers(5)
+    if way == 0:
+        changed[place] ^= 1 << rng.integers(8)
+    elif way == 1:
+        changed[place : place + number] = rng.bytes(number)
+    elif way == 2:
+        del changed[place:]
+    elif way == 3:
+        del changed[place : place + number]
+    else:
+        changed[place:place] = rng.bytes(number)
+    return bytes(changed)
+
+
+def test_every_corruption_is_detected(small, compressed):
+    rng, (_, content) = np.random.default_rng(0), compressed
+    damaged = {_corrupt(content, rng) for _ in range(1000)} - {content}
+    # Most damage is in the streams, which are long; these have it in the header.
+    damaged |= {_corrupt(content[:80], rng) + content[80:] for _ in range(200)} - {content}
+    assert len(damaged) > 900
+    for each in damaged:
+        with pytest.raises(CodecError):
+            decompress(*_binary(small), each)
+
+
+def test_streams_that_a_checksum_was_made_for_do_not_decode_to_other_images(small):
+    """Whoever changes a file and mends its CRC: the images' checksum and the start still hold."""
+    content = compress(*_binary(small), small.test_images)
+    header, (stream,) = container.parse(content)
+    rng = np.random.default_rng(1)
+    for _ in range(20):
+        changed = stream.copy()
+        changed[rng.integers(len(changed))] ^= np.uint32(1) << np.uint32(rng.integers(32))
+        if not changed[-1]:
+            changed[-1] = 1
+        with pytest.raises(CodecError, match="does not decode"):
+            decompress(*_binary(small), container.pack(header, [changed]))
+    for forged in (
+        header._replace(left_out=0), header._replace(images=bytes(8)), header._replace(count=39)
+    ):  # fmt: skip
+        with pytest.raises(CodecError, match="does not decode"):
+            decompress(*_binary(small), container.pack(forged, [stream]))
+    ends_in_zero = np.append(stream, np.uint32(0))
+    with pytest.raises(CodecError, match="ends in a zero"):
+        decompress(*_binary(small), container.pack(header, [ends_in_zero]))
+
+
+def test_random_streams_are_refused(grey):
+    """They decode to something, among it the 19th and 20th of 18 levels, which fill up a block."""
+    vae, params = grey
+    header, _ = container.parse(compress(vae, params, np.zeros((1, 2, 3), np.uint8)))
+    rng = np.random.default_rng(0)
+    for _ in range(10):
+        stream = rng.integers(1, 2**32, 40, dtype=np.uint32)
+        with pytest.raises(CodecError, match="does not decode"):
+            decompress(vae, params, container.pack(header, [stream]))
+
+
+def test_another_model_or_arithmetic_is_refused(small, monkeypatch):
+    images, model = small.test_images[:3], _binary(small)
+    content = compress(*model, images)
+    other = small.params._replace(encoder=jax.tree.map(lambda x: x * 1.001, small.params.encoder))
+    with pytest.raises(CodecError, match="made with another model"):
+        decompress(small.vae, other, content)
+    wide = gapjax.mlp_vae((5, 6), "bernoulli", latent_dim=3, hidden_sizes=(32,))
+    with pytest.raises(CodecError, match=r"shape \(5, 5\) with 2 levels; the model is for \(5, 6"):
+        decompress(wide, random_params(wide), content)
+    monkeypatch.setattr(stack, "library_version", lambda: "0.0.1")
+    with pytest.raises(CodecError, match="another arithmetic"):
+        decompress(*model, content)
+
+
+def test_the_probe_sees_a_program_that_computes_otherwise(small, monkeypatch):
+    """As on a machine of the same name whose matrix products round in another order."""
+    model = _binary(small)
+    content = compress(*model, small.test_images[:3])
+    decode = lambda params, z: small.vae.decode(params, z * (1 + 1e-7))
+    with pytest.raises(CodecError, match="another arithmetic"):
+        decompress(small.vae._replace(decode=decode), small.params, content)
+
+
+_SMALL = container.Header(2, (5, 5), 8, ENCODER, b"m" * 8, b"n" * 8, b"i" * 8, 0)
+
+
+def test_a_header_survives(grey):
+    refiner = Refiner("adam", 300, 2, 3, 0.5)
+    header = _SMALL._replace(levels=256, event_shape=(300, 2), count=1000, refiner=refiner)
+    streams = [np.arange(n, dtype=np.uint32) for n in (0, 200, 1)]
+    content = container.pack(header, streams)
+    found, words = container.parse(content)
+    assert found == header
+    assert all(map(np.array_equal, words, streams))
+    # 804 bytes for 8 images each; fewer bytes are filled up.
+    small = container.pack(header._replace(event_shape=(1,), count=100_000), streams[:1])
+    assert len(small) > 100_000 / 8
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"event_shape": (2**20, 2**11)}, "images of shape"),
+        ({"event_shape": (0, 5)}, "images of shape"),
+        ({"count": 2**40}, "more than 2"),
+        ({"count": 2}, "8 chains of 2 images"),
+        ({"count": 10**6}, "wrong checksum"),
+        ({"event_shape": (1,) * 9}, "9 axes"),
+        ({"refiner": Refiner(num_steps=10**9)}, "steps of refinement"),
+        ({"refiner": Refiner(num_samples=10**9)}, "refinement with"),
+        ({"refiner": Refiner("adam", learning_rate=np.nan)}, "refinement with"),
+        ({"levels": 1}, "1 levels"),
+    ],
+    ids=str,
+)
+def test_what_would_cost_too_much_is_refused_before_any_work(monkeypatch, change, words):
+    with monkeypatch.context() as unchecked:
+        unchecked.setattr(container, "_check_sizes", lambda *_: None)
+        unchecked.setattr(container, "_padding", lambda *_: 0)
+        content = container.pack(_SMALL._replace(**change), [np.ones(2, np.uint32)] * 8)
+    with pytest.raises(CodecError, match=words):
+        container.parse(content)
+
+
+def test_foreign_files_are_named_as_such():
+    content = container.pack(_SMALL, [np.ones(3, np.uint32)])
+    for foreign in (b"", b"PK\x03\x04", b"\x89PNG\r\n\x1a\n" + bytes(100)):
+        with pytest.raises(CodecError, match="not a file of gapjax's codec"):
+            container.parse(foreign)
+    with pytest.raises(CodecError, match="version 9 of the format"):
+        container.parse(content[:4] + b"\x09" + content[5:])
+    for size in range(1, len(content)):
+        with pytest.raises(CodecError, match="truncated"):
+            container.parse(content[:size])
+    endless = content[:6] + b"\x01" + b"\xff" * 40
+    with pytest.raises(CodecError, match="too many bytes"):
+        container.parse(endless)
+    head = content[:-16]
+    assert zlib.crc32(content[-12:], zlib.crc32(head)) == int.from_bytes(content[-16:-12], "little")
+
+
+@pytest.mark.parametrize(
+    "images, words",
+    [
+        (np.zeros((2, 4, 5), np.uint8), r"shape \(2, 4, 5\); the model takes \[N, 5, 5\]"),
+        (np.full((2, 5, 5), 2, np.uint8), "values from 2 to 2"),
+        (np.full((2, 5, 5), -1), "values from -1"),
+        (np.zeros((2, 5, 5), np.float32), "dtype float32"),
+        (np.uint8(0), "shape"),
+    ],
+)
+def test_images_of_another_kind_are_refused(small, images, words):
+    with pytest.raises(CodecError, match=words):
+        compress(*_binary(small), images)
+
+
+def test_a_model_that_cannot_code_is_refused(small, linear):
+    images = small.test_images[:1]
+    with pytest.raises(TypeError, match="Normal has no table of levels"):
+        compress(linear.vae, linear.exact, np.zeros((1, 6), np.uint8))
+    full = gapjax.mlp_vae((5, 5), latent_dim=2, hidden_sizes=(4,), posterior="full_covariance")
+    with pytest.raises(TypeError, match="MultivariateNormal"):
+        describe(full, random_params(full))
+    not_finite = jax.tree.map(lambda x: x * jnp.nan, small.params)
+    with pytest.raises(CodecError, match="not finite"):
+        compress(small.vae, not_finite, images)
+    with pytest.raises(ValueError, match="num_chains is 0"):
+        compress(small.vae, small.params, images, num_chains=0)
+
+
+def test_a_prior_of_another_scale_is_coded_on_its_own_grid(small):
+    """The same model with latents that are shifted and ten times as large."""
+    factor, shift = 10.0, 3.0
+    prior = dist.Normal(jnp.full(3, shift), jnp.full(3, factor)).to_event(1)
+
+    def encode(params, x):
+        q = small.vae.encode(params, x).base_dist
+        return dist.Normal(q.loc * factor + shift, q.scale * factor).to_event(1)
+
+    decode = lambda params, z: small.vae.decode(params, (z - shift) / factor)
+    vae = small.vae._replace(prior=prior, encode=encode, decode=decode)
+    content = compress(vae, small.params, small.test_images)
+    _same(decompress(vae, small.params, content), small.test_images)
+    plain = compress(*_binary(small), small.test_images)
+    assert abs(len(content) - len(plain)) <= 0.05 * len(plain)
+
+
+def test_without_constriction_the_extra_is_named(small, monkeypatch):
+    monkeypatch.setitem(sys.modules, "constriction", None)
+    stack._library.cache_clear()
+    try:
+        with pytest.raises(CodecError, match=r"gapjax\[codec\]"):
+            compress(*_binary(small), small.test_images[:1])
+    finally:
+        stack._library.cache_clear()

@@ -1,0 +1,148 @@
+"""A few steps from the encoder's posterior: exact where they can be, and never worse."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+
+import gapjax
+from gapjax import Refiner, refine
+
+_ONE = Refiner(num_steps=1)
+
+
+def _key(seed=0):
+    return jax.random.key(seed)
+
+
+def test_one_newton_step_gives_the_exact_posterior_of_a_linear_gaussian_model(linear):
+    refined = refine(linear.vae, linear.wrong, _key(), linear.images, _ONE)
+    exact = jax.vmap(lambda x: linear.vae.encode(linear.exact.encoder, x))(linear.images)
+    for ours, theirs in zip(
+        jax.tree.leaves(refined.posteriors), jax.tree.leaves(exact), strict=True
+    ):
+        np.testing.assert_allclose(ours, theirs, atol=2e-4)
+    np.testing.assert_allclose(refined.bound, linear.log_prob(linear.images), atol=2e-3)
+    assert np.all(refined.bound > refined.start)
+
+
+def test_with_a_correlated_posterior_it_gives_the_best_diagonal_one(linear):
+    """Its mean is exact, and its precision is the diagonal of the exact precision."""
+    rng = np.random.default_rng(0)
+    weight = rng.normal(size=(6, 2)).astype(np.float32)
+    decoder = {"weight": jnp.asarray(weight), "bias": linear.exact.decoder["bias"]}
+    params = gapjax.VAEParams(linear.wrong.encoder, decoder)
+    q = refine(linear.vae, params, _key(), linear.images, _ONE).posteriors.base_dist
+    precision = np.eye(2) + weight.T @ weight / 0.5**2
+    residual = (linear.images - np.asarray(decoder["bias"])) @ weight / 0.5**2
+    np.testing.assert_allclose(q.loc, np.linalg.solve(precision, residual.T).T, atol=1e-3)
+    scale = np.broadcast_to(np.diag(precision) ** -0.5, q.scale.shape)
+    np.testing.assert_allclose(q.scale, scale, rtol=1e-3)
+
+
+def _fresh(small, posteriors):
+    return gapjax.posterior_bounds(
+        small.vae, small.params, _key(9), small.test_images, posteriors, num_samples=400
+    )
+
+
+def _grey():
+    """An untrained decoder of three grey levels more than a cell table, and random images."""
+    vae = gapjax.mlp_vae(
+        (3, 4), "discretized_logistic", latent_dim=2, hidden_sizes=(16,), levels=20
+    )
+    images = np.random.default_rng(0).integers(0, 20, (9, 3, 4)).astype(np.uint8)
+    return vae, vae.init(_key()), images
+
+
+@pytest.mark.parametrize("method", ["newton", "adam"])
+def test_it_closes_a_part_of_the_gap_of_an_over_fitted_encoder(small, method):
+    steps = {"newton": Refiner(num_steps=2), "adam": Refiner("adam", 20, 8, 50, 0.05)}[method]
+    start = jax.vmap(lambda x: small.vae.encode(small.params.encoder, x))(small.test_images)
+    refined = refine(small.vae, small.params, _key(), small.test_images, steps)
+    gain = _fresh(small, refined.posteriors) - _fresh(small, start)
+    assert gain.mean() > 0.1
+    assert gain.min() > -0.2
+    np.testing.assert_allclose((refined.bound - refined.start).mean(), gain.mean(), rtol=0.3)
+
+
+def test_no_newton_step_is_worse_at_the_points_that_judge(small):
+    bounds = [
+        refine(small.vae, small.params, _key(), small.test_images, Refiner(num_steps=k)).bound
+        for k in (0, 1, 3)
+    ]
+    steps = np.diff(bounds, axis=0)
+    assert steps.min() >= -1e-4 and steps.mean(1).min() > 0
+    vae, params, images = _grey()
+    refined = refine(vae, params, _key(), images, Refiner(num_steps=3))
+    assert np.all(refined.bound >= refined.start) and (refined.bound - refined.start).mean() > 0.05
+
+
+def test_a_step_that_overshoots_is_shortened_or_refused():
+    """log p(x given z) that falls off a cliff where a full step leads to: q stays where it is."""
+
+    def decode(decoder, z):
+        wall = jnp.where(jnp.abs(z) > 0.5, 1e6, 0.0)
+        return dist.Normal(10 * z - wall * z, 0.1).to_event(1)
+
+    encode = lambda encoder, x: dist.Normal(jnp.zeros(1), jnp.full(1, 0.05)).to_event(1)
+    prior = dist.Normal(jnp.zeros(1), jnp.ones(1)).to_event(1)
+    vae = gapjax.VAE(lambda key: gapjax.VAEParams(None, None), encode, decode, prior)
+    images = np.array([[30.0], [1.0], [8.0]], np.float32)
+    refined = refine(vae, gapjax.VAEParams({}, {}), _key(), images, _ONE)
+    loc = np.asarray(refined.posteriors.base_dist.loc)[:, 0]
+    assert loc[0] == 0.0 and refined.bound[0] == refined.start[0]
+    np.testing.assert_allclose(loc[1], 0.1, rtol=0.01)
+    assert 0.1 < loc[2] < 0.5 and refined.bound[2] > refined.start[2]
+
+
+def test_an_image_is_refined_by_itself(small):
+    refiner = Refiner(num_steps=2)
+    whole = refine(small.vae, small.params, _key(), small.test_images, refiner)
+    again = refine(small.vae, small.params, _key(), small.test_images, refiner)
+    part = refine(small.vae, small.params, _key(), small.test_images[7:12], refiner, batch_size=2)
+    for first, second, third in zip(*map(jax.tree.leaves, (whole, again, part)), strict=True):
+        np.testing.assert_array_equal(first, second)
+        np.testing.assert_allclose(first[7:12], third, rtol=1e-3, atol=1e-3)
+
+
+def test_no_steps_leave_the_encoders_posterior(small):
+    refined = refine(
+        small.vae, small.params, _key(), small.test_images, Refiner(num_steps=0), batch_size=40
+    )
+    encode = jax.jit(jax.vmap(lambda x: small.vae.encode(small.params.encoder, x)))
+    np.testing.assert_allclose(
+        refined.posteriors.base_dist.loc, encode(small.test_images).base_dist.loc, rtol=1e-5
+    )
+    np.testing.assert_array_equal(refined.bound, refined.start)
+
+
+def test_what_cannot_be_refined_is_refused_by_name(linear):
+    poisson = lambda decoder, z: dist.Poisson(jnp.exp(z)).to_event(1)
+    images = linear.images[:2]
+    encode = lambda encoder, x: dist.Normal(x, 1.0).to_event(1)
+    decoding = linear.vae._replace(encode=encode, decode=poisson)
+    with pytest.raises(TypeError, match="information of Poisson"):
+        refine(decoding, linear.exact, _key(), images[:, :2])
+    with pytest.raises(TypeError, match="the prior is PlainNormal"):
+        refine(linear.monte_carlo_vae, linear.exact, _key(), linear.images)
+    with pytest.raises(ValueError, match="images is empty"):
+        refine(linear.vae, linear.exact, _key(), images[:0])
+    with pytest.raises(ValueError, match="'sgd'; it must be one of newton, adam"):
+        refine(linear.vae, linear.exact, _key(), images, Refiner("sgd"))
+    with pytest.raises(ValueError, match="num_judged=0"):
+        refine(linear.vae, linear.exact, _key(), images, Refiner(num_judged=0))
+    with pytest.raises(ValueError, match="batch_size is 0"):
+        refine(linear.vae, linear.exact, _key(), images, batch_size=0)
+
+
+def test_adam_takes_posteriors_and_likelihoods_that_newton_does_not(linear):
+    refined = refine(
+        linear.monte_carlo_vae,
+        linear.wrong,
+        _key(),
+        linear.images,
+        Refiner("adam", 40, 4, 50, 0.05),
+    )
+    assert (refined.bound - refined.start).mean() > 0.3
