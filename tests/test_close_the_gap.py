@@ -139,8 +139,7 @@ def test_recipe_of_the_programs_is_that_of_the_library(tmp_path):
     config = _config(0)._replace(recipe="noisy", refit_epochs=2, refit_batch_size=100)
     run = experiment.start(experiment.prepare(config, None), Workdir(tmp_path / "run"), sweep="off")
     state = init_state(run.vae.init(run.key("train")), run.key("train"), gapjax.adam(1e-3))
-    facts = stores.entry_metadata(EPOCH, 0.0)
-    checkpoints.save(run.workdir.checkpoints / "train", EPOCH, state, facts)
+    stores.save(run, "train", EPOCH, state, 0.0)
     refit.refit_phase(run, [EPOCH], ("self_consistent", "control"))
     run.workdir.close()
     for kind, source in (("self_consistent", "noisy"), ("control", "data")):
