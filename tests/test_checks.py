@@ -411,8 +411,8 @@ def test_a_gradient_by_alpha_is_an_error_and_not_zero(stratified):
 @pytest.mark.parametrize(
     "alpha, error, words",
     [
-        (np.array([0.0, 0.5]), ValueError, r"alpha has the shape \(2,\)"),
-        ([0.0, 0.5], ValueError, r"alpha has the shape \(2,\)"),
+        (np.array([0.0, 0.5]), ValueError, r"alpha is an array of shape \(2,\)"),
+        ([0.0, 0.5], ValueError, r"alpha is an array of shape \(2,\)"),
         ("0.5", TypeError, "alpha is '0.5'"),
         (None, TypeError, "alpha is None"),
         (np.nan, ValueError, "alpha is nan"),
