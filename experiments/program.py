@@ -21,10 +21,12 @@ from experiments.options import (
 )
 from experiments.run import Run, prepare, start
 from experiments.workdir import Workdir, WorkdirError
-from gapjax import DatasetError, parallel
+from gapjax import CodecError, DatasetError, parallel
 from gapjax.checkpoints import CheckpointError, CorruptCheckpointError
 
-_EXPECTED = (UsageError, WorkdirError, DatasetError, CheckpointError, FloatingPointError)
+_EXPECTED = (
+    UsageError, WorkdirError, DatasetError, CheckpointError, CodecError, FloatingPointError,
+)  # fmt: skip
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -49,7 +51,7 @@ def run_program(phases: Callable[[Run], None], *, new_runs: bool) -> None:
         else:
             workdir = Workdir(_path("workdir", values.workdir))
             config = workdir.config()
-        _use_compilation_cache()
+        use_compilation_cache()
         # What is not done on each core is done on the first device, which computes with them all.
         with parallel.use_devices(cores[:1]):
             prepared = prepare(config, values.data_dir)
@@ -174,7 +176,7 @@ def _os_error_line(error: OSError, workdir: Workdir | None) -> str:
     return line
 
 
-def _use_compilation_cache() -> None:
+def use_compilation_cache() -> None:
     """Keeps compiled programs in the user's cache, unless JAX was told where to."""
     if jax.config.jax_compilation_cache_dir is None:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
