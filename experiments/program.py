@@ -23,10 +23,12 @@ from experiments.options import (
 )
 from experiments.run import Run, prepare, start
 from experiments.workdir import Workdir, WorkdirError
-from gapjax import DatasetError, parallel
+from gapjax import CodecError, DatasetError, parallel
 from gapjax.checkpoints import CheckpointError, CorruptCheckpointError
 
-_EXPECTED = (UsageError, WorkdirError, DatasetError, CheckpointError, FloatingPointError)
+_EXPECTED = (
+    UsageError, WorkdirError, DatasetError, CheckpointError, CodecError, FloatingPointError,
+)  # fmt: skip
 # What JAX may be told by the environment that changes the numbers of a run on the same device.
 _NUMERICS = {
     "jax_enable_x64": False,

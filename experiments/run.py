@@ -151,12 +151,17 @@ def prepare(config: Config, data_dir: str | None) -> Prepared:
     if config.uniform_weight is None:
         config = config._replace(uniform_weight=0.0 if binary else UNIFORM_WEIGHT)
     check_memory(config, dataset)
-    vae = gapjax.mlp_vae(
-        dataset.event_shape, likelihood, latent_dim=config.latent_dim,
-        hidden_sizes=config.hidden_sizes, levels=dataset.levels, posterior=config.posterior,
-        uniform_weight=config.uniform_weight,
-    )  # fmt: skip
+    vae = make_vae(config, dataset.event_shape, dataset.levels)
     return Prepared(config, dataset, validation, vae)
+
+
+def make_vae(config: Config, event_shape: tuple[int, ...], levels: int) -> gapjax.VAE:
+    """The model of a configuration whose defaults are resolved, for images of this kind."""
+    likelihood = config.likelihood or ("bernoulli" if levels == 2 else "discretized_logistic")
+    return gapjax.mlp_vae(
+        event_shape, likelihood, latent_dim=config.latent_dim, hidden_sizes=config.hidden_sizes,
+        levels=levels, posterior=config.posterior, uniform_weight=config.uniform_weight or 0.0,
+    )  # fmt: skip
 
 
 def start(

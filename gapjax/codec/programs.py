@@ -71,13 +71,14 @@ def describe(vae: VAE, params: VAEParams) -> Model:
     Raises:
       TypeError: its prior, its posterior or its likelihood is of a family that is not coded.
     """
-    prior_loc, _ = diagonal_normal(vae.prior, "the prior")
+    prior = prior_loc, _ = diagonal_normal(vae.prior, "the prior")
     likelihood = jax.eval_shape(vae.decode, params.decoder, jnp.zeros(prior_loc.shape))
     levels, event_shape = num_levels(likelihood), tuple(likelihood.event_shape)
     image = jax.ShapeDtypeStruct(event_shape, jnp.uint8)
     jax.eval_shape(lambda x: diagonal_normal(vae.encode(params.encoder, x), "the posterior"), image)
     digest = hashlib.sha256(f"{event_shape} {levels} {prior_loc.shape}".encode())
-    for path, leaf in jax.tree_util.tree_flatten_with_path((params, vae.prior))[0]:
+    # Not the prior's own leaves: NumPyro orders them by hashes, which differ among processes.
+    for path, leaf in jax.tree_util.tree_flatten_with_path((params, prior))[0]:
         leaf = np.asarray(leaf)
         digest.update(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}".encode())
         digest.update(np.ascontiguousarray(leaf).tobytes())

@@ -12,6 +12,7 @@ each of which has bits to start from, and 0.80 ms with 16.
 
 import functools
 import hashlib
+import importlib
 import importlib.metadata
 from typing import Any
 
@@ -84,13 +85,12 @@ def library_version() -> str:
 @functools.cache
 def _library() -> Any:
     try:
-        import constriction
+        return importlib.import_module("constriction")
     except ImportError as error:
         raise CodecError(
             "the codec needs constriction; install gapjax with its extra 'codec', "
             "pip install 'gapjax[codec]'"
         ) from error
-    return constriction
 
 
 @functools.cache

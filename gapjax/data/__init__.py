@@ -12,7 +12,7 @@ TensorFlow Datasets and scikit-learn are imported when a data set needs them.
 
 from gapjax.data.binarization import BINARIZATIONS
 from gapjax.data.dataset import Dataset, DatasetError
-from gapjax.data.registry import DATASETS, closest_name, load_dataset
+from gapjax.data.registry import DATASETS, closest_name, load_dataset, named_levels
 
 __all__ = [
     "BINARIZATIONS",
@@ -21,4 +21,5 @@ __all__ = [
     "DatasetError",
     "closest_name",
     "load_dataset",
+    "named_levels",
 ]

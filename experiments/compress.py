@@ -1,0 +1,196 @@
+"""Compresses images without loss with a checkpoint of a run, and decompresses them.
+
+python -m experiments.compress --checkpoint=runs/digits:500 --input=images.npz --output=out.gap
+python -m experiments.compress --checkpoint=runs/digits:500 --decompress --input=out.gap \
+    --output=images.npz
+
+The .npz file holds `images`, integers [N, *event] from 0 to levels - 1. The data that the run was
+trained on are not needed. A file is decompressed with the checkpoint and the encoder that made it,
+on the same kind of machine; what else it needs to know stands in the file.
+"""
+
+import functools
+import zipfile
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+
+import gapjax
+from experiments import program
+from experiments.files import replacing, write_atomically
+from experiments.options import Config, UsageError
+from experiments.run import Run, make_vae
+from experiments.stores import refitted_params, trained_params
+from experiments.workdir import Workdir
+from gapjax import CodecError, checkpoints
+from gapjax.codec import container
+from gapjax.data import named_levels
+from gapjax.fit.refine import METHODS
+from gapjax.results.schema import AVERAGED, REFITS
+
+AS_TRAINED = "as_trained"
+_AVERAGED = "_averaged"
+ENCODERS = (AS_TRAINED, *REFITS, *(kind + _AVERAGED for kind in AVERAGED))
+
+
+def encoder_params(run: Run, epoch: int, encoder: str) -> gapjax.VAEParams:
+    """The parameters of a checkpoint with one of `ENCODERS`.
+
+    Raises:
+      WorkdirError: there is no such checkpoint or refit.
+    """
+    trained = trained_params(run, epoch)
+    if encoder == AS_TRAINED:
+        return trained
+    which = "averaged" if encoder.endswith(_AVERAGED) else "encoder"
+    return refitted_params(run, encoder.removesuffix(_AVERAGED), epoch, trained, which)
+
+
+def compress(values: flags.FlagValues) -> None:
+    """Compresses or decompresses one file, as the flags say."""
+    for name in ("checkpoint", "input", "output"):
+        if not values[name].value:
+            raise UsageError(f"--{name} is not given")
+    if values.refinement_steps < 0 or values.refinement_steps > container.MAX_STEPS:
+        raise UsageError(
+            f"--refinement_steps is {values.refinement_steps}; it must be from 0 to "
+            f"{container.MAX_STEPS}"
+        )
+    program.use_compilation_cache()
+    workdir, epoch = _checkpoint(values.checkpoint)
+    source, target = Path(values.input), Path(values.output)
+    try:
+        if values.decompress:
+            _decompress(workdir, epoch, values.encoder, source, target)
+        else:
+            refiner = gapjax.Refiner(values.refinement, values.refinement_steps)
+            _compress(workdir, epoch, values.encoder, source, target, refiner)
+    except TypeError as error:  # a family of distributions that is not coded
+        raise UsageError(f"--checkpoint={values.checkpoint}: {error}") from error
+    except CodecError as error:
+        raise CodecError(f"--input={source}: {error}") from error
+
+
+def _compress(
+    workdir: Workdir, epoch: int, encoder: str, source: Path, target: Path, refiner: gapjax.Refiner
+) -> None:
+    images, config = _read_images(source), workdir.config()
+    run = _model(workdir, config, images.shape[1:], levels_of(config))
+    params = encoder_params(run, epoch, encoder)
+    content = gapjax.compress(run.vae, params, images, refiner)
+    if not np.array_equal(gapjax.decompress(run.vae, params, content), images):
+        raise CodecError("what was compressed does not decompress; nothing was written")
+    write_atomically(target, content)
+    bpd = f", {8 * len(content) / images.size:.4f} bits per dimension" if images.size else ""
+    print(f"{len(images)} images: {len(content)} bytes{bpd}")
+
+
+def _decompress(workdir: Workdir, epoch: int, encoder: str, source: Path, target: Path) -> None:
+    content = source.read_bytes()
+    header, _ = container.parse(content)
+    run = _model(workdir, workdir.config(), header.event_shape, header.levels)
+    images = gapjax.decompress(run.vae, encoder_params(run, epoch, encoder), content)
+    with replacing(target) as temporary, temporary.open("wb") as file:
+        np.savez(file, images=images)
+    print(f"{len(images)} images of shape {header.event_shape}")
+
+
+def _checkpoint(given: str) -> tuple[Workdir, int]:
+    """The workdir and the epoch of WORKDIR[:EPOCH]; by default the last.
+
+    Raises:
+      UsageError: it has no checkpoint.
+    """
+    path, _, number = given.rpartition(":")
+    if not (path and number.isdecimal()) or Path(given).is_dir():
+        path, number = given, ""
+    workdir = Workdir(Path(path))
+    saved = checkpoints.numbers(workdir.checkpoints / "train")
+    epoch = int(number) if number else max(saved, default=0)
+    if epoch not in saved:
+        raise UsageError(
+            f"--checkpoint={given}: no checkpoint of epoch {epoch} in {path}; there are "
+            f"{', '.join(map(str, saved)) or 'none'}"
+        )
+    return workdir, epoch
+
+
+def _model(workdir: Workdir, config: Config, event_shape: tuple[int, ...], levels: int) -> Run:
+    """The run with no data in it.
+
+    Raises:
+      CodecError: images for which the run has no model.
+    """
+    if not event_shape or min(event_shape) < 1:
+        raise CodecError(f"the images have shape {tuple(event_shape)}; there is nothing to code")
+    nothing = np.zeros((0, *event_shape), np.uint8)
+    dataset = gapjax.Dataset(config.dataset, nothing, nothing, levels, {})
+    return Run(config, dataset, make_vae(config, tuple(event_shape), levels), workdir)
+
+
+def levels_of(config: Config) -> int:
+    """The number of pixel levels that a run was trained with.
+
+    Raises:
+      DatasetError: it was trained on a file that is needed to know it, and is not there.
+    """
+    if config.likelihood == "bernoulli":
+        return 2
+    named = named_levels(config.dataset, config.binarization)
+    if named is not None:
+        return named
+    if config.binarization not in (None, "none"):
+        return 2
+    return gapjax.load_dataset(config.dataset, levels=config.levels).levels
+
+
+def _read_images(path: Path) -> np.ndarray:
+    """The array `images` of an .npz file.
+
+    Raises:
+      CodecError: there is none, or it is too large.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            size = archive.getinfo("images.npy").file_size
+        if size > 8 * container.MAX_PIXELS:
+            raise CodecError(f"images take {size} bytes; divide them among several files")
+        with np.load(path, allow_pickle=False) as arrays:
+            images = arrays["images"]
+    except (OSError, CodecError):
+        raise
+    except KeyError as error:
+        raise CodecError("it holds no array named images; save one with numpy.savez") from error
+    except Exception as error:  # zipfile, zlib and NumPy's parser each raise their own
+        raise CodecError(
+            "it is no .npz file of numbers, or truncated or damaged; save one with "
+            "numpy.savez(file, images=...)"
+        ) from error
+    if images.ndim < 2:
+        raise CodecError(f"images have shape {images.shape}; it must be [N, *event]")
+    return images
+
+
+def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
+    """Defines the flags of this program."""
+    text = functools.partial(flags.DEFINE_string, default=None, flag_values=values)
+    choice = functools.partial(flags.DEFINE_enum, flag_values=values)
+    text(name="checkpoint", help="WORKDIR[:EPOCH] of the model; default: the last epoch.")
+    choice("encoder", AS_TRAINED, ENCODERS, "Which of its encoders.")
+    flags.DEFINE_integer(
+        "refinement_steps", 0, "Steps by which the encoder's posterior of each image is improved.",
+        flag_values=values,
+    )  # fmt: skip
+    choice("refinement", "newton", METHODS, "What these steps are, see gapjax.refine.")
+    text(name="input", help="An .npz file with images; with --decompress, a compressed file.")
+    text(name="output", help="The file to write.")
+    flags.DEFINE_bool(
+        "decompress", False, "The other direction. The refinement stands in the file.",
+        flag_values=values,
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    define_flags()
+    program.run_without_workdir(compress)

@@ -1,0 +1,143 @@
+"""`experiments/compress`: the program, its files and its refusals."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from absl import flags
+
+from experiments import compress, options, train
+from experiments import run as experiment
+from experiments.workdir import Workdir
+from gapjax import CodecError
+
+pytest.importorskip("constriction", reason="the extra 'codec' is not installed")
+
+_ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A workdir with a checkpoint of a few steps, and images of its kind in a file."""
+    folder = tmp_path_factory.mktemp("compress")
+    values = flags.FlagValues()
+    options.define_run(values)
+    values(
+        [
+            "", "--num_epochs=1", "--checkpoint_every=1", "--hidden_sizes=16", "--latent_dim=2",
+            "--batch_size=200",
+        ]
+    )  # fmt: skip
+    prepared = experiment.prepare(options.config_from_flags(values), None)
+    run = experiment.start(prepared, Workdir(folder / "run"))
+    with jax.default_device(jax.devices()[0]):
+        train.train_phase(run)
+    run.workdir.close()
+    images = prepared.dataset.test[:30]
+    np.savez(folder / "images.npz", images=images)
+    return folder, images
+
+
+def _flags(**given):
+    values = flags.FlagValues()
+    compress.define_flags(values)
+    values(["", *(f"--{name}={value}" for name, value in given.items())])
+    return values
+
+
+def _program(*arguments, hash_seed="0"):
+    """In a process of its own, with another order of hashes than the process before it."""
+    environment = {
+        **os.environ, "PYTHONPATH": os.pathsep.join([str(_ROOT), *sys.path]),
+        "JAX_PLATFORMS": "cpu", "PYTHONHASHSEED": hash_seed,
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "experiments.compress", *arguments],
+        env=environment, text=True, capture_output=True, timeout=200,
+    )  # fmt: skip
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_another_process_finds_the_images_again(checkpoint):
+    folder, images = checkpoint
+    model, packed = f"--checkpoint={folder}/run", folder / "out.gap"
+    code, out, err = _program(
+        model, "--refinement_steps=1", f"--input={folder}/images.npz", f"--output={packed}"
+    )
+    assert code == 0, err
+    assert out.startswith(f"30 images: {packed.stat().st_size} bytes, ")
+    back = folder / "back.npz"
+    there = f"--input={packed}", f"--output={back}", "--decompress"
+    code, out, err = _program(f"{model}:1", *there, hash_seed="1")
+    assert code == 0, err
+    with np.load(back) as arrays:
+        np.testing.assert_array_equal(arrays["images"], images)
+        assert arrays["images"].dtype == np.uint8
+    packed.write_bytes(packed.read_bytes()[:-1])
+    back.unlink()
+    code, out, err = _program(model, *there)
+    assert (code, out) == (1, "")
+    assert err == f"compress: --input={packed}: the file is truncated\n"
+    assert not back.exists()
+
+
+@pytest.mark.parametrize(
+    "given, words",
+    [
+        ({"checkpoint": ""}, "--checkpoint is not given"),
+        ({"checkpoint": "{folder}/run:7"}, "no checkpoint of epoch 7 .* there are 1"),
+        ({"checkpoint": "{folder}/elsewhere"}, "there are none"),
+        ({"encoder": "optimal"}, "has no optimal refit of epoch 1"),
+        ({"refinement_steps": -1}, "--refinement_steps is -1"),
+        ({"input": "{folder}/run/config.json"}, r"--input=.*no \.npz file"),
+        ({"input": "{folder}/named.npz"}, "no array named images"),
+        ({"input": "{folder}/flat.npz"}, "shape"),
+        ({"input": "{folder}/objects.npz"}, r"no \.npz file of numbers"),
+        ({"input": "{folder}/wide.npz"}, "does not fit"),
+        ({"input": "{folder}/grey.npz"}, "values from 9 to 9"),
+        ({"decompress": "true"}, "not a file of gapjax's codec"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_done_is_said_in_one_line(checkpoint, given, words):
+    folder, _ = checkpoint
+    np.savez(folder / "named.npz", x=np.zeros(3))
+    np.savez(folder / "flat.npz", images=np.zeros(3, np.uint8))
+    np.savez(folder / "objects.npz", images=np.array([None, 1], object))
+    np.savez(folder / "wide.npz", images=np.zeros((2, 8, 9), np.uint8))
+    np.savez(folder / "grey.npz", images=np.full((2, 8, 8), 9))
+    usual = {
+        "checkpoint": "{folder}/run", "input": "{folder}/images.npz", "output": "{folder}/no.gap"
+    }  # fmt: skip
+    values = {name: str(value).format(folder=folder) for name, value in {**usual, **given}.items()}
+    with pytest.raises((ValueError, RuntimeError), match=words) as raised:
+        compress.compress(_flags(**values))
+    assert "\n" not in str(raised.value)
+    assert not (folder / "no.gap").exists()
+
+
+def test_levels_are_known_without_the_data():
+    for given, levels in (
+        ({}, 2), ({"dataset": "grey_digits"}, 17), ({"dataset": "mnist"}, 256),
+        ({"dataset": "mnist", "binarization": "stochastic"}, 2),
+        ({"dataset": "none.npz", "likelihood": "bernoulli"}, 2),
+    ):  # fmt: skip
+        values = flags.FlagValues()
+        options.define_run(values)
+        values(["", *(f"--{name}={value}" for name, value in given.items())])
+        assert compress.levels_of(options.config_from_flags(values)) == levels, given
+
+
+def test_a_file_that_unpacks_to_too_much_is_refused(checkpoint, monkeypatch):
+    folder, _ = checkpoint
+    monkeypatch.setattr(compress.container, "MAX_PIXELS", 100)
+    with pytest.raises(CodecError, match="divide them among several files"):
+        compress.compress(
+            _flags(
+                checkpoint=f"{folder}/run", input=f"{folder}/images.npz", output=f"{folder}/no.gap"
+            )
+        )
