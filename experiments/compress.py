@@ -125,7 +125,8 @@ def _model(workdir: Workdir, config: Config, event_shape: tuple[int, ...], level
     if not event_shape or min(event_shape) < 1:
         raise CodecError(f"the images have shape {tuple(event_shape)}; there is nothing to code")
     nothing = np.zeros((0, *event_shape), np.uint8)
-    dataset = gapjax.Dataset(config.dataset, nothing, nothing, levels, {})
+    provenance = workdir.provenance()  # by which entries know their run
+    dataset = gapjax.Dataset(config.dataset, nothing, nothing, levels, provenance)
     return Run(config, dataset, make_vae(config, tuple(event_shape), levels), workdir)
 
 

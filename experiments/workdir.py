@@ -138,6 +138,17 @@ class Workdir:
         Raises:
           WorkdirError: there is none.
         """
+        return self._made_with()["config"]
+
+    def provenance(self) -> dict:
+        """The provenance of the data that the folder was made with.
+
+        Raises:
+          WorkdirError: there is none.
+        """
+        return self._made_with()["data"]
+
+    def _made_with(self) -> dict:
         stored = self._stored()
         if stored is None:
             raise WorkdirError(
@@ -145,7 +156,7 @@ class Workdir:
                 f"python -m experiments.train --workdir={self.path}"
             )
         self.records_origins = stored["is_signed"]
-        return stored["config"]
+        return stored
 
     def missing_fields(self) -> list[str]:
         """The fields of `Config` that the folder, made by an older version, does not name."""
