@@ -230,10 +230,12 @@ def test_data_outside_of_the_support_are_named_before_any_work(vae, images, word
     before, params = num_programs(), random_params(vae)
     model = gapjax.model_source(vae, params.decoder, len(images))
     mixture = gapjax.mixture_source(model, gapjax.data_source(images), 0.5)
+    of_data = gapjax.mixture_source(gapjax.data_source(images), model, 0.5)
     for use in (
         lambda: gapjax.evaluate(vae, params, KEY, images),
         lambda: gapjax.train(vae, gapjax.data_source(images), KEY, num_epochs=1),
         lambda: gapjax.refit_encoder(vae, params, mixture, KEY, num_epochs=1),
+        lambda: gapjax.refit_encoder(vae, params, of_data, KEY, num_epochs=1),
         lambda: gapjax.optimal_inference(vae, params, images, KEY),
         lambda: gapjax.log_likelihood(vae, params, KEY, jnp.asarray(images)),
         lambda: gapjax.optimal_posteriors(vae, params, KEY, images),

@@ -3,7 +3,7 @@
 Those of the model and of images are in `model/checks`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import jax
@@ -116,11 +116,17 @@ def first_example(source: Source) -> jax.Array:
 
 def _check_data(sources: Sequence[Source], model: Model) -> None:
     """Checks the images of sources that give them as they are, each array once."""
-    arrays: dict[int, Any] = {}
-    for source in sources:
-        while isinstance(source, MixtureSource) and source.only != "model":
-            source = source.data
-        if isinstance(source, DataSource) and not isinstance(source.images, Tracer):
-            arrays[id(source.images)] = source.images
+    arrays = {id(images): images for source in sources for images in _drawn_images(source)}
     for images in arrays.values():
         check_images("the data of source", images, model)
+
+
+def _drawn_images(source: Source) -> Iterator[jax.Array]:
+    """The images that a source draws from as they are, also as a part of a mixture."""
+    if isinstance(source, DataSource) and not isinstance(source.images, Tracer):
+        yield source.images
+    if isinstance(source, MixtureSource):
+        if source.only != "data":
+            yield from _drawn_images(source.model)
+        if source.only != "model":
+            yield from _drawn_images(source.data)
