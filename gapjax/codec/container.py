@@ -56,7 +56,7 @@ class Header(NamedTuple):
 
     levels: int
     event_shape: tuple[int, ...]
-    count: int
+    count: int  # pyright: ignore[reportIncompatibleMethodOverride]
     refiner: Refiner
     model: bytes
     numerics: bytes

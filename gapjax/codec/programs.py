@@ -27,7 +27,7 @@ from gapjax.model.families import (
 )
 from gapjax.model.vae import VAE, VAEParams
 
-_SEED = 0  # of the points or samples of the refinement
+SEED = 0  # of the points or samples of the refinement
 _MAX_PROGRAMS = 16  # see `executor`
 _LIBRARIES = ("jax", "jaxlib", "numpyro", "optax")
 
@@ -94,7 +94,7 @@ def programs(vae: VAE, refiner: Refiner) -> Programs:
         prior_loc, prior_scale = diagonal_normal(vae.prior, "the prior")
 
         def one(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-            q = refine_one(vae, params, jax.random.key(_SEED), x, refiner).posteriors
+            q = refine_one(vae, params, jax.random.key(SEED), x, refiner).posteriors
             loc, scale = diagonal_normal(q, "the posterior")
             step = prior_scale / GRID
             most = float(stack.HALF)

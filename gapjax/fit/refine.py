@@ -58,8 +58,8 @@ class Refined(NamedTuple):
     """
 
     posteriors: Any
-    start: np.ndarray
-    bound: np.ndarray
+    start: np.ndarray | jax.Array
+    bound: np.ndarray | jax.Array
 
 
 def refine(
@@ -129,8 +129,8 @@ def check(refiner: Refiner) -> None:
     """Raises ValueError for settings that cannot be used."""
     if refiner.method not in METHODS:
         raise ValueError(f"method is {refiner.method!r}; it must be one of {', '.join(METHODS)}")
-    sizes = refiner._replace(method=1, num_steps=refiner.num_steps + 1)
-    if min(sizes) <= 0:
+    sizes = (refiner.num_samples, refiner.num_judged, refiner.learning_rate)
+    if refiner.num_steps < 0 or not all(size > 0 for size in sizes):
         raise ValueError(f"{refiner}; num_steps must be at least 0 and the others positive")
 
 

@@ -133,13 +133,12 @@ class DiscretizedLogistic(Distribution):
         Returns:
           The log-probability of each interval, shape of the broadcast.
         """
-        first, last, loc, scale = promote_shapes(
-            *(jnp.asarray(level).astype(jnp.float32) for level in (first, last)), *self.in_bins()
-        )
-        outer = (first <= 0) | (last >= self.levels - 1)
-        above = jnp.where(last >= self.levels - 1, _BEYOND, (last + 0.5 - loc) / scale)
-        below = jnp.where(first <= 0, -_BEYOND, (first - 0.5 - loc) / scale)
-        number = last - first + 1.0
+        levels = (jnp.asarray(level).astype(jnp.float32) for level in (first, last))
+        low, high, loc, scale = map(jnp.asarray, promote_shapes(*levels, *self.in_bins()))
+        outer = (low <= 0) | (high >= self.levels - 1)
+        above = jnp.where(high >= self.levels - 1, _BEYOND, (high + 0.5 - loc) / scale)
+        below = jnp.where(low <= 0, -_BEYOND, (low - 0.5 - loc) / scale)
+        number = high - low + 1.0
         width = jnp.where(outer, 1.0, -jnp.expm1(-number / scale))
         log_prob = jnp.log(width) + jax.nn.log_sigmoid(above) + jax.nn.log_sigmoid(-below)
         if self.uniform_weight == 0:

@@ -44,7 +44,7 @@ def diagonal_normal(distribution: Any, role: str) -> tuple[jax.Array, jax.Array]
             f"{role} is {_name(distribution)} with event shape {event_shape}; it must be a "
             "diagonal Gaussian, numpyro.distributions.Normal(loc, scale).to_event(1)"
         )
-    loc, scale = (jnp.broadcast_to(x, event_shape) for x in (base.loc, base.scale))
+    loc, scale = (jnp.broadcast_to(jnp.asarray(x), event_shape) for x in (base.loc, base.scale))
     return loc, scale
 
 
@@ -72,17 +72,18 @@ def information(likelihood: Any) -> Information:
     """
     base = _base(likelihood)
     if isinstance(base, dist.BernoulliLogits):
-        mean = jax.nn.sigmoid(base.logits)
-        return _scalar(base.logits, mean * (1.0 - mean))
+        logits = jnp.asarray(base.logits)
+        mean = jax.nn.sigmoid(logits)
+        return _scalar(logits, mean * (1.0 - mean))
     if isinstance(base, dist.BernoulliProbs):
-        variance = base.probs * (1.0 - base.probs)
-        return _scalar(base.probs, 1.0 / jnp.maximum(variance, jnp.finfo(variance.dtype).tiny))
+        probs = jnp.asarray(base.probs)
+        variance = jnp.maximum(probs * (1.0 - probs), jnp.finfo(probs.dtype).tiny)
+        return _scalar(probs, 1.0 / variance)
     if isinstance(base, dist.Normal):
-        precision = 1.0 / base.scale**2
-        rows = [[precision, 0.0 * precision], [0.0 * precision, 2.0 * precision]]
-        loc, scale = jnp.broadcast_arrays(base.loc, base.scale)
-        fisher = jnp.stack([jnp.stack(row) for row in rows])
-        return Information(jnp.stack([loc, scale]), jnp.broadcast_to(fisher, (2, 2, *loc.shape)))
+        loc, scale = jnp.broadcast_arrays(jnp.asarray(base.loc), jnp.asarray(base.scale))
+        zeros, precision = jnp.zeros_like(scale), scale**-2
+        rows = [[precision, zeros], [zeros, 2.0 * precision]]
+        return Information(jnp.stack([loc, scale]), jnp.stack([jnp.stack(row) for row in rows]))
     if isinstance(base, DiscretizedLogistic):
         return _logistic_information(base)
     raise TypeError(
