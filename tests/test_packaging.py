@@ -16,6 +16,7 @@ from small_data import load_error
 ROOT = Path(__file__).resolve().parents[1]
 # Without these, `pip install .` gives a library that works. chex imports absl; NumPyro needs tqdm.
 EXPERIMENTS_ONLY = {
+    "constriction",
     "jinja2",
     "matplotlib",
     "PIL",

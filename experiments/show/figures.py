@@ -29,6 +29,7 @@ from experiments.show import Results, bars, curves
 from experiments.show.images import draw_mosaic, mosaic
 from experiments.show.labels import error_note, finish, footnote, self_consistent_label
 from experiments.show.style import LABELS, SINGLE, new_figure, style
+from experiments.show.trade_off import draw_trade_off
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "closing",
+    "compression",
     "effects",
     "figure1a",
     "figure1b",
@@ -235,6 +237,30 @@ def closing(results: Results) -> Figure:
         if any(row["larger_encoder"] for row in rows):
             notes.append("hatched: a larger encoder")
         finish(figure, [], footnote([results], *notes))
+    return figure
+
+
+def compression(results: Results) -> Figure:
+    """Draws bits per dimension of compressed images over the time to code and decode one.
+
+    Args:
+      results: the contents of compression.json.
+
+    Returns:
+      The figure: for the last checkpoint a curve for each encoder and method of refinement, which
+      starts from the encoder's own posterior, and a line for each of the other compressors. The
+      label of a curve is "ENCODER METHOD".
+
+    Raises:
+      ValueError: there is no checkpoint.
+    """
+    if not results["checkpoints"]:
+        raise ValueError("nothing to draw: results hold no checkpoint")
+    with style():
+        figure = new_figure(SINGLE)
+        ends = draw_trade_off(figure.add_subplot(), results)
+        number = f"{results['num_images']:,} test images, all overhead counted"
+        finish(figure, ends, footnote([results], number))
     return figure
 
 

@@ -50,6 +50,7 @@ LABELS: Mapping[str, str] = {
     "effect_on_model": "On fresh samples of the model",
     "effect_on_train": "On training images",
     "effect_on_test": "On test images",
+    "trade_off": "Compressed test images",
 }
 
 PAPER = "#ffffff"
