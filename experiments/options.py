@@ -222,6 +222,8 @@ def config_from_flags(values: flags.FlagValues) -> Config:
     }
     merged["mixture"] = merged["mixture"] or "random"
     merged["recipe"] = merged["recipe"] or "paper"
+    if merged["refit_batch_size"] == merged["batch_size"]:  # one way to say so
+        merged["refit_batch_size"] = None
     merged["hidden_sizes"] = tuple(integers("hidden_sizes", merged["hidden_sizes"]))
     config = Config(**merged)
     _check(config)

@@ -8,7 +8,8 @@ grey_digits   ./launch.sh --preset=grey_digits
 binary_mnist  ./launch.sh --preset=binary_mnist --data_dir=FOLDER
               The paper's figures 1 and 2 (left).
 grey_mnist    ./launch.sh --preset=grey_mnist --data_dir=FOLDER
-              The paper's figure 2 (right).
+              The paper's figure 2 (right). A refit's batch is the authors': 100 training images
+              and 100 samples, for as many steps as 100 epochs in batches of 100 take.
 """
 
 _PAPER_MODEL = {
@@ -29,5 +30,11 @@ PRESETS = {
     "digits": {**_DIGITS, "dataset": "digits"},
     "grey_digits": {**_DIGITS, "dataset": "grey_digits"},
     "binary_mnist": {**_MNIST, "dataset": "binary_mnist"},
-    "grey_mnist": {**_MNIST, "dataset": "mnist"},
+    "grey_mnist": {
+        **_MNIST,
+        "dataset": "mnist",
+        "refit_epochs": 200,
+        "refit_batch_size": 200,
+        "mixture": "stratified",
+    },
 }
