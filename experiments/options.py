@@ -243,7 +243,9 @@ def _recipe_defaults(given: dict) -> dict:
         if given[flag] is not None:
             raise UsageError(f"--{flag} is of --recipe=paper; leave it out with --recipe={name}")
     recipe = RECIPES[name]
-    return {"refit_epochs": recipe.num_epochs, "refit_batch_size": recipe.batch_size}
+    return {
+        "refit_epochs": recipe.num_epochs, "refit_batch_size": recipe.batch_size, "mixture": None,
+    }  # fmt: skip
 
 
 def config_from_json(values: object) -> Config:

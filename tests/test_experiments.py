@@ -405,6 +405,7 @@ def test_a_recipe_brings_its_epochs_and_batches():
     assert best.refit_epochs == recipe.num_epochs
     assert (best.refit_batch_size or best.batch_size) == recipe.batch_size
     assert config_of("--recipe=best", "--refit_epochs=7").refit_epochs == 7
+    assert config_of("--recipe=best", "--preset=grey_mnist").mixture == "random"  # of no use
     for flag in ("--alpha=0.5", "--mixture=stratified"):
         with pytest.raises(options.UsageError, match="--recipe=paper"):
             config_of("--recipe=best", flag)
