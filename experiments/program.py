@@ -57,8 +57,11 @@ def run_program(
     def work(values: flags.FlagValues, hold: Callable[[Workdir], None]) -> None:
         cores = _join(values)
         saving = Saving()
+        if values.data_dir is not None:
+            _path("data_dir", values.data_dir)
         if new_runs:
             config, saving = config_from_flags(values), saving_from_flags(values)
+            _path("dataset", config.dataset)
             default = f"runs/{config.preset}_seed{config.seed}"
             workdir = Workdir(_path("workdir", values.workdir or default))
             config = with_older_defaults(config, workdir.missing_fields(), values)

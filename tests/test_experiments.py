@@ -523,11 +523,14 @@ def test_sizes_that_no_memory_holds_are_one_line(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_folder_whose_name_is_not_utf8_is_one_line(tmp_path):
-    name = os.fsdecode(os.fsencode(tmp_path) + b"/\xff")
-    code, _, err = _run(*_TINY, f"--workdir={name}")
-    assert code == 1 and len(err.strip().splitlines()) == 1, err
-    assert "--workdir" in err and "not UTF-8" in err
+def test_a_path_that_is_not_utf8_is_one_line(tmp_path):
+    name = os.fsdecode(os.fsencode(tmp_path) + b"/\xff.npz")
+    images = np.zeros((400, 2, 2), np.uint8)
+    os.replace(_npz(tmp_path, train=images, test=images), name)
+    for flag in ("workdir", "dataset", "data_dir"):
+        code, _, err = _run(*_TINY, f"--{flag}={name}", cwd=tmp_path)
+        assert code == 1 and len(err.strip().splitlines()) == 1, err
+        assert f"--{flag}" in err and "not UTF-8" in err
 
 
 def test_of_several_processes_all_or_none_take_the_workdir(finished, tmp_path, monkeypatch):
