@@ -174,6 +174,24 @@ def test_the_probe_sees_a_program_that_computes_otherwise(small, monkeypatch):
         decompress(small.vae._replace(decode=decode), small.params, content)
 
 
+def test_latents_are_samples_of_the_posterior():
+    """Popped from bits of no meaning: moments to 1 %, and none far away, however many there are."""
+    count, loc = 4000, np.float32([0.3, -700.2, 900.0, 5.5])
+    scale = np.float32([6.0, 0.5, 128.0, 30.0])
+    bits = stack.Stack(np.random.default_rng(0).integers(1, 2**32, 4 * count, dtype=np.uint32))
+    before = bits.words()
+    drawn = [bits.pop_latents(loc, scale) for _ in range(count)]
+    standard = (np.array(drawn) - loc) / scale
+    np.testing.assert_allclose(standard.mean(0), 0.0, atol=0.06)
+    np.testing.assert_allclose(standard.std(0), [1, (1 + 1 / 12 / 0.25) ** 0.5, 1, 1], rtol=0.04)
+    assert np.abs(standard).max() < 12
+    for indices in reversed(drawn):
+        bits.push_latents(indices, loc, scale)
+    np.testing.assert_array_equal(bits.words(), before)
+    with pytest.raises(CodecError, match="does not decode"):
+        bits.push_latents(drawn[0] + np.int32([0, 40, 0, 0]), loc, scale)
+
+
 _SMALL = container.Header(2, (5, 5), 8, ENCODER, b"m" * 8, b"n" * 8, b"i" * 8, 0)
 
 

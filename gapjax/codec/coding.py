@@ -22,7 +22,7 @@ from gapjax.codec.programs import (
     numerics,
     programs,
 )
-from gapjax.codec.stack import GRID, CodecError, Stack
+from gapjax.codec.stack import WRONG, CodecError, Stack
 from gapjax.fit.refine import Refiner, check
 from gapjax.model.families import block_size
 from gapjax.model.vae import VAE, VAEParams
@@ -148,23 +148,17 @@ def decompress(vae: VAE, params: VAEParams, content: bytes) -> np.ndarray:
         ]
         _decode(model, compiled, params, stacks, images)
         if not all(map(np.array_equal, (each.words() for each in stacks), starts)):
-            raise CodecError(_WRONG)
+            raise CodecError(WRONG)
     if header.images != _checksum(images):
-        raise CodecError(_WRONG)
+        raise CodecError(WRONG)
     return images
-
-
-_WRONG = (
-    "the file does not decode to the images that it was made from: it is damaged, or this "
-    "machine's arithmetic is not the same from one run to the next"
-)
 
 
 def _encode(
     model: Model, compiled: Programs, params: VAEParams, stacks: list[Stack], images: np.ndarray
 ) -> None:
     """Pushes all images, row by row of one image for each chain."""
-    size, prior = block_size(model.levels), _prior(model)
+    size = block_size(model.levels)
     rows = [images[start : start + len(stacks)] for start in range(0, len(images), len(stacks))]
     ahead = compiled.infer(params, _filled(rows[0], len(stacks)))
     for number, row in enumerate(rows):
@@ -187,20 +181,20 @@ def _encode(
         check_finite(table)
         for chain in range(len(row)):
             stacks[chain].push_levels(chosen[chain], table[chain])
-            stacks[chain].push_latents(latents[chain], *prior)
+            stacks[chain].push_prior(latents[chain])
 
 
 def _decode(
     model: Model, compiled: Programs, params: VAEParams, stacks: list[Stack], images: np.ndarray
 ) -> None:
     """Pops the images of all rows, the last row first; fills `images`."""
-    size, prior = block_size(model.levels), _prior(model)
+    size = block_size(model.levels)
     chains = len(stacks)
     for start in reversed(range(0, len(images), chains)):
         count = min(chains, len(images) - start)
         latents = np.zeros((chains, model.latent_dim), np.int32)
         for chain in range(count):
-            latents[chain] = stacks[chain].pop_latents(*prior)
+            latents[chain] = stacks[chain].pop_prior(model.latent_dim)
         likelihoods, table = compiled.blocks(params, latents)
         table = np.asarray(table)
         check_finite(table)
@@ -254,12 +248,6 @@ def _as_stored(refiner: Refiner) -> Refiner:
     if not refiner.num_steps:
         return ENCODER
     return refiner._replace(learning_rate=float(np.float32(refiner.learning_rate)))
-
-
-def _prior(model: Model) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and scale [Z] of the prior in steps of the grid."""
-    shape = (model.latent_dim,)
-    return np.zeros(shape, np.float32), np.full(shape, GRID, np.float32)
 
 
 def _filled(row: np.ndarray, chains: int) -> np.ndarray:

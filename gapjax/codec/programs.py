@@ -97,10 +97,9 @@ def programs(vae: VAE, refiner: Refiner) -> Programs:
             q = refine_one(vae, params, jax.random.key(SEED), x, refiner).posteriors
             loc, scale = diagonal_normal(q, "the posterior")
             step = prior_scale / GRID
-            most = float(stack.HALF)
             return (
-                jnp.clip((loc - prior_loc) / step, -2 * most, 2 * most),
-                jnp.clip(scale / step, 0.01, most),
+                jnp.clip((loc - prior_loc) / step, -stack.MAX_LOC, stack.MAX_LOC),
+                jnp.clip(scale / step, 0.01, stack.MAX_SCALE),
             )
 
         return jax.vmap(one)(images)
@@ -108,12 +107,12 @@ def programs(vae: VAE, refiner: Refiner) -> Programs:
     def blocks(params: VAEParams, indices: jax.Array) -> tuple[Any, jax.Array]:
         prior_loc, prior_scale = diagonal_normal(vae.prior, "the prior")
 
-        def one(index: jax.Array) -> tuple[Any, jax.Array]:
+        def decode(index: jax.Array) -> Any:
             z = prior_loc + prior_scale * (index.astype(jnp.float32) / GRID)
-            likelihood = vae.decode(params.decoder, z)
-            return likelihood, _flat(block_probs(likelihood))
+            return vae.decode(params.decoder, z)
 
-        return jax.vmap(one)(indices)
+        likelihoods = jax.vmap(decode)(indices)
+        return likelihoods, jax.vmap(lambda likelihood: _flat(block_probs(likelihood)))(likelihoods)
 
     def within(likelihoods: Any, chosen: jax.Array) -> jax.Array:
         def one(likelihood: Any, chosen: jax.Array) -> jax.Array:

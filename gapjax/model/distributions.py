@@ -135,16 +135,18 @@ class DiscretizedLogistic(Distribution):
         """
         levels = (jnp.asarray(level).astype(jnp.float32) for level in (first, last))
         low, high, loc, scale = map(jnp.asarray, promote_shapes(*levels, *self.in_bins()))
-        outer = (low <= 0) | (high >= self.levels - 1)
-        above = jnp.where(high >= self.levels - 1, _BEYOND, (high + 0.5 - loc) / scale)
-        below = jnp.where(low <= 0, -_BEYOND, (low - 0.5 - loc) / scale)
+        inverse = 1.0 / scale
+        above = jnp.where(high >= self.levels - 1, _BEYOND, (high + 0.5 - loc) * inverse)
+        below = jnp.where(low <= 0, -_BEYOND, (low - 0.5 - loc) * inverse)
         number = high - low + 1.0
-        width = jnp.where(outer, 1.0, -jnp.expm1(-number / scale))
-        log_prob = jnp.log(width) + jax.nn.log_sigmoid(above) + jax.nn.log_sigmoid(-below)
+        outer = (low <= 0) | (high >= self.levels - 1)
+        width = jnp.where(outer, 1.0, -jnp.expm1(-number * inverse))
         if self.uniform_weight == 0:
-            return log_prob
-        log_uniform = jnp.log(self.uniform_weight / self.levels * number)
-        return jnp.logaddexp(jnp.log1p(-self.uniform_weight) + log_prob, log_uniform)
+            tails = jax.nn.log_sigmoid(above) + jax.nn.log_sigmoid(-below)
+            return jnp.log(width) + tails
+        logistic = width * jax.nn.sigmoid(above) * jax.nn.sigmoid(-below)
+        share = self.uniform_weight / self.levels * number
+        return jnp.log((1.0 - self.uniform_weight) * logistic + share)
 
     def sample(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, key: jax.Array, sample_shape: tuple[int, ...] = ()
