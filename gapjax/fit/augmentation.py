@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.scipy.ndimage import map_coordinates
 from jax.typing import ArrayLike
 
-from gapjax.fit.sources import Plan, Source
+from gapjax.fit.sources import DerivedSource, Plan, Source
 
 _STATIC = {"static": True}
 
@@ -70,7 +70,7 @@ def noisy_source(source: Source, rate: ArrayLike) -> "NoisySource":
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class AugmentedSource:
+class AugmentedSource(DerivedSource):
     """See `augmented_source`. The plan is that of the source."""
 
     source: Source
@@ -78,15 +78,6 @@ class AugmentedSource:
     max_scale: jax.Array
     max_shear: jax.Array
     max_shift: int = dataclasses.field(metadata=_STATIC)
-
-    @property
-    def num_examples(self) -> int:
-        """Those of the source."""
-        return self.source.num_examples
-
-    def begin_epoch(self, rng_key: jax.Array) -> Plan:
-        """The plan of the source."""
-        return self.source.begin_epoch(rng_key)
 
     def draw(self, plan: Plan, rng_key: jax.Array, position: jax.Array) -> jax.Array:
         """One image of the source, moved."""
@@ -99,20 +90,11 @@ class AugmentedSource:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class NoisySource:
+class NoisySource(DerivedSource):
     """See `noisy_source`. The plan is that of the source."""
 
     source: Source
     rate: jax.Array
-
-    @property
-    def num_examples(self) -> int:
-        """Those of the source."""
-        return self.source.num_examples
-
-    def begin_epoch(self, rng_key: jax.Array) -> Plan:
-        """The plan of the source."""
-        return self.source.begin_epoch(rng_key)
 
     def draw(self, plan: Plan, rng_key: jax.Array, position: jax.Array) -> jax.Array:
         """One image of the source, with pixels of another."""

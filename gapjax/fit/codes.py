@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from gapjax.fit.sources import Plan, Source, data_source
+from gapjax.fit.sources import DerivedSource, Plan, Source, data_source
 from gapjax.measure.per_image import Images
 from gapjax.model.vae import VAE, VAEParams, sample
 
@@ -86,22 +86,13 @@ def interpolation_source(
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class ReconstructionSource:
+class ReconstructionSource(DerivedSource):
     """See `reconstruction_source`. The plan is that of the source of images."""
 
     params: VAEParams
     source: Source
     vae: VAE = dataclasses.field(metadata=_STATIC)
     num_steps: int = dataclasses.field(default=1, metadata=_STATIC)
-
-    @property
-    def num_examples(self) -> int:
-        """As many as the source of images has."""
-        return self.source.num_examples
-
-    def begin_epoch(self, rng_key: jax.Array) -> Plan:
-        """The plan of the source of images."""
-        return self.source.begin_epoch(rng_key)
 
     def draw(self, plan: Plan, rng_key: jax.Array, position: jax.Array) -> jax.Array:
         """The end of a chain that starts at one image."""
@@ -118,7 +109,7 @@ class ReconstructionSource:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class InterpolationSource:
+class InterpolationSource(DerivedSource):
     """See `interpolation_source`. The plan is that of the source of images."""
 
     params: VAEParams
@@ -126,15 +117,6 @@ class InterpolationSource:
     max_angle: jax.Array
     vae: VAE = dataclasses.field(metadata=_STATIC)
     partner: str = dataclasses.field(metadata=_STATIC)
-
-    @property
-    def num_examples(self) -> int:
-        """As many as the source of images has."""
-        return self.source.num_examples
-
-    def begin_epoch(self, rng_key: jax.Array) -> Plan:
-        """The plan of the source of images."""
-        return self.source.begin_epoch(rng_key)
 
     def draw(self, plan: Plan, rng_key: jax.Array, position: jax.Array) -> jax.Array:
         """A decoded code between two."""

@@ -48,6 +48,21 @@ class Source(Protocol):
         ...
 
 
+class DerivedSource:
+    """What sources made from another one share: its number of examples, and its plan."""
+
+    source: Source
+
+    @property
+    def num_examples(self) -> int:
+        """Those of the other source."""
+        return self.source.num_examples
+
+    def begin_epoch(self, rng_key: jax.Array) -> Plan:
+        """The plan of the other source."""
+        return self.source.begin_epoch(rng_key)
+
+
 def data_source(images: Images) -> "DataSource":
     """The empirical distribution of `images`: each once per epoch, in a new random order.
 
