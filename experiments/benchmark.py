@@ -13,7 +13,8 @@ For joint training, self-consistent refits and evaluation, of either likelihood,
 
 All that is compared is timed in turn, --repeats times, and medians are shown. Then the cost of
 refits of several checkpoints, by each way that --sweep of the main program can compute them, and
-that of training at one, two and four times the data: seconds, and peak memory so far.
+that of training at one, two and four times the data: seconds, and peak memory so far. And, where
+constriction is installed (pip install .[codec]), milliseconds to compress and decompress an image.
 """
 
 import functools
@@ -43,8 +44,9 @@ from gapjax.measure import per_image
 from gapjax.model.mlp import UNIFORM_WEIGHT, min_log_scale
 
 _LIKELIHOODS = {"binary": ("bernoulli", 2), "grey": ("discretized_logistic", 256)}
-_ALL_PHASES = ["train", "refit", "evaluate"]
+_ALL_PHASES = ["train", "refit", "evaluate", "codec"]
 _MEMBERS = 4
+_CHAINS = 32  # of the codec, as with 10,000 images
 _ALPHA = 0.5  # of the refit
 _EVENT, _LATENT, _HIDDEN = (28, 28), 10, (500, 500)
 
@@ -294,6 +296,24 @@ def _sweeps(kind: str, cores: parallel.Devices) -> dict:
     return {"likelihood": kind, **{name: 1e3 * value / steps for name, value in seconds.items()}}
 
 
+def _coding(kind: str) -> dict | None:
+    """Milliseconds an image to compress and to decompress, by a model that is not trained."""
+    likelihood, levels = _LIKELIHOODS[kind]
+    vae = gapjax.mlp_vae(_EVENT, likelihood, latent_dim=_LATENT, hidden_sizes=_HIDDEN)
+    params = vae.init(jax.random.key(0))
+    images = np.asarray(_images(levels, _STEPS.value * _BATCH.value))
+    try:
+        content = gapjax.compress(vae, params, images, num_chains=_CHAINS)
+    except gapjax.CodecError as error:
+        print(error)
+        return None
+    compress = functools.partial(gapjax.compress, vae, params, images, num_chains=_CHAINS)
+    decompress = functools.partial(gapjax.decompress, vae, params, content)
+    seconds = _seconds({"compress": compress, "decompress": decompress}, _REPEATS.value)
+    ms = {f"{name}_ms": 1e3 * value / len(images) for name, value in seconds.items()}
+    return {"likelihood": kind, "images": len(images), "chains": _CHAINS, **ms}
+
+
 def _scaling() -> list[dict]:
     """Seconds of one epoch of joint training at one, two and four times the data."""
     rows = []
@@ -325,7 +345,7 @@ def _benchmark(cores: parallel.Devices) -> None:
     )
     rows = []
     for kind in _KINDS.value:
-        for phase in _PHASES.value:
+        for phase in [phase for phase in _PHASES.value if phase != "codec"]:
             row = _row(kind, phase)
             rows.append(row)
             torch_ratio = row["torch_over_program"]
@@ -339,13 +359,22 @@ def _benchmark(cores: parallel.Devices) -> None:
     sweeps = [_sweeps(kind, cores) for kind in _KINDS.value if "refit" in _PHASES.value]
     for row in sweeps:
         print(f"ms for a step of one of {_MEMBERS} refits, by --sweep: {json.dumps(row)}")
+    coding = [_coding(kind) for kind in _KINDS.value if "codec" in _PHASES.value]
+    for row in filter(None, coding):
+        print(f"ms to code an image: {json.dumps(row)}")
     scaling = _scaling()
     for row in scaling:
         print(json.dumps(row))
     if _JSON.value:
         write_json(
             Path(_JSON.value),
-            {"environment": machine, "programs": rows, "sweeps": sweeps, "scaling": scaling},
+            {
+                "environment": machine,
+                "programs": rows,
+                "sweeps": sweeps,
+                "codec": [row for row in coding if row],
+                "scaling": scaling,
+            },
         )
 
 

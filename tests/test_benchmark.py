@@ -1,5 +1,6 @@
 """The benchmark: its floor is the products of the step, and its table comes out."""
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -33,7 +34,7 @@ def test_the_table_comes_out(tmp_path):
     table = tmp_path / "table.json"
     command = [sys.executable, "-m", "experiments.benchmark", f"--json={table}"]
     small = ["--steps=2", "--batch_size=4", "--repeats=1", "--num_eval_samples=2"]
-    small += ["--likelihood=binary", "--phase=train", "--phase=evaluate"]
+    small += ["--likelihood=binary", "--phase=train", "--phase=evaluate", "--phase=codec"]
     subprocess.run([*command, *small], check=True, cwd=_ROOT, capture_output=True)
     written = json.loads(table.read_text())
     assert [(row["likelihood"], row["phase"]) for row in written["programs"]] == [
@@ -42,4 +43,7 @@ def test_the_table_comes_out(tmp_path):
     for row in written["programs"]:
         assert row["times_floor"] > 0 and row["images_per_second"] > 0
         assert row["compile_seconds_cold"] > 0 and row["compile_seconds_cached"] > 0
+    installed = importlib.util.find_spec("constriction") is not None
+    assert [row["likelihood"] for row in written["codec"]] == ["binary"] * installed
+    assert all(row["compress_ms"] > 0 and row["decompress_ms"] > 0 for row in written["codec"])
     assert [row["times_data"] for row in written["scaling"]] == [1, 2, 4, 4]
