@@ -71,15 +71,8 @@ def refit(runs: Sequence[Run], name: str, epoch: int, out: Path) -> list[dict]:
     On a GPU or TPU all runs are one compiled sweep. It sees neither validation nor test images.
     """
     recipe, store = RECIPES[name], out / "checkpoints" / name
-    made_with = {"epoch": epoch, "recipe": _plain(recipe)}
-
-    def is_done(run: Run) -> bool:
-        if run.config.seed not in checkpoints.numbers(store):
-            return False
-        record = checkpoints.record(store, run.config.seed)
-        return all(record[key] == value for key, value in made_with.items())
-
-    missing = [run for run in runs if not is_done(run)]
+    made_with = lambda run: {**_checkpoint(run, epoch), "recipe": _plain(recipe)}
+    missing = [run for run in runs if not _is_kept(store, run, made_with(run))]
     together = parallel.is_accelerated(parallel.all_devices())
     for company in [missing] if together and missing else [[run] for run in missing]:
         clock, seeds = time.monotonic(), [run.config.seed for run in company]
@@ -91,7 +84,7 @@ def refit(runs: Sequence[Run], name: str, epoch: int, out: Path) -> list[dict]:
                 runs[0].vae, params, runs[0].dataset.train, keys, recipe, on_epoch=bar
             )
         for run, one in zip(company, closed, strict=True):
-            facts = stores.entry_metadata(clock) | made_with
+            facts = stores.entry_metadata(clock) | made_with(run)
             facts["seconds"] /= len(company)
             checkpoints.save(store, run.config.seed, {"encoder": one.params.encoder}, facts)
     return [checkpoints.record(store, run.config.seed) for run in runs]
@@ -143,8 +136,7 @@ def optimal_bpd(run: Run, epoch: int, out: Path, start: str) -> np.ndarray:
     """
     store, seed = out / "checkpoints" / _OPTIMAL, run.config.seed
     test = run.dataset.test
-    done = seed in checkpoints.numbers(store)
-    if not done or checkpoints.record(store, seed)["epoch"] != epoch:
+    if not _is_kept(store, run, _checkpoint(run, epoch)):
         clock = time.monotonic()
         params = stores.trained_params(run, epoch)
         encoders = [params.encoder, refitted(run, start, out).encoder]
@@ -155,11 +147,25 @@ def optimal_bpd(run: Run, epoch: int, out: Path, start: str) -> np.ndarray:
             run.vae, params, run.key("evaluate"), test, found.posteriors,
             num_samples=run.config.num_eval_samples,
         )  # fmt: skip
-        facts = {"epoch": epoch, **stores.entry_metadata(clock)}
+        facts = stores.entry_metadata(clock) | _checkpoint(run, epoch)
         facts["converged"] = float(found.converged.mean())
         checkpoints.save(store, seed, {"nats": nats}, facts)
     tree, _ = checkpoints.restore(store, seed, {"nats": np.zeros(len(test), np.float32)})
     return np.asarray(gapjax.bits_per_dim(tree["nats"], test.shape[1:]))
+
+
+def _checkpoint(run: Run, epoch: int) -> dict:
+    """What an entry records of the checkpoint that it was computed from."""
+    store = run.workdir.checkpoints / "train"
+    return {"epoch": epoch, "checkpoint": checkpoints.checksum(store, epoch)}
+
+
+def _is_kept(store: Path, run: Run, made_with: dict) -> bool:
+    """Whether there is an entry of the run's seed that was made with this."""
+    if run.config.seed not in checkpoints.numbers(store):
+        return False
+    record = checkpoints.record(store, run.config.seed)
+    return all(record.get(key) == value for key, value in made_with.items())
 
 
 def leaderboard(

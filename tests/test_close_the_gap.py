@@ -12,6 +12,7 @@ from experiments import run as experiment
 from experiments.options import UsageError
 from experiments.show import figures
 from experiments.workdir import Workdir
+from gapjax import checkpoints
 from gapjax.fit import recipes
 from gapjax.fit.steps import init_state
 
@@ -132,6 +133,16 @@ def test_paper_s_row_is_the_refit_of_the_programs(trained, short, tmp_path):
         run.vae, params, run.dataset.train, run.key("refit", EPOCH), num_epochs=1, batch_size=200
     )
     jax.tree.map(np.testing.assert_array_equal, ours, theirs.params)
+
+
+def test_a_refit_is_kept_for_the_checkpoint_that_it_was_made_from(trained, tmp_path):
+    first, other = close_the_gap.open_runs(trained, None)
+    facts = close_the_gap._checkpoint(first, EPOCH)
+    checkpoints.save(tmp_path, 0, {"encoder": np.zeros(1)}, facts)
+    assert close_the_gap._is_kept(tmp_path, first, facts)
+    another_run = first._replace(workdir=other.workdir)  # of the same seed and epoch
+    needed = close_the_gap._checkpoint(another_run, EPOCH)
+    assert not close_the_gap._is_kept(tmp_path, another_run, needed)
 
 
 def test_recipe_of_the_programs_is_that_of_the_library(tmp_path):
