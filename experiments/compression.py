@@ -225,4 +225,6 @@ def compression(run: Run) -> None:
 if __name__ == "__main__":
     options.define_place()
     define_flags()
-    program.run_program(compression, new_runs=False)
+    program.run_program(
+        compression, new_runs=False, check=lambda values, _: settings_from_flags(values)
+    )
