@@ -21,7 +21,7 @@ import gapjax
 from experiments import options, program, stores
 from experiments.draw import draw_phase
 from experiments.files import write_json
-from experiments.origins import Source, mismatch
+from experiments.origins import Source
 from experiments.run import Run, environment, plain_bar
 from experiments.show import figures
 from experiments.stores import encoders
@@ -213,13 +213,9 @@ def _epochs(run: Run, settings: Settings) -> list[int]:
 def _is_measured(run: Run, epoch: int, measured_with: dict) -> bool:
     """Whether there is an entry of this run that was measured with these settings."""
     store = run.workdir.checkpoints / _STORE
-    if epoch not in checkpoints.numbers(store):
+    if epoch not in checkpoints.numbers(store) or not stores.is_of_run(run, _STORE, epoch):
         return False
-    record = checkpoints.record(store, epoch)
-    problem = mismatch(run, _STORE, epoch, record)
-    if problem:
-        print(f"skipped: checkpoint {epoch} in {store} {problem}; it is made again", flush=True)
-    return problem is None and record["settings"] == measured_with
+    return checkpoints.record(store, epoch)["settings"] == measured_with
 
 
 def _measure(

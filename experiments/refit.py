@@ -17,7 +17,7 @@ from absl import flags
 
 import gapjax
 from experiments import options, program, stores
-from experiments.origins import Source, mismatch
+from experiments.origins import Source
 from experiments.run import Run, progress_bar
 from experiments.stores import (
     chosen_epochs,
@@ -193,9 +193,7 @@ def _unfinished(run: Run, kind: str, epochs: list[int]) -> tuple[list | None, fl
         facts = checkpoints.record(store, number)
         if (facts["kind"], facts["epochs"]) != (kind, epochs):
             return None, 0.0  # of another company of checkpoints
-        problem = mismatch(run, _UNFINISHED, number, facts)
-        if problem:
-            print(f"skipped: checkpoint {number} in {store} {problem}; the refit begins anew")
+        if not stores.is_of_run(run, _UNFINISHED, number, "the refit begins anew"):
             return None, 0.0
         tree, _ = checkpoints.restore(store, number, [one] * len(epochs))
     except checkpoints.CorruptCheckpointError as error:

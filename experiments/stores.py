@@ -91,16 +91,23 @@ def valid_entries(
     whole, damaged = checkpoints.valid_steps(path, like)
     for error in damaged:
         print(f"skipped: {error}; {instead}", flush=True)
-    good = []
-    for number in whole:
-        problem = mismatch(run, store, number, checkpoints.record(path, number))
-        if problem is None:
-            good.append(number)
-        elif store == "train":
-            raise WorkdirError(f"checkpoint {number} in {path} {problem}; {_CURE}")
-        else:
-            print(f"skipped: checkpoint {number} in {path} {problem}; {instead}", flush=True)
-    return good
+    return [number for number in whole if is_of_run(run, store, number, instead)]
+
+
+def is_of_run(run: Run, store: str, number: int, instead: str = "it is made again") -> bool:
+    """Whether an entry is of this run; prints a line where it is not.
+
+    Raises:
+      CheckpointError: it is missing or damaged.
+      WorkdirError: a checkpoint of joint training that is not; see `valid_entries`.
+    """
+    path = run.workdir.checkpoints / store
+    problem = mismatch(run, store, number, checkpoints.record(path, number))
+    if problem and store == "train":
+        raise WorkdirError(f"checkpoint {number} in {path} {problem}; {_CURE}")
+    if problem:
+        print(f"skipped: checkpoint {number} in {path} {problem}; {instead}", flush=True)
+    return problem is None
 
 
 def chosen_epochs(run: Run, given: Iterable[str] | None) -> list[int] | None:
