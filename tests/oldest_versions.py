@@ -3,18 +3,20 @@
     python tests/oldest_versions.py [--environment=FOLDER] [pytest arguments]
 
 Makes a virtual environment, by default in a temporary folder that is deleted afterwards, installs
-exactly the lower bounds of `install_requires` and of the extras `experiments` and `test`, and runs
-pytest there. It needs a network, a few minutes, and a Python that those versions have wheels for
-(3.11 or 3.12). The exit code is pytest's.
+exactly the lower bounds of `install_requires` and of the extra `test` with all extras that it
+names, and runs pytest there. It needs a network, a few minutes, and a Python that those versions
+have wheels for (3.11 or 3.12). The exit code is pytest's.
 """
 
 import argparse
 import configparser
 import os
+import re
 import subprocess
 import sys
 import tempfile
 import venv
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -27,13 +29,16 @@ def lower_bounds() -> list[str]:
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg", encoding="utf-8")
     extras = config["options.extras_require"]
-    lines = [config["options"]["install_requires"], extras["experiments"], extras["test"]]
-    requirements = [line.strip() for line in "\n".join(lines).splitlines() if line.strip()]
-    return [
-        requirement if requirement.startswith(NEWEST) else requirement.replace(">=", "==")
-        for requirement in requirements
-        if not requirement.startswith(("gapjax", "#"))
-    ]
+
+    def expand(text: str) -> Iterator[str]:
+        for line in filter(None, map(str.strip, text.splitlines())):
+            if extra := re.fullmatch(r"gapjax\[(\w+)\]", line):
+                yield from expand(extras[extra[1]])
+            elif not line.startswith("#"):
+                yield line
+
+    found = expand(config["options"]["install_requires"] + extras["test"])
+    return [line if line.startswith(NEWEST) else line.replace(">=", "==") for line in found]
 
 
 def run(environment: Path, arguments: list[str]) -> int:
