@@ -42,13 +42,9 @@ if TYPE_CHECKING:  # the same names as in _ROOMS, for type checkers and editors
     )
     from gapjax.fit.steps import TrainState
     from gapjax.fit.training import train
-    from gapjax.measure.likelihoods import (
-        Annealing,
-        LogLikelihood,
-        Sandwich,
-        log_likelihood,
-        sandwich,
-    )
+    from gapjax.measure.annealing import Annealing
+    from gapjax.measure.importance import LogLikelihood
+    from gapjax.measure.likelihoods import Sandwich, log_likelihood, sandwich
     from gapjax.measure.per_image import encoder_gradient_norms
     from gapjax.measure.statistics import effective_number
     from gapjax.model.bounds import bits_per_dim, elbo, importance_weighted_bound
@@ -183,7 +179,9 @@ _ROOMS = {
     ),
     "fit.steps": ("TrainState",),
     "fit.training": ("train",),
-    "measure.likelihoods": ("Annealing", "LogLikelihood", "Sandwich", "log_likelihood", "sandwich"),
+    "measure.annealing": ("Annealing",),
+    "measure.importance": ("LogLikelihood",),
+    "measure.likelihoods": ("Sandwich", "log_likelihood", "sandwich"),
     "measure.per_image": ("encoder_gradient_norms",),
     "measure.statistics": ("effective_number",),
     "model.bounds": ("bits_per_dim", "elbo", "importance_weighted_bound"),

@@ -30,7 +30,7 @@ FLOORS = {
 OWNERS = {
     "flax": {"model/networks"},
     "optax": {"fit"},
-    "blackjax": {"measure/likelihoods"},
+    "blackjax": {"measure/annealing"},
     "constriction": {"codec/stack"},
     "orbax": {"checkpoints"},
     "tensorflow_datasets": {"data/tfds"},

@@ -1,4 +1,7 @@
-"""log p(x): unbiased where theory says so, from both sides, in bounded memory."""
+"""`measure/importance`, `measure/annealing`, `measure/likelihoods`: log p(x).
+
+It is unbiased where theory says so, bounded from both sides, and computed in bounded memory.
+"""
 
 import jax
 import numpy as np
@@ -6,7 +9,8 @@ import pytest
 
 from gapjax import parallel
 from gapjax.measure import likelihoods
-from gapjax.measure.likelihoods import Annealing, log_likelihood, sandwich
+from gapjax.measure.annealing import Annealing
+from gapjax.measure.likelihoods import log_likelihood, sandwich
 
 _SHORT = Annealing(num_temperatures=6, num_chains=2, num_leapfrog=3)
 _REPEATS = 40

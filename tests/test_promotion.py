@@ -14,11 +14,8 @@ from conftest import random_params
 
 import gapjax
 from gapjax.fit.steps import kernel
-from gapjax.measure.likelihoods import (
-    annealed_importance_sampling,
-    importance_sampling,
-    reverse_annealing,
-)
+from gapjax.measure.annealing import annealed_importance_sampling, reverse_annealing
+from gapjax.measure.importance import importance_sampling
 
 KEY = jax.random.key(0)
 IMAGES = (np.arange(28).reshape(7, 2, 2) % 3 == 0).astype(np.uint8)

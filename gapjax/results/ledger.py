@@ -8,7 +8,8 @@ import jax
 import numpy as np
 
 from gapjax.fit.posteriors import PosteriorSearch, optimal_posteriors, posterior_bounds
-from gapjax.measure.likelihoods import Annealing, log_likelihood
+from gapjax.measure.annealing import Annealing
+from gapjax.measure.likelihoods import log_likelihood
 from gapjax.measure.per_image import Images, per_image_bounds
 from gapjax.measure.statistics import mean_and_stderr
 from gapjax.model.vae import VAE, VAEParams

@@ -1,0 +1,84 @@
+"""log p(x) of one example by importance sampling; log weights are summed in log space.
+
+`measure/likelihoods` vmaps it over the images of a set.
+"""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from gapjax.model.bounds import log_joint, sample_and_log_prob
+from gapjax.model.vae import VAE, VAEParams
+
+
+class LogLikelihood(NamedTuple):
+    """Estimates of log p(x), of one example or of N.
+
+    Attributes:
+      log_prob: [N] nats; the mean of its exponential is p(x), so its own mean is not above
+        log p(x).
+      ess: [N] effective number of samples (or chains) behind it, (sum w)^2 / sum w^2.
+      acceptance: [N] mean acceptance rate of the chains; NaN where there are none.
+    """
+
+    log_prob: ArrayLike
+    ess: ArrayLike
+    acceptance: ArrayLike
+
+
+def importance_sampling(
+    vae: VAE,
+    params: VAEParams,
+    rng_key: jax.Array,
+    x: jax.Array,
+    num_samples: int = 5000,
+    chunk_size: int = 250,
+) -> LogLikelihood:
+    """The importance-weighted bound of one example with any number of samples.
+
+        log (1/S) sum_s p(x, z_s) / q(z_s given x),   z_s ~ q(z given x)
+
+    Args:
+      vae: the model.
+      params: its parameters.
+      rng_key: folded with each sample's number.
+      x: one example [*event], as stored.
+      num_samples: S.
+      chunk_size: samples at once; bounds memory and, but for rounding, changes nothing else.
+
+    Returns:
+      A `LogLikelihood` of scalars; `log_prob` is what `importance_weighted_bound` estimates.
+
+    References:
+      Burda, Grosse, Salakhutdinov, Importance Weighted Autoencoders, 2016.
+    """
+    posterior = vae.encode(params.encoder, x)
+    chunk_size = min(chunk_size, num_samples)
+
+    def log_weight(sample_key: jax.Array, number: jax.Array) -> jax.Array:
+        z, log_q = sample_and_log_prob(posterior, sample_key)
+        value = log_joint(vae, params.decoder, x, z) - log_q
+        return jnp.where(number < num_samples, value, -jnp.inf)
+
+    def add(sums: tuple, xs: tuple) -> tuple[tuple, None]:
+        log_weights = jax.vmap(log_weight)(*xs)
+        return add_weights(sums, log_weights), None
+
+    numbers = jnp.arange(-(-num_samples // chunk_size) * chunk_size)
+    keys = jax.vmap(lambda number: jax.random.fold_in(rng_key, number))(numbers)
+    chunks = keys.reshape(-1, chunk_size), numbers.reshape(-1, chunk_size)
+    (log_sum, log_squares), _ = jax.lax.scan(add, (-jnp.inf, -jnp.inf), chunks)
+    ess = jnp.exp(2 * log_sum - log_squares)
+    return LogLikelihood(log_sum - math.log(num_samples), ess, jnp.full((), jnp.nan))
+
+
+def add_weights(sums: tuple, log_weights: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Adds weights to running sums of them and of their squares, all in log space."""
+    log_sum, log_squares = sums
+    return (
+        jnp.logaddexp(log_sum, jax.nn.logsumexp(log_weights)),
+        jnp.logaddexp(log_squares, jax.nn.logsumexp(2 * log_weights)),
+    )
