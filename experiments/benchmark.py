@@ -18,9 +18,7 @@ constriction is installed (pip install .[codec]), milliseconds to compress and d
 """
 
 import functools
-import itertools
 import json
-import math
 import resource
 import statistics
 import sys
@@ -36,19 +34,18 @@ from absl import app, flags, logging
 from jax.experimental.compilation_cache import compilation_cache
 
 import gapjax
+from experiments import benchmark_references as references
+from experiments.benchmark_references import ALPHA, EVENT, HIDDEN, LATENT
 from experiments.files import write_json
 from experiments.run import environment
 from gapjax import parallel
 from gapjax.fit.steps import init_state, run_steps
 from gapjax.measure import per_image
-from gapjax.model.mlp import UNIFORM_WEIGHT, min_log_scale
 
 _LIKELIHOODS = {"binary": ("bernoulli", 2), "grey": ("discretized_logistic", 256)}
 _ALL_PHASES = ["train", "refit", "evaluate", "codec"]
 _MEMBERS = 4
 _CHAINS = 32  # of the codec, as with 10,000 images
-_ALPHA = 0.5  # of the refit
-_EVENT, _LATENT, _HIDDEN = (28, 28), 10, (500, 500)
 
 _JSON = flags.DEFINE_string("json", None, "File to write the table to, as JSON.")
 _STEPS = flags.DEFINE_integer("steps", 60, "Steps in one timing.", lower_bound=1)
@@ -62,66 +59,13 @@ _SAMPLES = flags.DEFINE_integer("num_eval_samples", 10, "Samples in evaluation."
 def _images(levels: int, number: int) -> jax.Array:
     """Images with MNIST's share of ink; their content does not change the time of anything."""
     rng = np.random.default_rng(0)
-    ink = rng.random((number, *_EVENT)) < 0.2
+    ink = rng.random((number, *EVENT)) < 0.2
     return jnp.asarray((ink * rng.integers(1, levels, ink.shape)).astype(np.uint8))
-
-
-def _layers(num_outputs: int) -> tuple[list, list]:
-    """(in, out) of every linear layer of the encoder and of the decoder."""
-    pixels = _EVENT[0] * _EVENT[1]
-    encoder = [pixels, *_HIDDEN, 2 * _LATENT]
-    decoder = [_LATENT, *reversed(_HIDDEN), num_outputs * pixels]
-    return list(itertools.pairwise(encoder)), list(itertools.pairwise(decoder))
-
-
-def _products(phase: str, num_outputs: int, batch: int, samples: int) -> list[tuple]:
-    """(rows, inner, columns) and the operand orders of each product of one step."""
-    encoder, decoder = _layers(num_outputs)
-    forward = [("nn", batch, *layer) for layer in encoder]
-    if phase == "evaluate":
-        return forward + [("nn", batch * samples, *layer) for layer in decoder]
-    products = forward + [("nn", batch, *layer) for layer in decoder]
-    products += [("tn", batch, *layer) for layer in encoder]  # weights' gradients
-    products += [("nt", batch, *layer) for layer in encoder[1:] + decoder]  # inputs' gradients
-    if phase == "train":
-        products += [("tn", batch, *layer) for layer in decoder]
-    else:
-        products += [("nn", round(_ALPHA * batch), *layer) for layer in decoder]  # model samples
-    return products
-
-
-def _floor(products: list[tuple]) -> Callable[[], None]:
-    """One step's matrix products, compiled, each with operands of its own."""
-    operands = []
-    for index, (order, rows, inner, columns) in enumerate(products):
-        left, right = jax.random.split(jax.random.key(index))
-        shapes = {
-            "nn": ((rows, inner), (inner, columns)),
-            "tn": ((rows, inner), (rows, columns)),
-            "nt": ((rows, columns), (inner, columns)),
-        }[order]
-        operands.append(tuple(map(jax.random.normal, (left, right), shapes)))
-
-    @jax.jit
-    def multiply(operands):
-        contract = {"nn": (1, 0), "tn": (0, 0), "nt": (1, 1)}
-        return [
-            jax.lax.dot_general(a, b, (((contract[order][0],), (contract[order][1],)), ((), ())))
-            for (order, *_), (a, b) in zip(products, operands, strict=True)
-        ]
-
-    def run(steps: int) -> None:
-        for _ in range(steps):
-            out = multiply(operands)
-        jax.block_until_ready(out)
-
-    run(1)
-    return functools.partial(run, _STEPS.value)
 
 
 def _program(phase: str, likelihood: str, levels: int, steps: int):
     """A compiled phase: a function that runs it once, and one that compiles it anew."""
-    vae = gapjax.mlp_vae(_EVENT, likelihood, latent_dim=_LATENT, hidden_sizes=_HIDDEN)
+    vae = gapjax.mlp_vae(EVENT, likelihood, latent_dim=LATENT, hidden_sizes=HIDDEN)
     params = vae.init(jax.random.key(0))
     images, devices = _images(levels, steps * _BATCH.value), parallel.all_devices()
     if phase == "evaluate":
@@ -141,7 +85,7 @@ def _program(phase: str, likelihood: str, levels: int, steps: int):
     if phase == "refit":
         optimizer = gapjax.encoder_only(optimizer)
         model = gapjax.model_source(vae, params.decoder, len(images))
-        source = gapjax.mixture_source(model, source, _ALPHA)
+        source = gapjax.mixture_source(model, source, ALPHA)
     program = functools.partial(
         run_steps, vae=vae, optimizer=optimizer, batch_size=_BATCH.value,
         objective=gapjax.elbo, num_steps=steps,
@@ -156,57 +100,6 @@ def _program(phase: str, likelihood: str, levels: int, steps: int):
         jax.block_until_ready(out)
 
     return run, lambda: compiled.lower(state, source).compile()
-
-
-def _torch_loop(likelihood: str, levels: int) -> Callable[[], None] | None:
-    """Joint training of the same model as a plain PyTorch loop, data in memory."""
-    try:
-        import torch
-    except ImportError:
-        return None
-    functional = torch.nn.functional
-    encoder_layers, decoder_layers = _layers(1 if levels == 2 else 2)
-
-    def mlp(layers):
-        modules = []
-        for size in layers:
-            modules += [torch.nn.Linear(*size), torch.nn.ReLU()]
-        return torch.nn.Sequential(*modules[:-1])
-
-    encoder, decoder = mlp(encoder_layers), mlp(decoder_layers)
-    optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], lr=1e-3)
-    images = torch.from_numpy(np.array(_images(levels, _STEPS.value * _BATCH.value))).flatten(1)
-
-    def log_likelihood(out, k):
-        if levels == 2:
-            return -functional.binary_cross_entropy_with_logits(out, k, reduction="none").sum(1)
-        loc, log_scale = out.chunk(2, dim=1)
-        scale = torch.exp(log_scale.clamp(min=min_log_scale(levels)))
-        loc, scale = loc * (levels - 1), scale * (levels - 1)
-        above, below = (k + 0.5 - loc) / scale, (k - 0.5 - loc) / scale
-        zero = torch.zeros_like(k)
-        left = torch.where(k >= levels - 1, zero, functional.logsigmoid(above))
-        right = torch.where(k <= 0, zero, functional.logsigmoid(-below))
-        width = torch.log(-torch.expm1(-1 / scale))
-        log_prob = left + right + torch.where((k > 0) & (k < levels - 1), width, zero)
-        uniform = torch.tensor(math.log(UNIFORM_WEIGHT / levels))
-        return torch.logaddexp(log_prob + math.log1p(-UNIFORM_WEIGHT), uniform).sum(1)
-
-    def run() -> None:
-        order = torch.randperm(len(images))
-        for indices in order.split(_BATCH.value):
-            k = images[indices].float()
-            loc, raw_scale = encoder(k / (levels - 1)).chunk(2, dim=1)
-            scale = functional.softplus(raw_scale) + 1e-6
-            z = loc + scale * torch.randn_like(loc)
-            kl = 0.5 * (loc**2 + scale**2 - 1).sum(1) - scale.log().sum(1)
-            loss = (kl - log_likelihood(decoder(z), k)).mean()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-
-    run()
-    return run
 
 
 def _seconds(programs: dict[str, Callable[[], None]], repeats: int) -> dict[str, float]:
@@ -247,17 +140,18 @@ def _row(kind: str, phase: str) -> dict:
     likelihood, levels = _LIKELIHOODS[kind]
     run, compile_program = _program(phase, likelihood, levels, _STEPS.value)
     cold, cached = _compile_seconds(compile_program)
-    products = _products(phase, 1 if levels == 2 else 2, _BATCH.value, _SAMPLES.value)
-    programs = {"program": run, "floor": _floor(products)}
-    if phase == "train" and (loop := _torch_loop(likelihood, levels)):
-        programs["torch"] = loop
+    batch, steps = _BATCH.value, _STEPS.value
+    products = references.products(phase, 1 if levels == 2 else 2, batch, _SAMPLES.value)
+    programs = {"program": run, "floor": references.floor(products, steps)}
+    if phase == "train":
+        loop = references.torch_loop(np.asarray(_images(levels, steps * batch)), levels, batch)
+        programs |= {"torch": loop} if loop else {}
     run()
     seconds = _seconds(programs, _REPEATS.value)
-    steps = _STEPS.value
     return {
         "likelihood": kind,
         "phase": phase,
-        "images_per_second": steps * _BATCH.value / seconds["program"],
+        "images_per_second": steps * batch / seconds["program"],
         "ms_per_step": 1e3 * seconds["program"] / steps,
         "floor_ms_per_step": 1e3 * seconds["floor"] / steps,
         "times_floor": seconds["program"] / seconds["floor"],
@@ -270,7 +164,7 @@ def _row(kind: str, phase: str) -> dict:
 def _sweeps(kind: str, cores: parallel.Devices) -> dict:
     """Milliseconds of a step of each of four refits: one by one, on cores, and in one program."""
     likelihood, levels = _LIKELIHOODS[kind]
-    vae = gapjax.mlp_vae(_EVENT, likelihood, latent_dim=_LATENT, hidden_sizes=_HIDDEN)
+    vae = gapjax.mlp_vae(EVENT, likelihood, latent_dim=LATENT, hidden_sizes=HIDDEN)
     params = [vae.init(jax.random.key(seed)) for seed in range(_MEMBERS)]
     keys = [jax.random.key(seed) for seed in range(_MEMBERS)]
     images = _images(levels, _STEPS.value * _BATCH.value)
@@ -299,7 +193,7 @@ def _sweeps(kind: str, cores: parallel.Devices) -> dict:
 def _coding(kind: str) -> dict | None:
     """Milliseconds an image to compress and to decompress, by a model that is not trained."""
     likelihood, levels = _LIKELIHOODS[kind]
-    vae = gapjax.mlp_vae(_EVENT, likelihood, latent_dim=_LATENT, hidden_sizes=_HIDDEN)
+    vae = gapjax.mlp_vae(EVENT, likelihood, latent_dim=LATENT, hidden_sizes=HIDDEN)
     params = vae.init(jax.random.key(0))
     images = np.asarray(_images(levels, _STEPS.value * _BATCH.value))
     try:

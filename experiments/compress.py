@@ -18,8 +18,8 @@ from absl import flags
 
 import gapjax
 from experiments import program
+from experiments.config import Config, UsageError
 from experiments.files import replacing, write_atomically
-from experiments.options import Config, UsageError
 from experiments.run import Run, make_vae
 from experiments.stores import refitted_params, trained_params
 from experiments.workdir import Workdir

@@ -21,6 +21,7 @@ from absl import flags
 import gapjax
 from experiments import baselines, options, program
 from experiments.compress import AS_TRAINED, ENCODERS, encoder_params
+from experiments.config import UsageError
 from experiments.files import write_json
 from experiments.run import Run, environment
 from experiments.show import figures
@@ -182,17 +183,17 @@ def settings_from_flags(values: flags.FlagValues) -> Settings:
     encoders = tuple(values.encoders)
     for name in encoders:
         if name not in ENCODERS:
-            raise options.UsageError(f"--encoders has {name!r}; it can have {', '.join(ENCODERS)}")
+            raise UsageError(f"--encoders has {name!r}; it can have {', '.join(ENCODERS)}")
     refiners = [ENCODER]
     for method in ("newton", "adam"):
         name = f"{method}_steps"
         for steps in options.integers(name, values[name].value):
             if not 1 <= steps <= container.MAX_STEPS:
-                raise options.UsageError(f"--{name} has {steps}; it must be from 1 to 1000")
+                raise UsageError(f"--{name} has {steps}; it must be from 1 to 1000")
             refiners.append(Refiner(method, steps))
     for name in ("num_images", "gap_images"):
         if values[name].value < 0:
-            raise options.UsageError(f"--{name} is {values[name].value}; it must be at least 0")
+            raise UsageError(f"--{name} is {values[name].value}; it must be at least 0")
     return Settings(encoders, tuple(refiners), values.num_images, values.gap_images)
 
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import gapjax
-from experiments.options import Config, UsageError
+from experiments.config import Config, UsageError
 from experiments.show.formatting import duration
 from gapjax import parallel
 

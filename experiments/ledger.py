@@ -19,6 +19,8 @@ from absl import flags
 
 import gapjax
 from experiments import options, program, stores
+from experiments.config import Config, UsageError
+from experiments.config import epochs as config_epochs
 from experiments.draw import draw_phase
 from experiments.files import write_json
 from experiments.origins import Source
@@ -27,7 +29,7 @@ from experiments.show import figures
 from experiments.stores import encoders
 from gapjax import checkpoints
 from gapjax.results import ledger as results_ledger
-from gapjax.results import schema
+from gapjax.results import measurements, schema
 from gapjax.results.schema import REFITS
 
 _STORE = "ledger"
@@ -87,7 +89,7 @@ def settings_from_flags(values: flags.FlagValues) -> Settings:
     """
     for name, least in (("images", 2), ("samples", 1), ("simulated", 0), ("batch_size", 1)):
         if values[f"ledger_{name}"].value < least:
-            raise options.UsageError(
+            raise UsageError(
                 f"--ledger_{name} is {values[f'ledger_{name}'].value}; it must be at least {least}"
             )
     epochs = values["ledger_epochs"].value
@@ -102,7 +104,7 @@ def settings_from_flags(values: flags.FlagValues) -> Settings:
     )
 
 
-def check_flags(values: flags.FlagValues, config: options.Config) -> None:
+def check_flags(values: flags.FlagValues, config: Config) -> None:
     """Checks the flags before there are any checkpoints.
 
     Raises:
@@ -110,7 +112,7 @@ def check_flags(values: flags.FlagValues, config: options.Config) -> None:
     """
     epochs = settings_from_flags(values).epochs
     if epochs is not None:
-        options.checkpoints_of("ledger_epochs", map(str, epochs), options.epochs(config))
+        options.checkpoints_of("ledger_epochs", map(str, epochs), config_epochs(config))
 
 
 def ledger_phase(run: Run, settings: Settings) -> dict:
@@ -227,7 +229,7 @@ def _measure(
         jax.random.split(run.key("ledger", epoch)), _images(run, settings).items(), strict=True
     ):
         with _bars(run, f"ledger {epoch} {name}", len(images)) as on_progress:
-            measured[name] = results_ledger.measure(
+            measured[name] = measurements.measure(
                 run.vae, params, key, images, by_name, num_samples=settings.num_samples,
                 batch_size=settings.batch_size, on_progress=on_progress,
             )  # fmt: skip
@@ -280,7 +282,7 @@ def _own_notes(rows: list[dict]) -> list[str]:
 
 def _images(run: Run, settings: Settings) -> dict[str, np.ndarray]:
     return {
-        name: results_ledger.subset(images, settings.num_images, run.config.seed)
+        name: measurements.subset(images, settings.num_images, run.config.seed)
         for name, images in (("train", run.dataset.train), ("test", run.dataset.test))
     }
 
@@ -288,11 +290,11 @@ def _images(run: Run, settings: Settings) -> dict[str, np.ndarray]:
 def _like(run: Run, settings: Settings, kinds: list[str]) -> dict:
     """The shapes of what `_measure` gives."""
 
-    def measured(images: np.ndarray) -> results_ledger.Measured:
+    def measured(images: np.ndarray) -> measurements.Measured:
         number = np.zeros(len(images), np.float32)
         flag, count = np.zeros(len(images), bool), np.zeros(len(images), np.int32)
         elbo = dict.fromkeys(("as_trained", *kinds), number)
-        return results_ledger.Measured(elbo, number, number, number, number, flag, flag, count)
+        return measurements.Measured(elbo, number, number, number, number, flag, flag, count)
 
     return {name: measured(images) for name, images in _images(run, settings).items()}
 

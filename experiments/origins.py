@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from experiments.options import Config
+from experiments.config import Config
 from experiments.run import Run
 from gapjax import checkpoints
 from gapjax.results.schema import REFITS

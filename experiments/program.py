@@ -13,14 +13,8 @@ import jax
 from absl import app, flags, logging
 
 from experiments import cost
-from experiments.options import (
-    Config,
-    Saving,
-    UsageError,
-    config_from_flags,
-    saving_from_flags,
-    with_older_defaults,
-)
+from experiments.config import Config, UsageError
+from experiments.options import Saving, config_from_flags, saving_from_flags, with_older_defaults
 from experiments.run import Run, prepare, start
 from experiments.workdir import Workdir, WorkdirError
 from gapjax import CodecError, DatasetError, parallel

@@ -19,8 +19,9 @@ import numpy as np
 import tqdm
 
 import gapjax
+from experiments.config import Config, UsageError, epochs
 from experiments.cost import check_memory
-from experiments.options import Config, Saving, UsageError, epochs
+from experiments.options import Saving
 from experiments.workdir import Workdir
 from gapjax import parallel
 from gapjax.fit.executor import SWEEPS

@@ -14,9 +14,9 @@ import numpy as np
 from absl import flags
 
 from experiments import program
+from experiments.config import UsageError
 from experiments.effects import COMPARED
 from experiments.files import write_json
-from experiments.options import UsageError
 from experiments.run import OPTIMAL_NOTE, environment
 from experiments.show import figures
 from gapjax.results import schema

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from experiments.config import Config, config_from_json
 from experiments.files import write_atomically, write_json
-from experiments.options import Config, config_from_json
 from gapjax import checkpoints, parallel
 
 _LOCK = ".lock"

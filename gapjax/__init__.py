@@ -23,16 +23,12 @@ if TYPE_CHECKING:  # the same names as in _ROOMS, for type checkers and editors
         with_sleep,
     )
     from gapjax.fit.optimizers import adam, cosine_adam, encoder_only
+    from gapjax.fit.paper_refits import optimal_inference, self_consistent
     from gapjax.fit.plateau import Convergence
-    from gapjax.fit.posteriors import (
-        OptimalPosteriors,
-        PosteriorSearch,
-        optimal_posteriors,
-        posterior_bounds,
-    )
+    from gapjax.fit.posteriors import OptimalPosteriors, PosteriorSearch, optimal_posteriors
     from gapjax.fit.recipes import RECIPES, Closed, Recipe, close_gap
     from gapjax.fit.refine import Refined, Refiner, refine
-    from gapjax.fit.refits import Refit, optimal_inference, refit_encoder, self_consistent
+    from gapjax.fit.refits import Refit, refit_encoder
     from gapjax.fit.sources import (
         Source,
         data_source,
@@ -45,7 +41,7 @@ if TYPE_CHECKING:  # the same names as in _ROOMS, for type checkers and editors
     from gapjax.measure.annealing import Annealing
     from gapjax.measure.importance import LogLikelihood
     from gapjax.measure.likelihoods import Sandwich, log_likelihood, sandwich
-    from gapjax.measure.per_image import encoder_gradient_norms
+    from gapjax.measure.per_image import encoder_gradient_norms, posterior_bounds
     from gapjax.measure.statistics import effective_number
     from gapjax.model.bounds import bits_per_dim, elbo, importance_weighted_bound
     from gapjax.model.distributions import DiscretizedLogistic
@@ -160,16 +156,12 @@ _ROOMS = {
         "with_sleep",
     ),
     "fit.optimizers": ("adam", "cosine_adam", "encoder_only"),
+    "fit.paper_refits": ("optimal_inference", "self_consistent"),
     "fit.plateau": ("Convergence",),
-    "fit.posteriors": (
-        "OptimalPosteriors",
-        "PosteriorSearch",
-        "optimal_posteriors",
-        "posterior_bounds",
-    ),
+    "fit.posteriors": ("OptimalPosteriors", "PosteriorSearch", "optimal_posteriors"),
     "fit.recipes": ("RECIPES", "Closed", "Recipe", "close_gap"),
     "fit.refine": ("Refined", "Refiner", "refine"),
-    "fit.refits": ("Refit", "optimal_inference", "refit_encoder", "self_consistent"),
+    "fit.refits": ("Refit", "refit_encoder"),
     "fit.sources": (
         "Source",
         "data_source",
@@ -182,7 +174,7 @@ _ROOMS = {
     "measure.annealing": ("Annealing",),
     "measure.importance": ("LogLikelihood",),
     "measure.likelihoods": ("Sandwich", "log_likelihood", "sandwich"),
-    "measure.per_image": ("encoder_gradient_norms",),
+    "measure.per_image": ("encoder_gradient_norms", "posterior_bounds"),
     "measure.statistics": ("effective_number",),
     "model.bounds": ("bits_per_dim", "elbo", "importance_weighted_bound"),
     "model.distributions": ("DiscretizedLogistic",),

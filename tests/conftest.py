@@ -13,8 +13,8 @@ import pytest
 from small_data import no_default_directory, small_mnist  # noqa: F401  (fixtures)
 
 import gapjax
-from gapjax import parallel
 from gapjax.fit import steps
+from gapjax.parallel import devices
 
 # Most of the suite's time is LLVM's. What is tested is left as it is: XLA's own passes all run.
 _SOON_COMPILED = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
@@ -25,7 +25,7 @@ NUM_DEVICES = 8
 if "device_count" not in os.environ.get("XLA_FLAGS", ""):
     jax.config.update("jax_num_cpu_devices", NUM_DEVICES)
 _DEFAULT = int(os.environ.get("GAPJAX_TEST_DEVICES", "1"))
-parallel._default.set(tuple(jax.devices()[:_DEFAULT]))
+devices._default.set(tuple(jax.devices()[:_DEFAULT]))
 # NumPyro's own Bernoulli promotes dtypes, so only ranks are held strictly.
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update(

@@ -1,4 +1,4 @@
-"""Gaps and `results/ledger`: worked out by hand or in closed form, with errors that cover."""
+"""`results/gaps`, `results/ledger`, `results/measurements`: gaps by hand or in closed form."""
 
 import dataclasses
 import math
@@ -14,7 +14,8 @@ import gapjax
 from gapjax import inference_gaps
 from gapjax.fit.posteriors import PosteriorSearch
 from gapjax.results.estimates import summarize
-from gapjax.results.ledger import Measured, balance, measure, subset
+from gapjax.results.ledger import balance
+from gapjax.results.measurements import Measured, measure, subset
 
 
 def _evaluation(values):

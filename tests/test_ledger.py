@@ -10,7 +10,7 @@ from absl import flags
 import gapjax
 from experiments import ledger, options, stores, workdir
 from experiments import run as experiment
-from gapjax.results import ledger as results_ledger
+from gapjax.results import measurements
 
 
 def _parse(given):
@@ -67,12 +67,12 @@ def measured(monkeypatch):
         draw = lambda: rng.normal(size=len(images)).astype(np.float32)
         on_progress("posteriors", len(images))
         flag = rng.random(len(images)) < 0.5
-        return results_ledger.Measured(
+        return measurements.Measured(
             {name: draw() for name in encoders}, draw(), draw(), draw() ** 2, draw(), flag, ~flag,
             rng.integers(0, 9, len(images)).astype(np.int32),
         )  # fmt: skip
 
-    monkeypatch.setattr(results_ledger, "measure", measure)
+    monkeypatch.setattr(measurements, "measure", measure)
     return asked
 
 

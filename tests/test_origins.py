@@ -8,6 +8,7 @@ import pytest
 from small_runs import STEPS, TINY, checksums, logged, run_phases, start_run
 
 from experiments import evaluate, ledger, options, origins, refit, stores, train, workdir
+from experiments.config import config_from_json
 from gapjax import checkpoints
 from gapjax.results import schema
 
@@ -168,7 +169,7 @@ def test_a_configuration_changed_by_hand_is_refused_with_nothing_written(copy, c
     stored["config"].update(change)
     path.write_text(json.dumps(stored))
     before = {p: p.stat().st_mtime_ns for p in copy.rglob("*") if p.is_file()}
-    config = options.config_from_json(stored["config"])
+    config = config_from_json(stored["config"])
     for ask in (lambda: workdir.Workdir(copy).config(), lambda: start_run(copy, config=config)):
         with pytest.raises(workdir.WorkdirError, match="was changed after the run began"):
             ask()

@@ -1,4 +1,7 @@
-"""Many devices compute what one does; a sweep computes what its members would alone."""
+"""`parallel/programs`, `parallel/devices`, `parallel/jobs`, `parallel/processes`.
+
+Many devices compute what one does; a sweep computes what its members would alone.
+"""
 
 import functools
 import re
@@ -16,6 +19,7 @@ from conftest import NUM_DEVICES, assert_same_bits, num_programs
 import gapjax
 from gapjax import checkpoints, parallel
 from gapjax.fit import executor, steps
+from gapjax.parallel import devices
 
 EIGHT = jax.devices()[:8]
 SGD_LIKE = gapjax.adam(2e-3)
@@ -196,10 +200,11 @@ _DIVIDED = """
 import os
 import jax
 from gapjax import parallel
+from gapjax.parallel import devices
 told = []
 for cores, flags in ((1, ""), (3, "--xla_force_host_platform_device_count=2"), (99, "")):
     os.environ["XLA_FLAGS"] = flags
-    parallel._num_cores = lambda: cores
+    devices._num_cores = lambda: cores
     told.append(len(parallel.expose_cpu_cores()))
 print(told, len(jax.devices()), parallel.expose_cpu_cores())
 """
@@ -210,7 +215,7 @@ def test_a_cpu_is_divided_where_it_has_cores_and_jax_was_not_told_how_many():
         [sys.executable, "-c", _DIVIDED], cwd=Path(__file__).parent.parent, check=True,
         text=True, capture_output=True,
     ).stdout  # fmt: skip
-    assert out.strip() == f"[0, 0, {parallel._MOST_CORES}] {parallel._MOST_CORES} ()"
+    assert out.strip() == f"[0, 0, {devices._MOST_CORES}] {devices._MOST_CORES} ()"
 
 
 # --- many runs --------------------------------------------------------------------------------

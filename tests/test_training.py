@@ -1,4 +1,4 @@
-"""Rooms `fit/training`, `fit/refits` and `fit/arguments`: gradients by hand, resuming, refits."""
+"""`fit/training`, `fit/refits`, `fit/paper_refits`, `fit/arguments`: gradients, resuming."""
 
 import dataclasses
 import math

@@ -19,7 +19,7 @@ from gapjax.fit.optimizers import adam, scale_learning_rate
 from gapjax.fit.plateau import PlateauState
 from gapjax.measure.per_image import Images
 from gapjax.model.bounds import elbo
-from gapjax.model.checks import check_inputs, check_local, check_reparameterized
+from gapjax.model.checks import check_inputs, check_reparameterized
 from gapjax.model.distributions import from_free, to_free
 from gapjax.model.vae import VAE, Params, VAEParams, library_promotion, local_inference
 
@@ -132,7 +132,7 @@ def optimal_posteriors(
 
     Returns:
       `OptimalPosteriors`; none is worse than its start on the held-out noise. Measure them on
-      fresh noise, see `posterior_bounds`.
+      fresh noise, see `gapjax.posterior_bounds`.
 
     Raises:
       ValueError: no images, no encoders, a size that is not positive, or as of `evaluate`.
@@ -195,85 +195,10 @@ def optimal_posteriors(
     )
 
 
-def posterior_bounds(
-    vae: VAE,
-    params: VAEParams,
-    rng_key: jax.Array,
-    images: Images,
-    posteriors: Any,
-    *,
-    num_samples: int = 20,
-    batch_size: int = 50,
-    devices: parallel.Devices | None = None,
-) -> np.ndarray:
-    """The ELBO of every image with a posterior of its own.
-
-    With the key that `evaluate` was given the noise is that of `evaluate`, so that a q and an
-    encoder are compared on common noise.
-
-    Args:
-      vae: the model.
-      params: its parameters; the encoder is not used.
-      rng_key: folded with each image's index.
-      images: [N, *event].
-      posteriors: a q for every image, a pytree with a leading axis [N].
-      num_samples: S, posterior samples for each image.
-      batch_size: images at once; bounds memory and changes nothing else.
-      devices: among which the images are divided; all by default.
-
-    Returns:
-      [N] float32, nats.
-
-    Raises:
-      ValueError: as of `evaluate`.
-      TypeError: as of `evaluate`.
-      FloatingPointError: the bound of an image is NaN or infinite.
-    """
-    check_local("posterior_bounds", vae, params, rng_key, images, posteriors)
-    devices = parallel.all_devices(devices)
-    arrays = (params.decoder, rng_key, jnp.asarray(images), posteriors)
-    program = _bounds_program(vae, num_samples, min(batch_size, len(images)), devices)
-    nats = program(None, *parallel.replicate(arrays, devices, commit=False))
-    nats = np.asarray(parallel.unreplicate(nats))
-    bad = np.flatnonzero(~np.isfinite(nats))
-    if len(bad):
-        raise FloatingPointError(
-            f"the bound of image {bad[0]} with its own posterior is {nats[bad[0]]} nats, and that "
-            f"of {len(bad)} of {len(nats)} images is not finite"
-        )
-    return nats
-
-
-# Bounded, because the programs hold the models for which they were compiled.
-@functools.lru_cache(_MAX_PROGRAMS)
-def _bounds_program(vae, num_samples, batch_size, devices):
-    """The compiled `_own_bounds` of these constants."""
-    function = functools.partial(
-        _own_bounds, vae=vae, num_samples=num_samples, batch_size=batch_size
-    )
-    return parallel.data_parallel(function, devices)
-
-
 @functools.lru_cache(_MAX_PROGRAMS)
 def _program(function, vae, search, devices):
     """The compiled `_walk` or `_judge` of these constants; the state is donated."""
     return parallel.data_parallel(functools.partial(function, vae=vae, search=search), devices)
-
-
-def _own_bounds(
-    shard, donated, decoder, rng_key, images, posteriors, *, vae, num_samples, batch_size
-) -> jax.Array:
-    """The ELBO [N] of every image with its own posterior, nats."""
-    del donated
-
-    def one(xs: tuple) -> jax.Array:
-        index, x, posterior = xs
-        key = jax.random.fold_in(rng_key, index)
-        return elbo(local_inference(vae), VAEParams(posterior, decoder), key, x, num_samples)
-
-    xs = shard.split((jnp.arange(len(images)), images, posteriors))
-    nats = jax.lax.map(one, xs, batch_size=-(-batch_size // shard.count))
-    return shard.merge(nats, len(images))
 
 
 def _batches(indices: np.ndarray, batch_size: int) -> list[np.ndarray]:

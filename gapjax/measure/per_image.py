@@ -1,7 +1,8 @@
-"""A bound of every image of a set, in nats: exact over the images, on noise of their own."""
+"""A bound of every image of a set, in nats, with the noise that belongs to each image."""
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,14 +11,14 @@ import numpy as np
 from gapjax import parallel
 from gapjax.model.arguments import check_integer
 from gapjax.model.bounds import elbo
-from gapjax.model.checks import check_inputs, check_reparameterized
+from gapjax.model.checks import check_inputs, check_local, check_reparameterized
 from gapjax.model.explanation import explain
-from gapjax.model.vae import VAE, VAEParams
+from gapjax.model.vae import VAE, VAEParams, local_inference
 
 Images = jax.Array | np.ndarray  # [N, *event]
 Bound = Callable[[VAE, VAEParams, jax.Array, jax.Array, int], jax.Array]
 
-
+_MAX_PROGRAMS = 64  # that are kept; they hold the models for which they were compiled
 _GRADIENTS = 10  # held at once, each as large as the encoder
 
 
@@ -78,12 +79,12 @@ def encoder_gradient_norms(
     num_samples: int = 1,
     devices: parallel.Devices | None = None,
 ) -> np.ndarray:
-    """How hard each image pulls at the encoder: the norm of its own gradient.
+    """Per-image norm of the ELBO gradient with respect to the encoder's parameters.
 
         g(x) = || grad_phi ELBO(x, theta, phi) ||
 
-    What a step of a refit sees is the mean of such gradients over a batch; where a few images
-    have far larger ones they rule it, and `effective_number` of the squares says how few.
+    A step of a refit takes the mean of such gradients over a batch. If a few images have far
+    larger ones, these dominate the mean; `effective_number` of the squares estimates how many do.
 
     Args:
       vae: the model.
@@ -94,7 +95,7 @@ def encoder_gradient_norms(
       devices: among which the images are divided; all by default.
 
     Returns:
-      [N] float32, nats by unit of the encoder's parameters.
+      [N] float32, nats per unit of the encoder's parameters.
 
     Raises:
       ValueError: as of `evaluate`.
@@ -108,6 +109,55 @@ def encoder_gradient_norms(
         bound=_encoder_gradient_norm, devices=devices,
     )  # fmt: skip
     return np.asarray(norms)
+
+
+def posterior_bounds(
+    vae: VAE,
+    params: VAEParams,
+    rng_key: jax.Array,
+    images: Images,
+    posteriors: Any,
+    *,
+    num_samples: int = 20,
+    batch_size: int = 50,
+    devices: parallel.Devices | None = None,
+) -> np.ndarray:
+    """The ELBO of every image with a posterior of its own.
+
+    With the key that `evaluate` was given the noise is that of `evaluate`, so that a q and an
+    encoder are compared on common noise.
+
+    Args:
+      vae: the model.
+      params: its parameters; the encoder is not used.
+      rng_key: folded with each image's index.
+      images: [N, *event].
+      posteriors: a q for every image, a pytree with a leading axis [N].
+      num_samples: S, posterior samples for each image.
+      batch_size: images at once; bounds memory and changes nothing else.
+      devices: among which the images are divided; all by default.
+
+    Returns:
+      [N] float32, nats.
+
+    Raises:
+      ValueError: as of `evaluate`.
+      TypeError: as of `evaluate`.
+      FloatingPointError: the bound of an image is NaN or infinite.
+    """
+    check_local("posterior_bounds", vae, params, rng_key, images, posteriors)
+    devices = parallel.all_devices(devices)
+    arrays = (params.decoder, rng_key, jnp.asarray(images), posteriors)
+    program = _posterior_bounds_program(vae, num_samples, min(batch_size, len(images)), devices)
+    nats = program(None, *parallel.replicate(arrays, devices, commit=False))
+    nats = np.asarray(parallel.unreplicate(nats))
+    bad = np.flatnonzero(~np.isfinite(nats))
+    if len(bad):
+        raise FloatingPointError(
+            f"the bound of image {bad[0]} with its own posterior is {nats[bad[0]]} nats, and that "
+            f"of {len(bad)} of {len(nats)} images is not finite"
+        )
+    return nats
 
 
 def check_finite(
@@ -171,11 +221,35 @@ def _encoder_gradient_norm(
     return jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in gradient))
 
 
-# Bounded, because the programs hold the models for which they were compiled.
-@functools.lru_cache(64)
+@functools.lru_cache(_MAX_PROGRAMS)
 def _program(vae, num_samples, batch_size, bound, devices):
     """The compiled program of these constants; equal constants give the same one."""
     one = functools.partial(
         bounds, vae=vae, num_samples=num_samples, batch_size=batch_size, bound=bound
     )
     return parallel.data_parallel(one, devices)
+
+
+@functools.lru_cache(_MAX_PROGRAMS)
+def _posterior_bounds_program(vae, num_samples, batch_size, devices):
+    """The compiled `_posterior_bounds` of these constants."""
+    function = functools.partial(
+        _posterior_bounds, vae=vae, num_samples=num_samples, batch_size=batch_size
+    )
+    return parallel.data_parallel(function, devices)
+
+
+def _posterior_bounds(
+    shard, donated, decoder, rng_key, images, posteriors, *, vae, num_samples, batch_size
+) -> jax.Array:
+    """The ELBO [N] of every image with its own posterior, nats."""
+    del donated
+
+    def one(xs: tuple) -> jax.Array:
+        index, x, posterior = xs
+        key = jax.random.fold_in(rng_key, index)
+        return elbo(local_inference(vae), VAEParams(posterior, decoder), key, x, num_samples)
+
+    xs = shard.split((jnp.arange(len(images)), images, posteriors))
+    nats = jax.lax.map(one, xs, batch_size=-(-batch_size // shard.count))
+    return shard.merge(nats, len(images))

@@ -1,21 +1,10 @@
-"""Running programs on one device, on several, and in several processes.
+"""Programs compiled for several devices, and the layouts of their arguments.
 
-There are three ways to use several devices:
-
-    data_parallel     one run: every device computes its share of each batch, and the gradients
-                      are summed over the devices once a step
-    member_parallel   many runs in one program: every device computes some of them, and nothing
-                      is communicated
-    run_concurrently  independent jobs, such as refits: each in a thread, on its own device
-
-A CPU is one device by default, and its cores share every matrix product. Independent small jobs
-finish sooner on one core each, so `expose_cpu_cores` makes every core a device.
-
-Callers do not treat one device specially: for one device both functions compile with `jax.jit`,
+Callers do not treat one device specially: for one device programs are compiled with `jax.jit`,
 without a mapped axis.
 
-`jax.pmap` and `jax.distributed` are used in this file only. JAX keeps `pmap` as a layer over
-`jax.shard_map`. A move to `shard_map` would stay within this file:
+`jax.pmap` is used in this file only. JAX keeps it as a layer over `jax.shard_map`. A move to
+`shard_map` would stay within this file:
 
   * One `Mesh((devices,), ("shards",))` takes the place of the `devices` argument, also for the
     layouts of `split_members` and `replicate`, which use such a mesh already.
@@ -32,14 +21,9 @@ without a mapped axis.
 The compiled programs would differ, so the last bits of results on several devices may change.
 """
 
-import contextlib
 import functools
-import os
-import queue
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -47,15 +31,9 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-if TYPE_CHECKING:  # jax.Device, which type checkers take for a variable
-    from jaxlib._jax import Device
-else:
-    Device = jax.Device
+from gapjax.parallel.devices import Device, Devices, local_devices
 
-Devices = Sequence[Device]
 _AXIS = "shards"
-_MOST_CORES = 4  # each core compiles its own programs and holds its own data, about 0.7 GB
-_default: ContextVar[tuple[Device, ...] | None] = ContextVar("devices", default=None)
 
 
 class Shard(NamedTuple):
@@ -106,103 +84,6 @@ class Shard(NamedTuple):
 
 
 WHOLE = Shard(0, 1, None)
-
-
-def all_devices(devices: Devices | None = None) -> tuple[Device, ...]:
-    """The devices given, else those of `use_devices`, else all, including other processes'."""
-    if devices is None:
-        devices = _default.get() or jax.devices()
-    return tuple(devices)
-
-
-@contextlib.contextmanager
-def use_devices(devices: Devices) -> Iterator[None]:
-    """Sets this thread's default devices; an empty sequence changes nothing."""
-    if not devices:
-        yield
-        return
-    token = _default.set(tuple(devices))
-    try:
-        with jax.default_device(devices[0]):
-            yield
-    finally:
-        _default.reset(token)
-
-
-def expose_cpu_cores() -> tuple[Device, ...]:
-    """Makes every core of the CPU a JAX device. Call it before JAX is initialized.
-
-    A program on one of these devices still uses all cores that are idle.
-
-    Returns:
-      The devices, at most 4. An empty tuple if there is an accelerator or a single core, if this
-      is one of several processes, or if the number of CPU devices is configured already.
-    """
-    configured = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
-    configured = configured or (
-        jax.config.jax_num_cpu_devices > 0  # pyright: ignore[reportAttributeAccessIssue]
-    )
-    number = min(_num_cores(), _MOST_CORES)
-    if configured or number == 1 or jax.distributed.is_initialized():
-        return ()
-    jax.config.update("jax_num_cpu_devices", number)
-    everything = all_devices()
-    return () if is_accelerated(everything) else everything
-
-
-def run_concurrently(
-    jobs: Sequence[Callable[[], None]], devices: Devices, stop: Callable[[], None]
-) -> None:
-    """Runs all jobs in threads, at most one on each device at a time.
-
-    On devices of one kind the result of a job does not depend on its device, bit for bit.
-
-    Args:
-      jobs: functions that are called with their device as the thread's only default device. They
-        start in this order and may end in any.
-      devices: of this process. With one or none the jobs run in turn in the calling thread.
-      stop: called when a job raises. It should make the running jobs end soon; those that have not
-        started are dropped.
-
-    Raises:
-      BaseException: the exception of the first job that raised, after all jobs have ended.
-    """
-    if len(devices) < 2:
-        for job in jobs:
-            job()
-        return
-    idle = queue.SimpleQueue()
-    for device in devices:
-        idle.put(device)
-
-    def do(job: Callable[[], None]) -> None:
-        device = idle.get()
-        try:
-            with use_devices([device]):
-                job()
-        finally:
-            idle.put(device)
-
-    with ThreadPoolExecutor(len(devices)) as pool:
-        under_way = [pool.submit(do, job) for job in jobs]
-        try:
-            for done in as_completed(under_way):
-                done.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            stop()
-            raise
-
-
-def local_devices(devices: Devices) -> tuple[Device, ...]:
-    """The devices that belong to this process."""
-    here = jax.process_index()
-    return tuple(device for device in devices if device.process_index == here)
-
-
-def is_accelerated(devices: Devices) -> bool:
-    """Whether these are GPUs or TPUs, where many small runs are faster in one vmapped program."""
-    return devices[0].platform != "cpu"
 
 
 def data_parallel(function: Callable[..., Any], devices: Devices) -> Callable[..., Any]:
@@ -315,50 +196,6 @@ def unreplicate(tree: Any) -> Any:
     return jax.tree.map(one, tree)
 
 
-def join_processes(
-    coordinator_address: str | None = None,
-    num_processes: int | None = None,
-    process_id: int | None = None,
-    *,
-    detect: bool = False,
-) -> None:
-    """Connects the processes of one run. Call it before JAX is initialized.
-
-    Without arguments JAX takes the settings from the cluster if the environment shows several
-    tasks (SLURM, Open MPI, GKE); otherwise the run has one process.
-
-    Args:
-      coordinator_address: host:port of process 0, reachable from all processes.
-      num_processes: number of processes.
-      process_id: index of this process, from 0.
-      detect: let JAX look for a cluster that the environment does not show (a TPU pod).
-
-    Raises:
-      RuntimeError: the other processes could not be reached, or the arguments are incomplete.
-    """
-    given = (coordinator_address, num_processes, process_id)
-    if all(value is None for value in given) and not (detect or _in_cluster()):
-        return
-    try:
-        jax.distributed.initialize(*given)
-    except ValueError as error:
-        raise RuntimeError(f"the processes of this run cannot be joined: {error}") from error
-
-
-def process() -> tuple[int, int]:
-    """(Index of this process, number of processes)."""
-    return jax.process_index(), jax.process_count()
-
-
-def any_process(flag: bool) -> bool:
-    """Whether `flag` is true in any process. Every process must call it."""
-    if jax.process_count() == 1:
-        return flag
-    from jax.experimental import multihost_utils  # importing it initializes JAX
-
-    return bool(multihost_utils.process_allgather(np.asarray(flag)).any())
-
-
 class _Program(NamedTuple):
     """A compiled function, with a function that arranges its arguments."""
 
@@ -385,18 +222,3 @@ def _move(leaf: Any, device: Device) -> Any:
 def _named(wrapper: Callable, function: Callable) -> Callable:
     """Gives a wrapper the name of the wrapped function, for profiles and logs."""
     return functools.update_wrapper(wrapper, getattr(function, "func", function), ["__name__"], [])
-
-
-def _num_cores() -> int:
-    """Number of cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _in_cluster() -> bool:
-    """Whether the environment shows several tasks, or a TPU slice of several workers."""
-    tasks = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
-    if any(os.environ.get(name, "1") not in ("", "0", "1") for name in tasks):
-        return True
-    return "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")
