@@ -93,35 +93,12 @@ def _refit(run: Run, kind: str, epochs: list[int], missing: list[int]) -> None:
         "sweep": run.sweep if run.sweep in SWEEPS else "auto",
     }  # fmt: skip
     with progress_bar(run, name, most, done) as bar:
-        if kind == "optimal":
-            refits = gapjax.optimal_inference(
-                run.vae, all_params, run.dataset.test,
-                [run.key("optimal", epoch) for epoch in epochs], num_epochs=most,
-                num_samples=_MONITOR_SAMPLES, on_epoch=bar, **common,
-            )  # fmt: skip
-        else:
-            # One key for both, so that they see the training data in one order with one noise.
-            keys = [run.key("refit", epoch) for epoch in epochs]
-            common |= {
-                "monitor": _monitor(run), "monitor_every": _MONITOR_EVERY, "on_epoch": bar,
-            }  # fmt: skip
-            recipe = _recipe(run, kind)
-            if recipe is None:
-                refits = gapjax.self_consistent(
-                    run.vae, all_params, run.dataset.train, keys,
-                    alpha=config.alpha if kind == "self_consistent" else 0,
-                    stratified=config.mixture == "stratified", num_epochs=most, **common,
-                )  # fmt: skip
-            else:
-                closed = gapjax.close_gap(
-                    run.vae, all_params, run.dataset.train, keys, recipe, **common
-                )
-                refits = [one.refit for one in closed]
+        refits = _computed(run, kind, epochs, all_params, {"on_epoch": bar, **common})
     for epoch, refit in zip(epochs, refits, strict=True):
         if epoch not in missing:
             continue
         curve = refit.curve
-        # Before the entry: what is logged without it is forgotten, what is saved is not done again.
+        # Log before saving; on resume, log lines whose checkpoint is missing are dropped.
         for done_epoch, bpd in zip(curve.monitor_epoch, curve.monitor_bpd, strict=True):
             run.workdir.log(kind, done_epoch, {"test_bpd": bpd}, checkpoint=epoch)
         tree = {"encoder": refit.params.encoder, "averaged": refit.averaged_params.encoder}
@@ -130,6 +107,32 @@ def _refit(run: Run, kind: str, epochs: list[int], missing: list[int]) -> None:
         stores.save(run, kind, epoch, tree, clock, **facts)
     store, own = run.workdir.checkpoints / _UNFINISHED, _number(kind, epochs)
     checkpoints.prune(store, lambda saved: [number for number in saved if number == own])
+
+
+def _computed(
+    run: Run, kind: str, epochs: list[int], all_params: list[gapjax.VAEParams], options: dict
+) -> list[gapjax.Refit]:
+    """The refits of these checkpoints in one way; `options` are those of every way."""
+    config, train_images = run.config, run.dataset.train
+    if kind == "optimal":
+        keys = [run.key("optimal", epoch) for epoch in epochs]
+        return gapjax.optimal_inference(
+            run.vae, all_params, run.dataset.test, keys, num_epochs=config.optimal_epochs,
+            num_samples=_MONITOR_SAMPLES, **options,
+        )  # fmt: skip
+    # One key for self-consistent training and its control, so that both see the training data in
+    # one order with one noise.
+    keys = [run.key("refit", epoch) for epoch in epochs]
+    options |= {"monitor": _monitor(run), "monitor_every": _MONITOR_EVERY}
+    recipe = _recipe(run, kind)
+    if recipe is not None:
+        closed = gapjax.close_gap(run.vae, all_params, train_images, keys, recipe, **options)
+        return [one.refit for one in closed]
+    return gapjax.self_consistent(
+        run.vae, all_params, train_images, keys,
+        alpha=config.alpha if kind == "self_consistent" else 0,
+        stratified=config.mixture == "stratified", num_epochs=config.refit_epochs, **options,
+    )  # fmt: skip
 
 
 def _recipe(run: Run, kind: str) -> gapjax.Recipe | None:

@@ -23,71 +23,86 @@ def claims(checkpoints: list[dict], alpha: float) -> list[dict]:
       otherwise they are left out. A number that is not known is None, and "holds" is None where
       the claim cannot be judged, as with one test image, which has no standard error.
     """
+    last = checkpoints[-1]
+    verdicts = _of_training(checkpoints) if len(checkpoints) > 1 else []
+    verdicts.append(
+        _judge(
+            "There is an inference generalization gap",
+            _ratio(last["inference_gap"]), ">", 3.0,
+            f"The gap (paired) at epoch {last['epoch']}, divided by its standard error.",
+        )
+    )  # fmt: skip
+    return verdicts + (_of_self_consistent_training(checkpoints) if alpha > 0 else [])
+
+
+def _of_training(checkpoints: list[dict]) -> list[dict]:
+    """The claims about the course of joint training."""
     first, last = checkpoints[0], checkpoints[-1]
-    verdicts = []
-
-    def judge(claim: str, value: float, relation: str, threshold: float, detail: str) -> None:
-        is_known = math.isfinite(value) and math.isfinite(threshold)
-        holds = value > threshold if relation == ">" else value <= threshold
-        verdict = f"The claim holds if the value is {relation} {threshold:.4g}."
-        verdicts.append(
-            {
-                "claim": claim, "value": _finite(value), "threshold": _finite(threshold),
-                "holds": bool(holds) if is_known else None,
-                "detail": f"{detail} {verdict if is_known else _UNKNOWN}",
-            }
-        )  # fmt: skip
-
-    if len(checkpoints) > 1:
-        best = min(checkpoints, key=lambda c: c["test"]["bpd"])
-        lowest_optimal = min(c["optimal"]["bpd"] for c in checkpoints)
-        judge(
+    best = min(checkpoints, key=lambda c: c["test"]["bpd"])
+    lowest_optimal = min(c["optimal"]["bpd"] for c in checkpoints)
+    rise = last["test"]["bpd"] - best["test"]["bpd"]
+    verdicts = [
+        _judge(
             "Train BPD falls",
             first["train"]["bpd"] - last["train"]["bpd"], ">", 0.0,
             f"Train BPD at epoch {first['epoch']} minus train BPD at epoch {last['epoch']}.",
-        )  # fmt: skip
-        rise = last["test"]["bpd"] - best["test"]["bpd"]
-        judge(
+        ),
+        _judge(
             "Test BPD falls, then rises: the VAE over-fits (figure 1a)",
             rise, ">", 2 * _number(last["test"]["stderr"]),
             f"Test BPD at the last checkpoint minus the lowest test BPD, at epoch {best['epoch']}. "
             "The threshold is twice the standard error of the former.",
+        ),
+    ]  # fmt: skip
+    if rise > 0:
+        flat = _judge(
+            "After optimal inference test BPD stays flat: the encoder over-fits (figure 1b)",
+            last["optimal"]["bpd"] - lowest_optimal, "<=", rise / 2,
+            "BPD after optimal inference (fitted on the test set) at the last checkpoint minus "
+            "its lowest value. The threshold is half of the rise of test BPD as trained.",
         )  # fmt: skip
-        if rise > 0:
-            judge(
-                "After optimal inference test BPD stays flat: the encoder over-fits (figure 1b)",
-                last["optimal"]["bpd"] - lowest_optimal, "<=", rise / 2,
-                "BPD after optimal inference (fitted on the test set) at the last checkpoint minus "
-                "its lowest value. The threshold is half of the rise of test BPD as trained.",
-            )  # fmt: skip
-    judge(
-        "There is an inference generalization gap",
-        _ratio(last["inference_gap"]), ">", 3.0,
-        f"The gap (paired) at epoch {last['epoch']}, divided by its standard error.",
-    )  # fmt: skip
-    if alpha > 0:
-        unknown = [c for c in checkpoints if math.isnan(_ratio(c["gain"]))]
-        worst = min(unknown or checkpoints, key=lambda c: _ratio(c["gain"]))
-        judge(
+        verdicts.append(flat)
+    return verdicts
+
+
+def _of_self_consistent_training(checkpoints: list[dict]) -> list[dict]:
+    """The claims about self-consistent training and its control."""
+    last = checkpoints[-1]
+    unknown = [c for c in checkpoints if math.isnan(_ratio(c["gain"]))]
+    worst = min(unknown or checkpoints, key=lambda c: _ratio(c["gain"]))
+    closest = min(checkpoints, key=lambda c: c["self_consistent"]["bpd"] - c["optimal"]["bpd"])
+    return [
+        _judge(
             "Self-consistent training beats the encoder as trained, at every checkpoint (figure 2)",
             _ratio(worst["gain"]), ">", 0.0,
             "The smallest ratio of the gain (paired) to its standard error, at epoch "
             f"{worst['epoch']}.",
-        )  # fmt: skip
-        judge(
+        ),
+        _judge(
             "Its gain is the model samples' doing: it beats the α = 0 control",
             _ratio(last["gain_over_control"]), ">", 2.0,
             f"The gain over the control (paired) at epoch {last['epoch']}, divided by its standard "
             "error.",
-        )  # fmt: skip
-        closest = min(checkpoints, key=lambda c: c["self_consistent"]["bpd"] - c["optimal"]["bpd"])
-        judge(
+        ),
+        _judge(
             "Self-consistent training stays above optimal inference (figure 2)",
             closest["self_consistent"]["bpd"] - closest["optimal"]["bpd"], ">", 0.0,
             "The smallest difference of BPD, self-consistent minus optimal inference, at epoch "
             f"{closest['epoch']}.",
-        )  # fmt: skip
-    return verdicts
+        ),
+    ]  # fmt: skip
+
+
+def _judge(claim: str, value: float, relation: str, threshold: float, detail: str) -> dict:
+    """Whether a claim holds, which says that the value is `relation` (> or <=) the threshold."""
+    is_known = math.isfinite(value) and math.isfinite(threshold)
+    holds = value > threshold if relation == ">" else value <= threshold
+    verdict = f"The claim holds if the value is {relation} {threshold:.4g}."
+    return {
+        "claim": claim, "value": _finite(value), "threshold": _finite(threshold),
+        "holds": bool(holds) if is_known else None,
+        "detail": f"{detail} {verdict if is_known else _UNKNOWN}",
+    }  # fmt: skip
 
 
 def _ratio(difference: Mapping[str, Any]) -> float:
