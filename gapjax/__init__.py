@@ -36,7 +36,7 @@ if TYPE_CHECKING:  # the same names as in _ROOMS, for type checkers and editors
         model_source,
         weighted_source,
     )
-    from gapjax.fit.steps import TrainState
+    from gapjax.fit.steps import TrainState, init_state
     from gapjax.fit.training import train
     from gapjax.measure.annealing import Annealing
     from gapjax.measure.importance import LogLikelihood
@@ -110,6 +110,7 @@ __all__ = [
     "evaluate",
     "importance_weighted_bound",
     "inference_gaps",
+    "init_state",
     "interpolation_source",
     "ledger",
     "load_dataset",
@@ -169,7 +170,7 @@ _ROOMS = {
         "model_source",
         "weighted_source",
     ),
-    "fit.steps": ("TrainState",),
+    "fit.steps": ("TrainState", "init_state"),
     "fit.training": ("train",),
     "measure.annealing": ("Annealing",),
     "measure.importance": ("LogLikelihood",),

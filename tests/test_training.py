@@ -267,6 +267,29 @@ def test_optimal_inference_improves_the_test_set_and_leaves_the_decoder(small):
     assert refit.num_steps == 2 * refit.curve.epoch[-1]
 
 
+def test_a_restored_refit_is_evaluated_to_the_same_bits(small, tmp_path):
+    """By a program that has the model's functions and what is on the disk, no more."""
+    refit = _small_refit(small)
+    record = {"num_steps": refit.num_steps, **refit.curve._asdict()}
+    checkpoints.save(tmp_path / "refits", 60, refit.params, record)
+    state = gapjax.init_state(
+        small.params, jax.random.key(3), gapjax.encoder_only(gapjax.adam(1e-3))
+    )
+    checkpoints.save(tmp_path / "states", 60, state, {})
+
+    key = jax.random.key(3)
+    like = jax.eval_shape(lambda: gapjax.init_state(small.vae.init(key), key))
+    params, record = checkpoints.restore(tmp_path / "refits", 60, like.params)
+    first, second = (
+        gapjax.evaluate(small.vae, p, jax.random.key(5), small.test_images, num_samples=8)
+        for p in (refit.params, params)
+    )
+    assert first.per_image.tobytes() == second.per_image.tobytes()
+    assert tuple(record["loss_bpd"]) == refit.curve.loss_bpd and record["num_steps"] == 25
+    with pytest.raises(checkpoints.CheckpointError, match="does not fit"):
+        checkpoints.restore(tmp_path / "states", 60, like)  # of another optimizer
+
+
 def test_the_test_set_does_not_reach_self_consistent_training(small):
     """It lies behind the training set in one array, is poisoned, refitted on and monitored."""
     everything = np.concatenate([small.train_images, small.test_images])

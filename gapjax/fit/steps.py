@@ -18,6 +18,7 @@ import optax
 
 from gapjax import parallel
 from gapjax.fit.checks import check_run
+from gapjax.fit.optimizers import adam
 from gapjax.fit.sources import Source, draw_examples
 from gapjax.model.arguments import check_integer
 from gapjax.model.bounds import elbo
@@ -130,11 +131,29 @@ def kernel(
 
 
 def init_state(
-    params: VAEParams, rng_key: jax.Array, optimizer: optax.GradientTransformation
+    params: VAEParams, rng_key: jax.Array, optimizer: optax.GradientTransformation | None = None
 ) -> TrainState:
-    """A state at step 0. It holds copies of the arguments, because a run donates its state."""
+    """A state at step 0, from which `train` starts with `state=`.
+
+    It has the structure and the shapes of every later state of the run. Under `jax.eval_shape` it
+    is therefore what `checkpoints.restore` takes as `like`.
+
+    Args:
+      params: the VAE's parameters.
+      rng_key: of the run.
+      optimizer: optax transformation over `VAEParams`, the one of the run; Adam at 1e-3 by
+        default.
+
+    Returns:
+      A `TrainState`. It holds copies of the arguments, because a run donates its state.
+
+    Example:
+      >>> like = jax.eval_shape(lambda key: init_state(vae.init(key), key), jax.random.key(0))
+      >>> state, record = checkpoints.restore(store, 100, like)
+    """
     params, rng_key = jax.tree.map(jnp.copy, (params, rng_key))
-    return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32), rng_key)
+    opt_state = (optimizer or adam(1e-3)).init(params)
+    return TrainState(params, opt_state, jnp.zeros((), jnp.int32), rng_key)
 
 
 def steps_per_epoch(num_examples: int, batch_size: int) -> int:
