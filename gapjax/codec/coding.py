@@ -170,14 +170,14 @@ def _encode(
         latents = np.zeros(loc.shape, np.int32)
         for chain in range(len(row)):
             latents[chain] = stacks[chain].pop_latents(loc[chain], scale[chain])
-        likelihoods, table = compiled.blocks(params, latents)
+        likelihoods, blocks = compiled.blocks(params, latents)
         chosen, inner = np.divmod(levels, size)
         if size > 1:
             finer = np.asarray(compiled.within(likelihoods, chosen))
             check_finite(finer)
             for chain in range(len(row)):
                 stacks[chain].push_levels(inner[chain], finer[chain])
-        table = np.asarray(table)
+        table = np.asarray(blocks)
         check_finite(table)
         for chain in range(len(row)):
             stacks[chain].push_levels(chosen[chain], table[chain])
@@ -195,8 +195,8 @@ def _decode(
         latents = np.zeros((chains, model.latent_dim), np.int32)
         for chain in range(count):
             latents[chain] = stacks[chain].pop_prior(model.latent_dim)
-        likelihoods, table = compiled.blocks(params, latents)
-        table = np.asarray(table)
+        likelihoods, blocks = compiled.blocks(params, latents)
+        table = np.asarray(blocks)
         check_finite(table)
         levels = np.zeros(table.shape[:2], np.int32)
         for chain in range(count):

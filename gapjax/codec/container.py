@@ -56,7 +56,7 @@ class Header(NamedTuple):
 
     levels: int
     event_shape: tuple[int, ...]
-    count: int  # pyright: ignore[reportIncompatibleMethodOverride]
+    count: int  # type: ignore[assignment]
     refiner: Refiner
     model: bytes
     numerics: bytes
@@ -156,8 +156,10 @@ def _read(reader: _Reader) -> tuple[Header, list[int], int]:
         samples, judged = reader.integer(), reader.integer()
         (learning_rate,) = struct.unpack("<f", reader.take(4))
         refiner = Refiner(METHODS[method], steps, samples, judged, learning_rate)
-    digests = [reader.take(_DIGEST) for _ in range(3)]
-    header = Header(levels, event_shape, count, refiner, *digests, left_out=reader.byte())
+    model, numerics, checksum = (reader.take(_DIGEST) for _ in range(3))
+    header = Header(
+        levels, event_shape, count, refiner, model, numerics, checksum, left_out=reader.byte()
+    )
     _check_sizes(header, chains)
     lengths = [reader.integer() for _ in range(chains)]
     return header, lengths, struct.unpack("<I", reader.take(4))[0]

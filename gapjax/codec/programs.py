@@ -140,8 +140,8 @@ def numerics(model: Model, compiled: Programs, params: VAEParams, num_chains: in
     versions += [f"constriction {stack.library_version()}", device.platform, device.device_kind]
     digest = hashlib.sha256(" ".join(versions).encode())
     size = math.prod(model.event_shape)
-    noise = hashlib.shake_128(b"gapjax probe").digest(num_chains * (size + model.latent_dim))
-    noise = np.frombuffer(noise, np.uint8)
+    num_bytes = num_chains * (size + model.latent_dim)
+    noise = np.frombuffer(hashlib.shake_128(b"gapjax probe").digest(num_bytes), np.uint8)
     images = (noise[: num_chains * size] % np.uint16(model.levels)).astype(np.uint8)
     images = images.reshape(num_chains, *model.event_shape)
     indices = noise[num_chains * size :].reshape(num_chains, -1).astype(np.int32) - 128

@@ -150,7 +150,7 @@ def as_integer(value: object) -> int | None:
     if isinstance(value, bool | np.bool_):
         return None
     try:
-        return operator.index(value)  # type: ignore[arg-type]
+        return operator.index(value)  # type: ignore[call-overload,arg-type]
     except TypeError:
         return None
 
@@ -166,7 +166,7 @@ def path_text(argument: str, value: object) -> str:
       DatasetError: if the value is not a name or path.
     """
     try:
-        text = os.fspath(value)  # type: ignore[arg-type]
+        text = os.fspath(value)  # type: ignore[call-overload,arg-type]
     except TypeError:
         text = ""
     if not isinstance(text, str) or not text or "\0" in text:

@@ -46,8 +46,10 @@ def augmented_source(
     """
     if max_shift < 0:
         raise ValueError(f"max_shift is {max_shift}; it must be at least 0")
-    limits = [jnp.asarray(limit, jnp.float32) for limit in (max_rotation, max_scale, max_shear)]
-    return AugmentedSource(source, *limits, max_shift=max_shift)
+    rotation, scale, shear = (
+        jnp.asarray(limit, jnp.float32) for limit in (max_rotation, max_scale, max_shear)
+    )
+    return AugmentedSource(source, rotation, scale, shear, max_shift=max_shift)
 
 
 def noisy_source(source: Source, rate: ArrayLike) -> "NoisySource":

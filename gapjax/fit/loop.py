@@ -230,7 +230,8 @@ def _end_epoch(
 ) -> tuple[list[_Record], Packed]:
     """The records after an epoch, and the packed state with the learning rates of the rule."""
     states = None  # unpacked only where a refit looks at the parameters
-    ended, factors = [], []
+    ended: list[_Record] = []
+    factors: list[float] = []
     for record, on, monitor in zip(records, active, measuring.monitors, strict=True):
         factor = 1.0
         if on:

@@ -45,7 +45,7 @@ def sleep_phase(vae: VAE, params: VAEParams, rng_key: jax.Array, x: jax.Array) -
     return _log_posterior(vae, params, pixel_key, z, x.dtype)
 
 
-sleep_phase.needs_rsample = False  # pyright: ignore[reportFunctionMemberAccess]
+sleep_phase.needs_rsample = False  # type: ignore[attr-defined]
 
 
 def wake_sleep(vae: VAE, params: VAEParams, rng_key: jax.Array, x: jax.Array) -> jax.Array:
@@ -72,7 +72,7 @@ def wake_sleep(vae: VAE, params: VAEParams, rng_key: jax.Array, x: jax.Array) ->
     return log_joint(vae, params.decoder, x, z) + sleep_phase(vae, params, sleep_key, x)
 
 
-wake_sleep.needs_rsample = False  # pyright: ignore[reportFunctionMemberAccess]
+wake_sleep.needs_rsample = False  # type: ignore[attr-defined]
 
 
 @functools.lru_cache(_MAX_OBJECTIVES)

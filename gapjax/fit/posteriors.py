@@ -16,7 +16,7 @@ import numpy as np
 from gapjax import parallel
 from gapjax.fit import plateau
 from gapjax.fit.optimizers import adam, scale_learning_rate
-from gapjax.fit.plateau import PlateauState
+from gapjax.fit.plateau import PlateauState, Value
 from gapjax.measure.per_image import Images
 from gapjax.model.bounds import elbo
 from gapjax.model.checks import check_inputs, check_reparameterized
@@ -91,9 +91,9 @@ class _Search(NamedTuple):
     opt_state: Any
     candidate: list[jax.Array]
     best: list[jax.Array]
-    best_value: jax.Array
+    best_value: Value
     num_steps: jax.Array
-    plateaus: jax.Array
+    plateaus: Value
     improved: jax.Array
 
 

@@ -212,7 +212,7 @@ def close_gap(
         **refit_options,
     }
     if not is_sweep(rng_key):
-        keys, starts, sources = keys[0], starts[0], sources[0]
+        keys, starts, sources = keys[0], starts[0], sources[0]  # type: ignore[assignment]
     refits = refit_encoder(refitted, starts, sources, keys, num_epochs=recipe.num_epochs, **options)
     kept = lambda refit: refit.averaged_params if recipe.averaged else refit.params
     if isinstance(refits, Refit):

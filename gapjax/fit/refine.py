@@ -141,12 +141,12 @@ def refine_one(
     posterior = vae.encode(params.encoder, x)
     free = to_free(posterior)
     if refiner.method == "adam":
-        judge = lambda free: _elbo(
+        elbo_of = lambda free: _elbo(
             vae, params.decoder, jax.random.fold_in(rng_key, 0), x, from_free(posterior, free),
             2 * refiner.num_judged,
         )  # fmt: skip
         moved = _adam(vae, params.decoder, rng_key, x, posterior, free, refiner)
-        return Refined(from_free(posterior, moved), judge(free), judge(moved))
+        return Refined(from_free(posterior, moved), elbo_of(free), elbo_of(moved))
     points = _points(rng_key, vae.prior.event_shape[0], refiner.num_judged)
 
     def judge(free: list[jax.Array]) -> jax.Array:

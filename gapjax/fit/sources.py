@@ -220,7 +220,7 @@ def _draw_mixture(
     first_chosen = jnp.argsort(~chosen, stable=True)
     number, size = len(positions), min(_BLOCK, len(positions))
 
-    def draw_block(state: tuple[ArrayLike, jax.Array]) -> tuple[ArrayLike, jax.Array]:
+    def draw_block(state: tuple[Any, jax.Array]) -> tuple[Any, jax.Array]:
         start, drawn = state
         these = first_chosen[jnp.minimum(start + jnp.arange(size), number - 1)]
         draw = functools.partial(source.model.draw, model_plan)

@@ -27,6 +27,7 @@ from gapjax.parallel.jobs import run_concurrently
 from gapjax.parallel.processes import any_process, join_processes, process
 from gapjax.parallel.programs import (
     WHOLE,
+    Program,
     Shard,
     data_parallel,
     join_members,
@@ -40,6 +41,7 @@ __all__ = [
     "WHOLE",
     "Device",
     "Devices",
+    "Program",
     "Shard",
     "all_devices",
     "any_process",

@@ -50,7 +50,7 @@ def expose_cpu_cores() -> tuple[Device, ...]:
     """
     configured = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     configured = configured or (
-        jax.config.jax_num_cpu_devices > 0  # pyright: ignore[reportAttributeAccessIssue]
+        jax.config.jax_num_cpu_devices > 0  # type: ignore[attr-defined]
     )
     number = min(_num_cores(), _MOST_CORES)
     if configured or number == 1 or jax.distributed.is_initialized():

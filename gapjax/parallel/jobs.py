@@ -4,7 +4,7 @@ import queue
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 
-from gapjax.parallel.devices import Devices, use_devices
+from gapjax.parallel.devices import Device, Devices, use_devices
 
 
 def run_concurrently(
@@ -28,7 +28,7 @@ def run_concurrently(
         for job in jobs:
             job()
         return
-    idle = queue.SimpleQueue()
+    idle: queue.SimpleQueue[Device] = queue.SimpleQueue()
     for device in devices:
         idle.put(device)
 

@@ -21,6 +21,7 @@ without a mapped axis.
 The compiled programs would differ, so the last bits of results on several devices may change.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -45,8 +46,8 @@ class Shard(NamedTuple):
       axis_name: name of the mapped axis; None on a single device.
     """
 
-    index: jax.Array | int  # pyright: ignore[reportIncompatibleMethodOverride]
-    count: int  # pyright: ignore[reportIncompatibleMethodOverride]
+    index: jax.Array | int  # type: ignore[assignment]
+    count: int  # type: ignore[assignment]
     axis_name: str | None
 
     def sum(self, tree: Any) -> Any:
@@ -86,7 +87,28 @@ class Shard(NamedTuple):
 WHOLE = Shard(0, 1, None)
 
 
-def data_parallel(function: Callable[..., Any], devices: Devices) -> Callable[..., Any]:
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A compiled function of (donated, *kept) with `.lower`, like a jitted one.
+
+    Attributes:
+      arrange: (donated, *kept) to the arguments of `program`.
+      program: what JAX compiled.
+    """
+
+    arrange: Callable[..., tuple]
+    program: Any
+
+    def __call__(self, donated: Any, *kept: Any) -> Any:
+        """Runs the program."""
+        return self.program(*self.arrange(donated, *kept))
+
+    def lower(self, donated: Any, *kept: Any) -> Any:
+        """Traces and lowers it, see `jax.stages.Lowered`."""
+        return self.program.lower(*self.arrange(donated, *kept))
+
+
+def data_parallel(function: Callable[..., Any], devices: Devices) -> Program:
     """Compiles `function(shard, donated, *kept)` for one computation on all `devices`.
 
     Args:
@@ -95,8 +117,8 @@ def data_parallel(function: Callable[..., Any], devices: Devices) -> Callable[..
       devices: on which it runs.
 
     Returns:
-      A function of (donated, *kept) with `.lower`, like a jitted function. Its arguments and
-      results are replicated, see `replicate`. The buffers of `donated` are donated.
+      A `Program` of (donated, *kept). Its arguments and results are replicated, see `replicate`.
+      The buffers of `donated` are donated.
     """
     if len(devices) == 1:
 
@@ -104,7 +126,7 @@ def data_parallel(function: Callable[..., Any], devices: Devices) -> Callable[..
             return function(WHOLE, donated, *kept)
 
         program = jax.jit(_named(whole, function), donate_argnums=0)
-        return _Program(lambda donated, *kept: (donated, kept), program)
+        return Program(lambda donated, *kept: (donated, kept), program)
 
     def share(index, donated, kept):
         return function(Shard(index, len(devices), _AXIS), donated, *kept)
@@ -115,7 +137,7 @@ def data_parallel(function: Callable[..., Any], devices: Devices) -> Callable[..
     )  # fmt: skip
     here = [i for i, device in enumerate(devices) if device in local_devices(devices)]
     indices = jnp.asarray(here, jnp.int32)
-    return _Program(lambda donated, *kept: (indices, donated, kept), program)
+    return Program(lambda donated, *kept: (indices, donated, kept), program)
 
 
 def member_parallel(function: Callable[..., Any], devices: Devices) -> Callable[..., Any]:
@@ -196,25 +218,12 @@ def unreplicate(tree: Any) -> Any:
     return jax.tree.map(one, tree)
 
 
-class _Program(NamedTuple):
-    """A compiled function, with a function that arranges its arguments."""
-
-    arrange: Callable[..., tuple]
-    program: Any
-
-    def __call__(self, donated: Any, *kept: Any) -> Any:
-        return self.program(*self.arrange(donated, *kept))
-
-    def lower(self, donated: Any, *kept: Any) -> Any:
-        return self.program.lower(*self.arrange(donated, *kept))
-
-
 def _move(leaf: Any, device: Device) -> Any:
     """A leaf on this device, or as it is where JAX would place it there."""
     if isinstance(leaf, jax.Array) and leaf.committed:
         is_there = leaf.devices() == {device}
     else:
-        default = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
+        default = jax.config.jax_default_device  # type: ignore[attr-defined]
         is_there = device == (default or jax.local_devices()[0])
     return leaf if is_there else jax.device_put(leaf, device)
 

@@ -204,7 +204,7 @@ def effects(measured: Mapping[str, Mapping[str, Any]], tested: Mapping[str, Eval
 
 def best(rows: Sequence[Checkpoint]) -> Best:
     """The checkpoint of the lowest held-out BPD as trained, and what it was chosen on."""
-    chosen_on = "validation" if "validation" in rows[0] else "test"
+    chosen_on: Literal["validation", "test"] = "validation" if "validation" in rows[0] else "test"
     row = min(rows, key=lambda row: cast(Mean, row.get(chosen_on))["bpd"])
     return {"epoch": row["epoch"], **cast(Mean, row.get(chosen_on)), "chosen_on": chosen_on}
 
