@@ -13,7 +13,7 @@ import gapjax
 from experiments.run import Run
 from experiments.show import figures
 from experiments.show.report import write_report
-from experiments.stores import encoders, evaluated_like, load, trained_params
+from experiments.stores import encoders, evaluated_like, load
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -42,7 +42,7 @@ def draw_phase(run: Run, results: dict) -> Path:
         "refit_curves": figures.refit_curves(results),
         "effects": figures.effects(results),
         "ledger": figures.ledger(ledger) if ledger else None,
-        "samples": _samples(run, epoch),
+        "samples": _samples(run, by_encoder),
         "reconstructions": _reconstructions(run, by_encoder),
         "costliest": _costliest(run, epoch, by_encoder),
     }
@@ -57,9 +57,9 @@ def draw_phase(run: Run, results: dict) -> Path:
     return report
 
 
-def _samples(run: Run, epoch: int) -> "Figure":
-    """Samples of the model of a checkpoint."""
-    params = trained_params(run, epoch)
+def _samples(run: Run, by_encoder: dict[str, gapjax.VAEParams]) -> "Figure":
+    """Samples of the model; the decoder is that of all encoders."""
+    params = next(iter(by_encoder.values()))
     keys = jax.random.split(run.key("pictures"), 64)
     sample = jax.vmap(functools.partial(gapjax.sample_model, run.vae, params.decoder))
     return figures.image_grid(_pictures(run, sample(keys)), run.dataset.levels, columns=16)

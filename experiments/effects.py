@@ -7,6 +7,7 @@ and lose on training images.
 
 import functools
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,6 @@ import numpy as np
 import gapjax
 from experiments.run import Run
 from experiments.show.formatting import at_epochs, measured, percent
-from experiments.stores import encoders
 from gapjax.fit.sources import draw_examples
 
 COMPARED = ("control", "self_consistent")
@@ -30,7 +30,13 @@ def effects_like(run: Run) -> dict:
     return {kind: {"bpd": bpds, "gradient": norms} for kind in ("model", "train")}
 
 
-def measure(run: Run, epoch: int, train_bpd: np.ndarray) -> dict:
+def measure(
+    run: Run,
+    epoch: int,
+    trained: gapjax.VAEParams,
+    encoders: Mapping[str, Any],
+    train_bpd: np.ndarray,
+) -> dict:
     """Evaluates each encoder on new samples of the model and on training images.
 
     The number of either is that of the test images, or that of the training images if there are
@@ -39,6 +45,8 @@ def measure(run: Run, epoch: int, train_bpd: np.ndarray) -> dict:
     Args:
       run: the run.
       epoch: of the checkpoint.
+      trained: its parameters.
+      encoders: by name, for the same decoder; those named in `COMPARED` are taken.
       train_bpd: BPD of every training image by the encoder as trained, which is not evaluated
         again.
 
@@ -47,7 +55,7 @@ def measure(run: Run, epoch: int, train_bpd: np.ndarray) -> dict:
       "gradient", the norm [min(N, 1000)] of the gradient of each image's ELBO with respect to the
       encoder as trained, from which the refits start.
     """
-    trained, by_name = encoders(run, epoch, COMPARED)
+    by_name = {"as_trained": trained.encoder, **{name: encoders[name] for name in COMPARED}}
     key, samples = run.key("evaluate"), run.config.num_eval_samples
     number = _num_images(run)
     model = gapjax.model_source(run.vae, trained.decoder, number)

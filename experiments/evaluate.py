@@ -22,9 +22,8 @@ from experiments.run import OPTIMAL_NOTE, Run, environment, progress_bar
 from experiments.show.formatting import at_epochs, percent, signed
 from experiments.stores import (
     chosen_epochs,
+    encoders,
     evaluated_like,
-    refitted_params,
-    trained_params,
     valid_entries,
 )
 from gapjax import checkpoints
@@ -94,12 +93,14 @@ def _row(
 ) -> tuple[schema.Checkpoint, list[tuple[str, dict]]]:
     """The row of a checkpoint, and the records of what it was made from, by phase."""
     like = evaluated_like(run)
+    # Restored only if something is missing, and once for both.
+    restored = functools.cache(lambda: encoders(run, epoch, REFITS, AVERAGED))
     bpds, evaluated = _load_or_compute(
-        run, "evaluation", epoch, like, lambda: _evaluate(run, epoch), done
+        run, "evaluation", epoch, like, lambda: _evaluate(run, *restored()), done
     )
     measured, compared = _load_or_compute(
         run, "effects", epoch, effects_like(run),
-        lambda: effects.measure(run, epoch, bpds["train"]), done,
+        lambda: effects.measure(run, epoch, *restored(), bpds["train"]), done,
     )  # fmt: skip
     made = {kind: checkpoints.record(run.workdir.checkpoints / kind, epoch) for kind in _MADE}
     evaluations = {name: summarize(np.asarray(bpds[name])) for name in like}
@@ -134,9 +135,10 @@ def _load_or_compute(
     return stores.load(run, name, epoch, like)
 
 
-def _evaluate(run: Run, epoch: int) -> dict[str, np.ndarray]:
+def _evaluate(
+    run: Run, trained: gapjax.VAEParams, by_name: Mapping[str, Any]
+) -> dict[str, np.ndarray]:
     """BPD per image, of the train set and by every encoder of the test set, on common noise."""
-    trained = trained_params(run, epoch)
     evaluate = functools.partial(gapjax.evaluate, run.vae, num_samples=run.config.num_eval_samples)
     key = run.key("evaluate")
     train, test = jnp.asarray(run.dataset.train), jnp.asarray(run.dataset.test)
@@ -144,11 +146,9 @@ def _evaluate(run: Run, epoch: int) -> dict[str, np.ndarray]:
         "train": evaluate(trained, key, train).per_image,
         "test": evaluate(trained, key, test).per_image,
     }
-    for kind in REFITS:
-        bpds[kind] = evaluate(refitted_params(run, kind, epoch, trained), key, test).per_image
-    for kind in AVERAGED:
-        averaged = refitted_params(run, kind, epoch, trained, "averaged")
-        bpds[f"{kind}_averaged"] = evaluate(averaged, key, test).per_image
+    for name, encoder in by_name.items():
+        if name != "as_trained":
+            bpds[name] = evaluate(trained._replace(encoder=encoder), key, test).per_image
     if run.validation is not None:
         bpds["validation"] = evaluate(trained, key, jnp.asarray(run.validation)).per_image
     return bpds

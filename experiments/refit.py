@@ -8,9 +8,10 @@ optimal, and can be carried back.
 """
 
 import time
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
 
+import jax
 import jax.numpy as jnp
 import optax
 from absl import flags
@@ -51,22 +52,33 @@ def refit_phase(
     epochs, like = list(epochs or run.epochs), refitted_like(run)
     good = {kind: valid_entries(run, kind, like) for kind in kinds}
     missing = [(epoch, kind) for epoch in epochs for kind in kinds if epoch not in good[kind]]
+    # The kinds of refit start from one copy; it is on the host, as each may run on another device.
+    kept = len(epochs) if run.sweeps() else len(run.cores) + 1
+    trained = lru_cache(kept)(lambda epoch: jax.device_get(trained_params(run, epoch)))
     run.workdir.forget(lambda entry: (entry.get("checkpoint"), entry["phase"]) in missing)
     if run.sweeps():
         # All members even where some are there: in another company their last bits would differ.
         for kind in kinds:
             absent = [epoch for epoch, other in missing if other == kind]
             if absent:
-                _refit(run, kind, epochs, absent)
+                _refit(run, kind, epochs, absent, trained)
     else:
-        run.run_jobs([partial(_refit, run, kind, [epoch], [epoch]) for epoch, kind in missing])
+        run.run_jobs(
+            [partial(_refit, run, kind, [epoch], [epoch], trained) for epoch, kind in missing]
+        )
 
 
-def _refit(run: Run, kind: str, epochs: list[int], missing: list[int]) -> None:
+def _refit(
+    run: Run,
+    kind: str,
+    epochs: list[int],
+    missing: list[int],
+    trained: Callable[[int], gapjax.VAEParams],
+) -> None:
     """Refits the checkpoints of `epochs` in one way and one program, and saves what is missing."""
     config, clock = run.config, time.monotonic()
     most = config.optimal_epochs if kind == "optimal" else config.refit_epochs
-    all_params = [trained_params(run, epoch) for epoch in epochs]
+    all_params = [trained(epoch) for epoch in epochs]
     resume, seconds = _unfinished(run, kind, epochs)
     clock -= seconds
     images = run.dataset.test if kind == "optimal" else run.dataset.train

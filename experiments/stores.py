@@ -151,20 +151,45 @@ def refitted_params(
     Raises:
       WorkdirError: there is no such refit.
     """
+    return trained._replace(encoder=_refitted(run, kind, epoch)[which])
+
+
+def encoders(
+    run: Run, epoch: int, kinds: Sequence[str], averaged: Sequence[str] = ()
+) -> tuple[gapjax.VAEParams, dict[str, Any]]:
+    """The parameters of a checkpoint and of its refits; each entry is restored once.
+
+    Args:
+      run: the run.
+      epoch: of the checkpoint.
+      kinds: of the refits.
+      averaged: those of them whose encoder "averaged" over the refit is wanted too.
+
+    Returns:
+      The trained parameters, and by name the encoders that go with its decoder: "as_trained", the
+      kinds, and for example "control_averaged".
+
+    Raises:
+      WorkdirError: there is no such checkpoint or refit.
+    """
+    trained = trained_params(run, epoch)
+    by_name = {"as_trained": trained.encoder}
+    for kind in kinds:
+        restored = _refitted(run, kind, epoch)
+        by_name[kind] = restored["encoder"]
+        if kind in averaged:
+            by_name[f"{kind}_averaged"] = restored["averaged"]
+    return trained, by_name
+
+
+def _refitted(run: Run, kind: str, epoch: int) -> dict[str, Any]:
+    """What is kept of a refit: its "encoder", and the one "averaged" over it."""
     if epoch not in checkpoints.numbers(run.workdir.checkpoints / kind):
         raise WorkdirError(
             f"--workdir={run.workdir.path} has no {kind} refit of epoch {epoch}; "
             "python -m experiments.refit makes it"
         )
-    encoders, _ = load(run, kind, epoch, refitted_like(run))
-    return trained._replace(encoder=encoders[which])
-
-
-def encoders(run: Run, epoch: int, kinds: Sequence[str]) -> tuple[gapjax.VAEParams, dict[str, Any]]:
-    """The trained parameters of a checkpoint, and by name the encoders that go with its decoder."""
-    trained = trained_params(run, epoch)
-    refits = {kind: refitted_params(run, kind, epoch, trained).encoder for kind in kinds}
-    return trained, {"as_trained": trained.encoder, **refits}
+    return load(run, kind, epoch, refitted_like(run))[0]
 
 
 def state_like(run: Run, optimizer: object = None) -> TrainState:

@@ -1,5 +1,6 @@
 """No lost work: damaged entries, states between checkpoints, half-written files, no room."""
 
+import collections
 import contextlib
 import functools
 import json
@@ -16,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_runs import STEPS, TINY, checksums, logged, run_phases, start_run
+from small_runs import STEPS, STORES, TINY, checksums, logged, run_phases, start_run
 
 import gapjax
 from experiments import evaluate, options, program, refit, stores, train, workdir
@@ -39,10 +40,39 @@ def _vae():
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
+def counted_run(tmp_path_factory):
+    """A run that nothing interrupts, and how often its phases restored each entry."""
     path = tmp_path_factory.mktemp("undisturbed") / "run"
-    run_phases(path)
-    return path
+    counts = collections.Counter()
+
+    def counted(phase):
+        def restore(store, number, like, _restore=checkpoints.restore):
+            counts[phase.__name__, store.name, number] += 1
+            return _restore(store, number, like)
+
+        def do(run):
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(checkpoints, "restore", restore)
+                return phase(run)
+
+        return do
+
+    phases = train.train_phase, refit.refit_phase, evaluate.evaluate_phase
+    run_phases(path, map(counted, phases))
+    return path, counts
+
+
+@pytest.fixture(scope="module")
+def undisturbed(counted_run):
+    return counted_run[0]
+
+
+def test_a_phase_restores_an_entry_once(counted_run):
+    """Six refits, and two evaluations of five encoders; a checkpoint has Adam's moments too."""
+    _, counts = counted_run
+    refitted = {("refit_phase", "train", epoch): 1 for epoch in (2, 4)}
+    evaluated = {("evaluate_phase", store, epoch): 1 for store in STORES for epoch in (2, 4)}
+    assert counts == refitted | evaluated
 
 
 @pytest.fixture

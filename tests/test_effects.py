@@ -13,7 +13,7 @@ from gapjax.results.estimates import summarize
 
 
 @pytest.fixture
-def run(small, monkeypatch):
+def run(small):
     """The small model in a run of which no file is read; its refits are the encoder, nudged."""
     rng = np.random.default_rng(0)
     nudge = lambda leaf: leaf + 0.05 * jnp.asarray(rng.normal(size=leaf.shape), leaf.dtype)
@@ -21,7 +21,6 @@ def run(small, monkeypatch):
         kind: jax.tree.map(nudge, small.params.encoder) for kind in ("control", "self_consistent")
     }
     by_name = {"as_trained": small.params.encoder, **refits}
-    monkeypatch.setattr(effects, "encoders", lambda *_: (small.params, by_name))
     config = experiment.Config(
         **dict.fromkeys(experiment.Config._fields) | {"seed": 3, "num_eval_samples": 2}
     )
@@ -30,13 +29,14 @@ def run(small, monkeypatch):
         | {"train": small.train_images, "test": small.test_images}
     )
     run = experiment.Run(config, dataset, small.vae, None)
-    return run, {name: small.params._replace(encoder=own) for name, own in by_name.items()}
+    params = {name: small.params._replace(encoder=own) for name, own in by_name.items()}
+    return run, params, by_name
 
 
 def test_every_kind_of_image_is_measured_by_every_encoder(small, run):
-    run, encoders = run
+    run, encoders, by_name = run
     train_bpd = np.arange(90, dtype=np.float32)  # of all training images; the first are taken
-    measured = effects.measure(run, 7, train_bpd)
+    measured = effects.measure(run, 7, small.params, by_name, train_bpd)
     like = effects.effects_like(run)
     assert jax.tree.structure(like) == jax.tree.structure(measured)
     for expected, leaf in zip(jax.tree.leaves(like), jax.tree.leaves(measured), strict=True):
@@ -51,7 +51,7 @@ def test_every_kind_of_image_is_measured_by_every_encoder(small, run):
 
 
 def test_the_samples_are_of_the_model_and_fresh_at_every_checkpoint(small, run):
-    run, _ = run
+    run, _, by_name = run
     keys = jax.random.split(jax.random.key(11), 2000)
     draw = lambda key: gapjax.sample_model(small.vae, small.params.decoder, key)
     others = gapjax.evaluate(
@@ -61,7 +61,8 @@ def test_the_samples_are_of_the_model_and_fresh_at_every_checkpoint(small, run):
         small.vae, small.params, run.key("evaluate"), small.train_images, num_samples=2
     ).per_image
     bpds = [
-        effects.measure(run, epoch, of_train)["model"]["bpd"]["as_trained"] for epoch in range(5)
+        effects.measure(run, epoch, small.params, by_name, of_train)["model"]["bpd"]["as_trained"]
+        for epoch in range(5)
     ]
     ours = summarize(np.concatenate(bpds))
     assert abs(ours.bpd - others.bpd) < 4 * np.hypot(ours.stderr, others.stderr)
