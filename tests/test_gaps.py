@@ -11,8 +11,9 @@ import pytest
 from conftest import PlainNormal
 
 import gapjax
-from gapjax import inference_gaps
+from gapjax import inference_gaps, parallel
 from gapjax.fit.posteriors import PosteriorSearch
+from gapjax.measure.per_image import per_image_bounds
 from gapjax.results.estimates import summarize
 from gapjax.results.ledger import balance
 from gapjax.results.measurements import Measured, measure, subset
@@ -329,16 +330,32 @@ def test_standard_errors_cover_the_truth(correlated):
         assert 0.90 <= count / model.num_repeats <= 0.99, (name, count)
 
 
-def test_a_ledger_of_a_random_subset_without_posteriors(linear):
-    book = gapjax.ledger(
-        linear.vae, linear.wrong, jax.random.key(0), linear.images, linear.images[:7],
-        encoders={"exact": linear.exact.encoder}, refit="exact", num_images=9, num_samples=30,
-        search=None, method="importance", num_importance_samples=300,
-    )  # fmt: skip
+def test_a_ledger_of_a_random_subset_without_posteriors(linear, monkeypatch):
+    num_devices = set()
+
+    def data_parallel(function, devices, _data_parallel=parallel.data_parallel):
+        num_devices.add(len(devices))
+        return _data_parallel(function, devices)
+
+    monkeypatch.setattr(parallel, "data_parallel", data_parallel)
+    with parallel.use_devices(jax.devices()[:2]):
+        book = gapjax.ledger(
+            linear.vae, linear.wrong, jax.random.key(0), linear.images, linear.images[:7],
+            encoders={"exact": linear.exact.encoder}, refit="exact", num_images=9, num_samples=30,
+            search=None, method="importance", num_importance_samples=300,
+        )  # fmt: skip
+        _, test_key = jax.random.split(jax.random.key(0))
+        bounds = per_image_bounds(
+            linear.vae, linear.wrong, jax.random.split(test_key, 3)[0], linear.images[:7],
+            num_samples=30, batch_size=50,
+        )  # fmt: skip
+    assert num_devices == {len(jax.devices()[:2])}  # all devices, and no others
     assert (book.train.num_images, book.train.num_available) == (9, 20)
     assert (book.test.num_images, book.test.num_available) == (7, 7)
     assert book.test.optimal is None and book.test.approximation_gap is None
     trained, exact = (book.test.encoders[name] for name in ("as_trained", "exact"))
+    # Nats as they were measured, which no conversion to BPD and back has rounded.
+    assert trained.elbo.nats == np.asarray(bounds, np.float64).mean()
     assert trained.amortization_gap is None and trained.capacity_gap is None
     log_prob = linear.log_prob(linear.images[:7]).mean()
     assert book.test.log_prob.nats == pytest.approx(log_prob, abs=0.1)

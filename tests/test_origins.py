@@ -3,11 +3,13 @@
 import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
 from small_runs import STEPS, TINY, checksums, logged, run_phases, start_run
 
 from experiments import evaluate, ledger, options, origins, refit, stores, train, workdir
+from experiments import run as experiment
 from experiments.config import config_from_json
 from gapjax import checkpoints
 from gapjax.results import schema
@@ -256,3 +258,17 @@ def test_a_folder_that_was_moved_is_not_begun_again_in_its_old_place(tmp_path):
     with pytest.raises(workdir.WorkdirError, match="was moved or removed"):
         run.workdir.log("train", 1, {"loss_bpd": 1.0})
     run.workdir.close()
+
+
+def test_the_key_of_a_purpose_stays_what_it_is():
+    """Every committed number rests on these; a new purpose takes a new number."""
+    numbers = {
+        "train": 0, "refit": 1, "optimal": 2, "evaluate": 3, "monitor": 4, "pictures": 5,
+        "ledger": 6, "simulated": 7, "effects": 8,
+    }  # fmt: skip
+    assert experiment._PURPOSES.items() >= numbers.items()
+    assert len(set(experiment._PURPOSES.values())) == len(experiment._PURPOSES)
+    run = experiment.Run(TINY._replace(seed=5), None, None, None)
+    assert run.key("effects", 3) == jax.random.fold_in(
+        jax.random.fold_in(jax.random.key(5), numbers["effects"]), 3
+    )

@@ -65,11 +65,19 @@ def test_an_image_is_searched_for_by_itself(linear, found):
         np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4)
 
 
-def test_a_search_is_divided_among_the_devices(linear, found):
+def test_a_search_is_divided_among_the_devices(linear, found, monkeypatch):
     """Batches of seven on three devices; and so are bounds and estimates of log p(x)."""
     if len(jax.devices()) < 3:
         pytest.skip("needs three devices; XLA_FLAGS was set from outside")
     result, used = found[0], {"devices": jax.devices()[:3]}
+    divided = []
+
+    def data_parallel(function, devices, _data_parallel=parallel.data_parallel):
+        if len(devices) == 3:
+            divided.append(function.func.__name__)
+        return _data_parallel(function, devices)
+
+    monkeypatch.setattr(parallel, "data_parallel", data_parallel)
     other = _search(linear, **used)
     np.testing.assert_array_equal(result.num_steps, other.num_steps)
     for ours, theirs in zip(
@@ -87,6 +95,7 @@ def test_a_search_is_divided_among_the_devices(linear, found):
     ]
     for measure in measures:
         np.testing.assert_allclose(measure(**used), measure(), rtol=1e-4, atol=1e-4)
+    assert set(divided) == {"_walk", "_judge", "_posterior_bounds", "_log_likelihoods"}
 
 
 def test_it_is_never_worse_than_the_best_of_its_starts(linear):
