@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # the same names as in _ROOMS, for type checkers and editors
     from gapjax.fit.objectives import (
         consistent_codes,
         denoising_elbo,
+        distillation,
         several_samples,
         sleep_phase,
         wake_sleep,
@@ -111,6 +112,7 @@ __all__ = [
     "data_source",
     "decompress",
     "denoising_elbo",
+    "distillation",
     "effective_number",
     "elbo",
     "encoder_gradient_norms",
@@ -158,6 +160,7 @@ _ROOMS = {
     "fit.objectives": (
         "consistent_codes",
         "denoising_elbo",
+        "distillation",
         "several_samples",
         "sleep_phase",
         "wake_sleep",

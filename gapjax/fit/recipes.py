@@ -18,11 +18,13 @@ from gapjax.fit.codes import interpolation_source, reconstruction_source
 from gapjax.fit.objectives import (
     consistent_codes,
     denoising_elbo,
+    distillation,
     several_samples,
     sleep_phase,
     with_sleep,
 )
 from gapjax.fit.optimizers import adam, cosine_adam
+from gapjax.fit.refine import Refiner
 from gapjax.fit.refits import Refit, refit_encoder
 from gapjax.fit.sources import Source, data_source, model_source, weighted_source
 from gapjax.fit.steps import Objective, steps_per_epoch
@@ -108,6 +110,7 @@ OBJECTIVES: Mapping[str, Callable[[int], Objective]] = {
     "elbo_and_sleep": lambda num_samples: with_sleep(1.0, _bound(num_samples)),
     "denoising": lambda num_samples: denoising_elbo(0.3),
     "consistent_codes": lambda num_samples: consistent_codes(1.0),
+    "distillation": lambda num_samples: distillation(Refiner(num_steps=1, num_judged=3)),
 }
 
 _PAPER = Recipe((("model", 0.5), ("data", 0.5)), evidence="Zhang, Hayes, Barber, eqs. 14-16")
@@ -126,6 +129,7 @@ RECIPES: Mapping[str, Recipe] = {
     "mixture": _QUICK,
     "samples": _QUICK._replace(sources=(("model", 1.0),)),
     "sleep": _QUICK._replace(objective="sleep"),
+    "distillation": _QUICK._replace(objective="distillation"),
     "elbo_and_sleep": _QUICK._replace(objective="elbo_and_sleep"),
     "noisy": _QUICK._replace(sources=(("noisy", 1.0),)),
     "reconstructions": _QUICK._replace(sources=(("reconstructions", 1.0),)),
