@@ -55,10 +55,12 @@ if TYPE_CHECKING:  # the same names as in _ROOMS, for type checkers and editors
     from gapjax.model.bounds import bits_per_dim, elbo, importance_weighted_bound
     from gapjax.model.distributions import DiscretizedLogistic
     from gapjax.model.mlp import mlp_encoder, mlp_vae
+    from gapjax.model.refining import RefiningParams, refining_params, refining_vae
     from gapjax.model.vae import (
         VAE,
         Distribution,
         Encoder,
+        Frozen,
         VAEParams,
         reconstruct,
         sample_model,
@@ -88,6 +90,7 @@ __all__ = [
     "Entry",
     "Estimate",
     "Evaluation",
+    "Frozen",
     "Gaps",
     "Ledger",
     "LogLikelihood",
@@ -97,6 +100,7 @@ __all__ = [
     "Recipe",
     "Refined",
     "Refiner",
+    "RefiningParams",
     "Refit",
     "Sandwich",
     "Source",
@@ -136,6 +140,8 @@ __all__ = [
     "reconstruct",
     "reconstruction_source",
     "refine",
+    "refining_params",
+    "refining_vae",
     "refit_encoder",
     "sample_model",
     "sandwich",
@@ -192,10 +198,12 @@ _ROOMS = {
     "model.bounds": ("bits_per_dim", "elbo", "importance_weighted_bound"),
     "model.distributions": ("DiscretizedLogistic",),
     "model.mlp": ("mlp_encoder", "mlp_vae"),
+    "model.refining": ("RefiningParams", "refining_params", "refining_vae"),
     "model.vae": (
         "VAE",
         "Distribution",
         "Encoder",
+        "Frozen",
         "VAEParams",
         "reconstruct",
         "sample_model",

@@ -16,7 +16,7 @@ from gapjax import checkpoints
 from gapjax.fit import recipes
 from gapjax.fit.steps import init_state
 
-NAMES = ("paper", "control", "mixture", "larger")
+NAMES = ("paper", "control", "mixture", "refinement_1")
 EPOCH = 2
 
 
@@ -48,8 +48,7 @@ def short(monkeypatch):
     """Recipes of one epoch, few images, and a short search for q*."""
     monkeypatch.setattr(close_the_gap, "RECIPES", {
         name: recipes.RECIPES[name]._replace(
-            num_epochs=1, batch_size=200, num_samples=1,
-            hidden_sizes=(9,) if name == "larger" else None,
+            num_epochs=1, batch_size=200, num_samples=1
         )
         for name in NAMES
     })  # fmt: skip
@@ -95,8 +94,10 @@ def test_the_sweep(trained, short, tmp_path, monkeypatch):
 def _check_results(results, choice):
     rows = {row["recipe"]: row for row in results["recipes"]}
     assert set(rows) == set(NAMES) and results["seeds"] == [0, 1]
-    assert {name for name, row in rows.items() if row["larger_encoder"]} == {"larger"}
-    assert choice["best"] != "larger"
+    assert {name for name, row in rows.items() if row["larger_encoder"]} == {"refinement_1"}
+    assert choice["best"] != "refinement_1"
+    assert rows["paper"]["cost"] == 1 < rows["refinement_1"]["cost"]
+    assert rows["refinement_1"]["encoder_parameters"] > rows["paper"]["encoder_parameters"]
     lowest = min(rows, key=lambda name: rows[name]["validation_bpd"]["mean"])
     assert choice["best_of_any_size"] == lowest == results["recipes"][0]["recipe"]
     assert rows[choice["best"]]["chosen"] and rows["control"]["seeds"] == 2
@@ -140,6 +141,13 @@ def test_a_refit_is_kept_for_the_checkpoint_that_it_was_made_from(trained, tmp_p
     facts = close_the_gap._checkpoint(first, EPOCH)
     checkpoints.save(tmp_path, 0, {"encoder": np.zeros(1)}, facts)
     assert close_the_gap._is_kept(tmp_path, first, facts)
+    made_with = {"recipe": close_the_gap._plain(recipes.RECIPES["noisy"])}
+    older = dict(made_with["recipe"])
+    del older["refinement_steps"]  # the entry is older than the setting
+    checkpoints.save(tmp_path, 0, {"encoder": np.zeros(1)}, {**facts, "recipe": older})
+    assert close_the_gap._is_kept(tmp_path, first, made_with)
+    made_with["recipe"]["refinement_steps"] = 1
+    assert not close_the_gap._is_kept(tmp_path, first, made_with)
     another_run = first._replace(workdir=other.workdir)  # of the same seed and epoch
     needed = close_the_gap._checkpoint(another_run, EPOCH)
     assert not close_the_gap._is_kept(tmp_path, another_run, needed)
