@@ -21,12 +21,11 @@ import gapjax
 from experiments import options, program, stores
 from experiments.files import write_json
 from experiments.options import UsageError
-from experiments.run import Run, environment, prepare, progress_bar
+from experiments.run import Run, environment, progress_bar
 from experiments.show import figures
-from experiments.workdir import Workdir
+from experiments.sweeps import checkpoint_facts, is_kept, open_runs, over_seeds, plain_recipe
 from gapjax import checkpoints, parallel
 from gapjax.fit.recipes import RECIPES, recipe_model
-from gapjax.measure.statistics import mean_and_stderr
 
 _NEEDED = ("paper", "control")  # rows that every table has
 _OPTIMAL = "q_star"
@@ -41,40 +40,14 @@ _NOTES = (
 )
 
 
-def open_runs(folders: Sequence[str], data_dir: str | None) -> list[Run]:
-    """Runs that differ in their seeds alone, for reading; their folders are not claimed.
-
-    Raises:
-      UsageError: no folders, different configurations, or no validation images.
-    """
-    if not folders:
-        raise UsageError("--runs is not given; name the workdirs of trained runs")
-    runs: list[Run] = []
-    for folder in folders:
-        workdir = Workdir(Path(folder))
-        config, dataset, validation, vae = prepare(workdir.config(), data_dir)
-        if validation is None:
-            raise UsageError(
-                f"--runs: {folder} holds out no validation images to choose a recipe by; "
-                "train it with --validation"
-            )
-        runs.append(Run(config, dataset, vae, workdir, data_dir, validation))
-        if config._replace(seed=0) != runs[0].config._replace(seed=0):
-            raise UsageError(f"--runs: {folder} is of another configuration than {folders[0]}")
-    runs.sort(key=lambda run: run.config.seed)
-    if len({run.config.seed for run in runs}) < len(runs):
-        raise UsageError("--runs: two are of the same seed")
-    return runs
-
-
 def refit(runs: Sequence[Run], name: str, epoch: int, out: Path) -> list[dict]:
     """Refits the checkpoint of every run by one recipe, where that is not done; its records.
 
     On a GPU or TPU all runs are one compiled sweep. It sees neither validation nor test images.
     """
     recipe, store = RECIPES[name], out / "checkpoints" / name
-    made_with = lambda run: {**_checkpoint(run, epoch), "recipe": _plain(recipe)}
-    missing = [run for run in runs if not _is_kept(store, run, made_with(run))]
+    made_with = lambda run: {**checkpoint_facts(run, epoch), "recipe": plain_recipe(recipe)}
+    missing = [run for run in runs if not is_kept(store, run, made_with(run))]
     together = parallel.is_accelerated(parallel.all_devices())
     for company in [missing] if together and missing else [[run] for run in missing]:
         clock, seeds = time.monotonic(), [run.config.seed for run in company]
@@ -138,7 +111,7 @@ def optimal_bpd(run: Run, epoch: int, out: Path, start: str) -> np.ndarray:
     """
     store, seed = out / "checkpoints" / _OPTIMAL, run.config.seed
     test = run.dataset.test
-    if not _is_kept(store, run, _checkpoint(run, epoch)):
+    if not is_kept(store, run, checkpoint_facts(run, epoch)):
         clock = time.monotonic()
         params = stores.trained_params(run, epoch)
         encoders = [params.encoder, refitted(run, start, out).encoder]
@@ -149,27 +122,11 @@ def optimal_bpd(run: Run, epoch: int, out: Path, start: str) -> np.ndarray:
             run.vae, params, run.key("evaluate"), test, found.posteriors,
             num_samples=run.config.num_eval_samples,
         )  # fmt: skip
-        facts = stores.entry_metadata(clock) | _checkpoint(run, epoch)
+        facts = stores.entry_metadata(clock) | checkpoint_facts(run, epoch)
         facts["converged"] = float(found.converged.mean())
         checkpoints.save(store, seed, {"nats": nats}, facts)
     tree, _ = checkpoints.restore(store, seed, {"nats": np.zeros(len(test), np.float32)})
     return np.asarray(gapjax.bits_per_dim(tree["nats"], test.shape[1:]))
-
-
-def _checkpoint(run: Run, epoch: int) -> dict:
-    """What an entry records of the checkpoint that it was computed from."""
-    store = run.workdir.checkpoints / "train"
-    return {"epoch": epoch, "checkpoint": checkpoints.checksum(store, epoch)}
-
-
-def _is_kept(store: Path, run: Run, made_with: dict) -> bool:
-    """Whether there is an entry of the run's seed that was made with this."""
-    if run.config.seed not in checkpoints.numbers(store):
-        return False
-    record = checkpoints.record(store, run.config.seed)
-    if "recipe" in record:  # a setting that is younger than the entry had its default then
-        record["recipe"] = _plain(gapjax.Recipe(sources=())) | record["recipe"]
-    return all(record.get(key) == value for key, value in made_with.items())
 
 
 def leaderboard(
@@ -189,11 +146,11 @@ def leaderboard(
         rows.append(
             {
                 "recipe": name,
-                "gap_closed": _over_seeds((trained - test) / gap),
-                "test_bpd": _over_seeds(test),
-                "validation_bpd": _over_seeds(choice["validation_bpd"][name]),
-                "gain": _over_seeds(trained - test),
-                "gain_over_control": _over_seeds(np.subtract(tested["control"], test)),
+                "gap_closed": over_seeds((trained - test) / gap),
+                "test_bpd": over_seeds(test),
+                "validation_bpd": over_seeds(choice["validation_bpd"][name]),
+                "gain": over_seeds(trained - test),
+                "gain_over_control": over_seeds(np.subtract(tested["control"], test)),
                 "seeds": len(runs),
                 "larger_encoder": _cost(runs[0], name) > 1,
                 "cost": _cost(runs[0], name),
@@ -201,7 +158,7 @@ def leaderboard(
                 "chosen": name in (choice["best"], choice["best_of_any_size"]),
                 "refit_seconds": float(np.mean([record["seconds"] for record in records])),
                 "commits": sorted({str(record["commit"]) for record in records}),
-                "definition": _plain(RECIPES[name]),
+                "definition": plain_recipe(RECIPES[name]),
             }
         )
     return rows
@@ -210,7 +167,7 @@ def leaderboard(
 def summary(runs: Sequence[Run], names: Sequence[str], epoch: int, out: Path, choice: dict) -> dict:
     """The contents of closing.json."""
     rows = leaderboard(runs, names, epoch, out, choice)
-    over = lambda images_of, name: _over_seeds(
+    over = lambda images_of, name: over_seeds(
         [float(score(run, name, epoch, out, images_of(run)).mean()) for run in runs]
     )
     return {
@@ -228,7 +185,7 @@ def summary(runs: Sequence[Run], names: Sequence[str], epoch: int, out: Path, ch
             "encoder_parameters": _num_parameters(runs[0], None),
         },
         "optimal_posteriors": {
-            "test_bpd": _over_seeds(
+            "test_bpd": over_seeds(
                 [float(optimal_bpd(run, epoch, out, choice["best"]).mean()) for run in runs]
             ),
             "fitted_on_test": True,
@@ -259,13 +216,6 @@ def _cell(value: Mapping[str, float]) -> str:
     return f"{value['mean']:.4f} ± {value['stderr']:.4f}"
 
 
-def _over_seeds(values: Any) -> dict:
-    values = np.asarray(values, np.float64)
-    mean, stderr = mean_and_stderr(values)
-    alone = len(values) == 1  # of one seed there is no deviation
-    return {"mean": mean, "stderr": None if alone else stderr, "values": values.tolist()}
-
-
 def _held_out(run: Run) -> np.ndarray:
     assert run.validation is not None
     return run.validation
@@ -293,12 +243,6 @@ def _cost(run: Run, name: str) -> float:
         return jax.jit(vae.encode).lower(encoder, x).cost_analysis()["flops"]
 
     return operations(name) / operations(None)
-
-
-def _plain(recipe: gapjax.Recipe) -> dict:
-    """A recipe as JSON gives it back."""
-    listed = lambda value: [listed(each) for each in value] if isinstance(value, tuple) else value
-    return {name: listed(value) for name, value in recipe._asdict().items() if name != "evidence"}
 
 
 def close_the_gap(values: flags.FlagValues) -> None:

@@ -1,4 +1,4 @@
-"""The sweep over recipes: what it chooses does not depend on test images; what it writes."""
+"""The sweep over recipes: its choice does not depend on test images; what it writes and keeps."""
 
 import json
 
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import gapjax
-from experiments import close_the_gap, options, refit, stores
+from experiments import close_the_gap, options, refit, stores, sweeps
 from experiments import run as experiment
 from experiments.options import UsageError
 from experiments.show import figures
@@ -71,7 +71,7 @@ def _sweep(runs, out):
 
 
 def test_the_sweep(trained, short, tmp_path, monkeypatch):
-    runs = close_the_gap.open_runs(trained[::-1], None)
+    runs = sweeps.open_runs(trained[::-1], None)
     assert [run.config.seed for run in runs] == [0, 1]
     choice = _sweep(runs, tmp_path / "a")
     # Nothing of the choice is changed by a test set of noise ...
@@ -126,7 +126,7 @@ def _check_resumes(runs, out, monkeypatch):
 
 
 def test_paper_s_row_is_the_refit_of_the_programs(trained, short, tmp_path):
-    run = close_the_gap.open_runs(trained, None)[0]
+    run = sweeps.open_runs(trained, None)[0]
     close_the_gap.refit([run], "paper", EPOCH, tmp_path)
     ours = close_the_gap.refitted(run, "paper", tmp_path)
     params = stores.trained_params(run, EPOCH)
@@ -137,20 +137,20 @@ def test_paper_s_row_is_the_refit_of_the_programs(trained, short, tmp_path):
 
 
 def test_a_refit_is_kept_for_the_checkpoint_that_it_was_made_from(trained, tmp_path):
-    first, other = close_the_gap.open_runs(trained, None)
-    facts = close_the_gap._checkpoint(first, EPOCH)
+    first, other = sweeps.open_runs(trained, None)
+    facts = sweeps.checkpoint_facts(first, EPOCH)
     checkpoints.save(tmp_path, 0, {"encoder": np.zeros(1)}, facts)
-    assert close_the_gap._is_kept(tmp_path, first, facts)
-    made_with = {"recipe": close_the_gap._plain(recipes.RECIPES["noisy"])}
+    assert sweeps.is_kept(tmp_path, first, facts)
+    made_with = {"recipe": sweeps.plain_recipe(recipes.RECIPES["noisy"])}
     older = dict(made_with["recipe"])
     del older["refinement_steps"]  # the entry is older than the setting
     checkpoints.save(tmp_path, 0, {"encoder": np.zeros(1)}, {**facts, "recipe": older})
-    assert close_the_gap._is_kept(tmp_path, first, made_with)
+    assert sweeps.is_kept(tmp_path, first, made_with)
     made_with["recipe"]["refinement_steps"] = 1
-    assert not close_the_gap._is_kept(tmp_path, first, made_with)
+    assert not sweeps.is_kept(tmp_path, first, made_with)
     another_run = first._replace(workdir=other.workdir)  # of the same seed and epoch
-    needed = close_the_gap._checkpoint(another_run, EPOCH)
-    assert not close_the_gap._is_kept(tmp_path, another_run, needed)
+    needed = sweeps.checkpoint_facts(another_run, EPOCH)
+    assert not sweeps.is_kept(tmp_path, another_run, needed)
 
 
 def test_recipe_of_the_programs_is_that_of_the_library(tmp_path):
@@ -172,9 +172,9 @@ def test_recipe_of_the_programs_is_that_of_the_library(tmp_path):
 
 def test_runs_that_cannot_be_compared_are_refused(trained, tmp_path):
     with pytest.raises(UsageError, match="--runs is not given"):
-        close_the_gap.open_runs([], None)
+        sweeps.open_runs([], None)
     with pytest.raises(UsageError, match="same seed"):
-        close_the_gap.open_runs([trained[0], trained[0]], None)
+        sweeps.open_runs([trained[0], trained[0]], None)
     for change, message in (
         ({"validation": 0}, "no validation images"),
         ({"learning_rate": 0.1}, "of another configuration"),
@@ -185,4 +185,4 @@ def test_runs_that_cannot_be_compared_are_refused(trained, tmp_path):
         identity = {"config": config._asdict(), "data": {}}
         (path / "config.json").write_text(json.dumps(identity))
         with pytest.raises(UsageError, match=message):
-            close_the_gap.open_runs([trained[0], str(path)], None)
+            sweeps.open_runs([trained[0], str(path)], None)
