@@ -18,7 +18,7 @@ import numpy as np
 from absl import flags
 
 import gapjax
-from experiments import options, program, stores
+from experiments import amortization, options, program, stores
 from experiments.files import write_json
 from experiments.options import UsageError
 from experiments.run import Run, environment, progress_bar
@@ -164,8 +164,24 @@ def leaderboard(
     return rows
 
 
+def nats_from_optimal(runs: Sequence[Run], epoch: int, out: Path, best: str, number: int) -> dict:
+    """On each kind of images, how far the encoders as trained, "paper" and `best` are from q*."""
+    by_kind = {
+        kind: [
+            amortization.gaps(
+                run, epoch, kind,
+                {name: refitted(run, name, out) for name in dict.fromkeys(("paper", best))},
+                number, out,
+            )
+            for run in runs
+        ]
+        for kind in amortization.KINDS
+    }  # fmt: skip
+    return amortization.summary(by_kind)
+
+
 def summary(runs: Sequence[Run], names: Sequence[str], epoch: int, out: Path, choice: dict) -> dict:
-    """The contents of closing.json."""
+    """The contents of closing.json, but for the nats from q* on each kind of images."""
     rows = leaderboard(runs, names, epoch, out, choice)
     over = lambda images_of, name: over_seeds(
         [float(score(run, name, epoch, out, images_of(run)).mean()) for run in runs]
@@ -264,10 +280,17 @@ def close_the_gap(values: flags.FlagValues) -> None:
     choice = choose(runs, names, epoch, out)
     write_json(out / "choice.json", {"epoch": epoch, **choice})
     results = summary(runs, names, epoch, out, choice)
+    if values.gap_images:
+        results["nats_from_optimal"] = nats_from_optimal(
+            runs, epoch, out, choice["best"], values.gap_images
+        )
     write_json(out / "closing.json", results)
     figures.save(figures.closing(results), out / "closing")
     print(table(results))
     print("mean ± standard error over seeds; * chosen on validation images")
+    if values.gap_images:
+        print(amortization.table(results["nats_from_optimal"]))
+        print("mean ± standard error over images; q* is fitted on them")
     print(f"figure: {out / 'closing.png'}")
 
 
@@ -276,5 +299,8 @@ if __name__ == "__main__":
     flags.DEFINE_string("out", None, "Folder for the refits and the results; made if needed.")
     flags.DEFINE_list("recipes", None, f"Which to try, of {', '.join(RECIPES)}; default: all.")
     flags.DEFINE_integer("epoch", None, "Of the checkpoint; default: the last.")
+    flags.DEFINE_integer(
+        "gap_images", 200, "Images of each kind whose q* says how far encoders are; 0 for none."
+    )
     flags.DEFINE_string("data_dir", None, "Where MNIST is; see experiments.train.")
     program.run_without_workdir(close_the_gap)

@@ -66,6 +66,7 @@ if TYPE_CHECKING:  # the same names as in _ROOMS, for type checkers and editors
         sample_model,
         with_encoder,
     )
+    from gapjax.results.amortization import AmortizationGaps, amortization_gaps
     from gapjax.results.estimates import Difference, Evaluation, evaluate, paired_difference
     from gapjax.results.gaps import Gaps, inference_gaps
     from gapjax.results.ledger import Entry, Estimate, Ledger, ledger
@@ -76,6 +77,7 @@ __all__ = [
     "DATASETS",
     "RECIPES",
     "VAE",
+    "AmortizationGaps",
     "Annealing",
     "Closed",
     "CodecError",
@@ -107,6 +109,7 @@ __all__ = [
     "TrainState",
     "VAEParams",
     "adam",
+    "amortization_gaps",
     "augmented_source",
     "bits_per_dim",
     "close_gap",
@@ -209,6 +212,7 @@ _ROOMS = {
         "sample_model",
         "with_encoder",
     ),
+    "results.amortization": ("AmortizationGaps", "amortization_gaps"),
     "results.estimates": ("Difference", "Evaluation", "evaluate", "paired_difference"),
     "results.gaps": ("Gaps", "inference_gaps"),
     "results.ledger": ("Entry", "Estimate", "Ledger", "ledger"),

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import gapjax
-from experiments import close_the_gap, options, refit, stores, sweeps
+from experiments import amortization, close_the_gap, options, refit, stores, sweeps
 from experiments import run as experiment
 from experiments.options import UsageError
 from experiments.show import figures
@@ -56,6 +56,10 @@ def short(monkeypatch):
     monkeypatch.setattr(
         gapjax, "optimal_posteriors", lambda *args, **more: found(*args, search=search, **more)
     )
+    gaps = gapjax.amortization_gaps
+    monkeypatch.setattr(
+        gapjax, "amortization_gaps", lambda *args: gaps(*args, search=search, num_samples=2)
+    )
 
 
 def _poisoned(run):
@@ -84,6 +88,7 @@ def test_the_sweep(trained, short, tmp_path, monkeypatch):
         assert row["validation_bpd"] == other["validation_bpd"]
         assert row["test_bpd"]["mean"] != other["test_bpd"]["mean"]
     _check_results(results, choice)
+    _check_nats_from_optimal(runs, tmp_path / "a", choice["best"])
     _check_resumes(runs, tmp_path / "a", monkeypatch)
     text = close_the_gap.table(results)
     assert all(name in text for name in NAMES)
@@ -110,6 +115,23 @@ def _check_results(results, choice):
         np.testing.assert_allclose(row["gap_closed"]["values"], closed, rtol=1e-6)
         assert row["gap_closed"]["mean"] == pytest.approx(closed.mean())
         assert row["gap_closed"]["stderr"] == pytest.approx(closed.std(ddof=1) / 2**0.5)
+
+
+def _check_nats_from_optimal(runs, out, best):
+    """Each kind has images of its own; the second time nothing is searched for."""
+    first = close_the_gap.nats_from_optimal(runs, EPOCH, out, best, 5)
+    assert list(first) == list(amortization.KINDS)
+    means = [first[kind]["paper"]["mean"] for kind in first]
+    assert len(set(means)) == len(means)
+    assert set(first["test"]) == {"as_trained", "paper", best}
+    params = stores.trained_params(runs[0], EPOCH)
+    for kind, images in (("training", "train"), ("test", "test")):
+        expected = getattr(runs[0].dataset, images)[:5]
+        found = amortization.images_of(runs[0], kind, params, EPOCH, 5)
+        np.testing.assert_array_equal(found, expected)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gapjax, "amortization_gaps", None)
+        assert close_the_gap.nats_from_optimal(runs, EPOCH, out, best, 5) == first
 
 
 def _check_resumes(runs, out, monkeypatch):

@@ -6,7 +6,7 @@ it, and `evaluate` measures it.
 """
 
 import functools
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -113,7 +113,8 @@ def _refining_vae(vae: VAE, num_steps: int, hidden_sizes: tuple[int, ...]) -> VA
             scale = jnp.exp(log_scale)
             slope = jax.lax.stop_gradient(scale * slope_at(loc))
             inputs = jnp.concatenate([slope, loc, log_scale])
-            shift, growth = network.apply({"params": weights}, inputs)
+            moved = network.apply({"params": weights}, inputs)
+            shift, growth = cast(tuple[jax.Array, jax.Array], moved)
             loc, log_scale = loc + scale * shift, log_scale + growth
         return from_free(posterior, [loc, log_scale])
 
