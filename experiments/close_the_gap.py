@@ -18,15 +18,14 @@ import numpy as np
 from absl import flags
 
 import gapjax
-from experiments import options, program, stores
+from experiments import amortization, options, program, stores
+from experiments.config import UsageError
 from experiments.files import write_json
-from experiments.options import UsageError
-from experiments.run import Run, environment, prepare, progress_bar
+from experiments.run import Run, environment, progress_bar
 from experiments.show import figures
-from experiments.workdir import Workdir
+from experiments.sweeps import checkpoint_facts, is_kept, open_runs, over_seeds, plain_recipe
 from gapjax import checkpoints, parallel
 from gapjax.fit.recipes import RECIPES, recipe_model
-from gapjax.measure.statistics import mean_and_stderr
 
 _NEEDED = ("paper", "control")  # rows that every table has
 _OPTIMAL = "q_star"
@@ -36,33 +35,9 @@ _NOTES = (
     "q* is fitted on test images: it measures, no more.",
     "The recipe was chosen by the BPD of validation images, which were held out of training and of "
     "the refits. Test images were scored once, after that.",
+    "The cost of an encoder is the number of floating-point operations that it takes for an image, "
+    "in those of the trained encoder.",
 )
-
-
-def open_runs(folders: Sequence[str], data_dir: str | None) -> list[Run]:
-    """Runs that differ in their seeds alone, for reading; their folders are not claimed.
-
-    Raises:
-      UsageError: no folders, different configurations, or no validation images.
-    """
-    if not folders:
-        raise UsageError("--runs is not given; name the workdirs of trained runs")
-    runs: list[Run] = []
-    for folder in folders:
-        workdir = Workdir(Path(folder))
-        config, dataset, validation, vae = prepare(workdir.config(), data_dir)
-        if validation is None:
-            raise UsageError(
-                f"--runs: {folder} holds out no validation images to choose a recipe by; "
-                "train it with --validation"
-            )
-        runs.append(Run(config, dataset, vae, workdir, data_dir, validation))
-        if config._replace(seed=0) != runs[0].config._replace(seed=0):
-            raise UsageError(f"--runs: {folder} is of another configuration than {folders[0]}")
-    runs.sort(key=lambda run: run.config.seed)
-    if len({run.config.seed for run in runs}) < len(runs):
-        raise UsageError("--runs: two are of the same seed")
-    return runs
 
 
 def refit(runs: Sequence[Run], name: str, epoch: int, out: Path) -> list[dict]:
@@ -71,8 +46,8 @@ def refit(runs: Sequence[Run], name: str, epoch: int, out: Path) -> list[dict]:
     On a GPU or TPU all runs are one compiled sweep. It sees neither validation nor test images.
     """
     recipe, store = RECIPES[name], out / "checkpoints" / name
-    made_with = lambda run: {**_checkpoint(run, epoch), "recipe": _plain(recipe)}
-    missing = [run for run in runs if not _is_kept(store, run, made_with(run))]
+    made_with = lambda run: {**checkpoint_facts(run, epoch), "recipe": plain_recipe(recipe)}
+    missing = [run for run in runs if not is_kept(store, run, made_with(run))]
     together = parallel.is_accelerated(parallel.all_devices())
     for company in [missing] if together and missing else [[run] for run in missing]:
         clock, seeds = time.monotonic(), [run.config.seed for run in company]
@@ -121,7 +96,7 @@ def choose(runs: Sequence[Run], names: Sequence[str], epoch: int, out: Path) -> 
         for name in names
     }
     mean = {name: float(np.mean(values)) for name, values in bpds.items()}
-    same_size = [name for name in names if not _is_larger(runs[0], name)]
+    same_size = [name for name in names if _cost(runs[0], name) <= 1]
     return {
         "best": min(same_size, key=mean.__getitem__),
         "best_of_any_size": min(names, key=mean.__getitem__),
@@ -136,7 +111,7 @@ def optimal_bpd(run: Run, epoch: int, out: Path, start: str) -> np.ndarray:
     """
     store, seed = out / "checkpoints" / _OPTIMAL, run.config.seed
     test = run.dataset.test
-    if not _is_kept(store, run, _checkpoint(run, epoch)):
+    if not is_kept(store, run, checkpoint_facts(run, epoch)):
         clock = time.monotonic()
         params = stores.trained_params(run, epoch)
         encoders = [params.encoder, refitted(run, start, out).encoder]
@@ -147,25 +122,11 @@ def optimal_bpd(run: Run, epoch: int, out: Path, start: str) -> np.ndarray:
             run.vae, params, run.key("evaluate"), test, found.posteriors,
             num_samples=run.config.num_eval_samples,
         )  # fmt: skip
-        facts = stores.entry_metadata(clock) | _checkpoint(run, epoch)
+        facts = stores.entry_metadata(clock) | checkpoint_facts(run, epoch)
         facts["converged"] = float(found.converged.mean())
         checkpoints.save(store, seed, {"nats": nats}, facts)
     tree, _ = checkpoints.restore(store, seed, {"nats": np.zeros(len(test), np.float32)})
     return np.asarray(gapjax.bits_per_dim(tree["nats"], test.shape[1:]))
-
-
-def _checkpoint(run: Run, epoch: int) -> dict:
-    """What an entry records of the checkpoint that it was computed from."""
-    store = run.workdir.checkpoints / "train"
-    return {"epoch": epoch, "checkpoint": checkpoints.checksum(store, epoch)}
-
-
-def _is_kept(store: Path, run: Run, made_with: dict) -> bool:
-    """Whether there is an entry of the run's seed that was made with this."""
-    if run.config.seed not in checkpoints.numbers(store):
-        return False
-    record = checkpoints.record(store, run.config.seed)
-    return all(record.get(key) == value for key, value in made_with.items())
 
 
 def leaderboard(
@@ -185,27 +146,44 @@ def leaderboard(
         rows.append(
             {
                 "recipe": name,
-                "gap_closed": _over_seeds((trained - test) / gap),
-                "test_bpd": _over_seeds(test),
-                "validation_bpd": _over_seeds(choice["validation_bpd"][name]),
-                "gain": _over_seeds(trained - test),
-                "gain_over_control": _over_seeds(np.subtract(tested["control"], test)),
+                "gap_closed": over_seeds((trained - test) / gap),
+                "test_bpd": over_seeds(test),
+                "validation_bpd": over_seeds(choice["validation_bpd"][name]),
+                "gain": over_seeds(trained - test),
+                "gain_over_control": over_seeds(np.subtract(tested["control"], test)),
                 "seeds": len(runs),
-                "larger_encoder": _is_larger(runs[0], name),
+                "larger_encoder": _cost(runs[0], name) > 1,
+                "cost": _cost(runs[0], name),
                 "encoder_parameters": _num_parameters(runs[0], name),
                 "chosen": name in (choice["best"], choice["best_of_any_size"]),
                 "refit_seconds": float(np.mean([record["seconds"] for record in records])),
                 "commits": sorted({str(record["commit"]) for record in records}),
-                "definition": _plain(RECIPES[name]),
+                "definition": plain_recipe(RECIPES[name]),
             }
         )
     return rows
 
 
+def nats_from_optimal(runs: Sequence[Run], epoch: int, out: Path, best: str, number: int) -> dict:
+    """On each kind of images, how far the encoders as trained, "paper" and `best` are from q*."""
+    by_kind = {
+        kind: [
+            amortization.gaps(
+                run, epoch, kind,
+                {name: refitted(run, name, out) for name in dict.fromkeys(("paper", best))},
+                number, out,
+            )
+            for run in runs
+        ]
+        for kind in amortization.KINDS
+    }  # fmt: skip
+    return amortization.summary(by_kind)
+
+
 def summary(runs: Sequence[Run], names: Sequence[str], epoch: int, out: Path, choice: dict) -> dict:
-    """The contents of closing.json."""
+    """The contents of closing.json, but for the nats from q* on each kind of images."""
     rows = leaderboard(runs, names, epoch, out, choice)
-    over = lambda images_of, name: _over_seeds(
+    over = lambda images_of, name: over_seeds(
         [float(score(run, name, epoch, out, images_of(run)).mean()) for run in runs]
     )
     return {
@@ -223,7 +201,7 @@ def summary(runs: Sequence[Run], names: Sequence[str], epoch: int, out: Path, ch
             "encoder_parameters": _num_parameters(runs[0], None),
         },
         "optimal_posteriors": {
-            "test_bpd": _over_seeds(
+            "test_bpd": over_seeds(
                 [float(optimal_bpd(run, epoch, out, choice["best"]).mean()) for run in runs]
             ),
             "fitted_on_test": True,
@@ -238,13 +216,13 @@ def summary(runs: Sequence[Run], names: Sequence[str], epoch: int, out: Path, ch
 
 def table(results: dict) -> str:
     """The leaderboard as plain text; * marks what was chosen on the validation images."""
-    heads = ("validation BPD", "test BPD", "gain over control", "gap closed", "seconds", "encoder")
+    heads = ("validation BPD", "test BPD", "gain over control", "gap closed", "seconds", "cost")
     lines = [f"{'recipe':24}" + "".join(f"{head:>20}" for head in heads)]
     for row in results["recipes"]:
         bpds = [_cell(row[key]) for key in ("validation_bpd", "test_bpd", "gain_over_control")]
         closed = row["gap_closed"]
         bpds.append(f"{closed['mean']:.1%} ± {closed['stderr']:.1%}")
-        bpds += [f"{row['refit_seconds']:.0f}", "larger" if row["larger_encoder"] else "as trained"]
+        bpds += [f"{row['refit_seconds']:.0f}", f"{row['cost']:.2f}"]
         name = row["recipe"] + (" *" if row["chosen"] else "")
         lines.append(f"{name:24}" + "".join(f"{cell:>20}" for cell in bpds))
     return "\n".join(lines)
@@ -254,32 +232,33 @@ def _cell(value: Mapping[str, float]) -> str:
     return f"{value['mean']:.4f} ± {value['stderr']:.4f}"
 
 
-def _over_seeds(values: Any) -> dict:
-    values = np.asarray(values, np.float64)
-    mean, stderr = mean_and_stderr(values)
-    alone = len(values) == 1  # of one seed there is no deviation
-    return {"mean": mean, "stderr": None if alone else stderr, "values": values.tolist()}
-
-
 def _held_out(run: Run) -> np.ndarray:
     assert run.validation is not None
     return run.validation
 
 
-def _num_parameters(run: Run, name: str | None) -> int:
+def _encoder(run: Run, name: str | None) -> tuple[gapjax.VAE, Any]:
+    """The model after a recipe, or as trained, and the shapes of its encoder's parameters."""
     vae = run.vae if name is None else recipe_model(RECIPES[name], run.vae, run.dataset.train)
-    encoder = jax.eval_shape(vae.init, jax.random.key(0)).encoder
-    return sum(leaf.size for leaf in jax.tree.leaves(encoder))
+    return vae, jax.eval_shape(vae.init, jax.random.key(0)).encoder
 
 
-def _is_larger(run: Run, name: str) -> bool:
-    return _num_parameters(run, name) > _num_parameters(run, None)
+def _num_parameters(run: Run, name: str | None) -> int:
+    """Parameters of the encoder that a refit trains."""
+    is_frozen = lambda node: isinstance(node, gapjax.Frozen)
+    leaves = jax.tree.leaves(_encoder(run, name)[1], is_leaf=is_frozen)
+    return sum(leaf.size for leaf in leaves if not is_frozen(leaf))
 
 
-def _plain(recipe: gapjax.Recipe) -> dict:
-    """A recipe as JSON gives it back."""
-    listed = lambda value: [listed(each) for each in value] if isinstance(value, tuple) else value
-    return {name: listed(value) for name, value in recipe._asdict().items() if name != "evidence"}
+def _cost(run: Run, name: str) -> float:
+    """Operations that a recipe's encoder takes for one image, in those of the trained one."""
+
+    def operations(name: str | None) -> float:
+        vae, encoder = _encoder(run, name)
+        x = jax.ShapeDtypeStruct(run.dataset.event_shape, run.dataset.train.dtype)
+        return jax.jit(vae.encode).lower(encoder, x).cost_analysis()["flops"]
+
+    return operations(name) / operations(None)
 
 
 def close_the_gap(values: flags.FlagValues) -> None:
@@ -301,10 +280,17 @@ def close_the_gap(values: flags.FlagValues) -> None:
     choice = choose(runs, names, epoch, out)
     write_json(out / "choice.json", {"epoch": epoch, **choice})
     results = summary(runs, names, epoch, out, choice)
+    if values.gap_images:
+        results["nats_from_optimal"] = nats_from_optimal(
+            runs, epoch, out, choice["best"], values.gap_images
+        )
     write_json(out / "closing.json", results)
     figures.save(figures.closing(results), out / "closing")
     print(table(results))
     print("mean ± standard error over seeds; * chosen on validation images")
+    if values.gap_images:
+        print(amortization.table(results["nats_from_optimal"]))
+        print("mean ± standard error over images; q* is fitted on them")
     print(f"figure: {out / 'closing.png'}")
 
 
@@ -313,5 +299,8 @@ if __name__ == "__main__":
     flags.DEFINE_string("out", None, "Folder for the refits and the results; made if needed.")
     flags.DEFINE_list("recipes", None, f"Which to try, of {', '.join(RECIPES)}; default: all.")
     flags.DEFINE_integer("epoch", None, "Of the checkpoint; default: the last.")
+    flags.DEFINE_integer(
+        "gap_images", 200, "Images of each kind whose q* says how far encoders are; 0 for none."
+    )
     flags.DEFINE_string("data_dir", None, "Where MNIST is; see experiments.train.")
     program.run_without_workdir(close_the_gap)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # the same names as in _ROOMS, for type checkers and editors
     from gapjax.fit.objectives import (
         consistent_codes,
         denoising_elbo,
+        distillation,
         several_samples,
         sleep_phase,
         wake_sleep,
@@ -46,15 +47,18 @@ if TYPE_CHECKING:  # the same names as in _ROOMS, for type checkers and editors
     from gapjax.model.bounds import bits_per_dim, elbo, importance_weighted_bound
     from gapjax.model.distributions import DiscretizedLogistic
     from gapjax.model.mlp import mlp_encoder, mlp_vae
+    from gapjax.model.refining import RefiningParams, refining_params, refining_vae
     from gapjax.model.vae import (
         VAE,
         Distribution,
         Encoder,
+        Frozen,
         VAEParams,
         reconstruct,
         sample_model,
         with_encoder,
     )
+    from gapjax.results.amortization import AmortizationGaps, amortization_gaps
     from gapjax.results.estimates import Difference, Evaluation, evaluate, paired_difference
     from gapjax.results.gaps import Gaps, inference_gaps
     from gapjax.results.ledger import Entry, Estimate, Ledger, ledger
@@ -65,6 +69,7 @@ __all__ = [
     "DATASETS",
     "RECIPES",
     "VAE",
+    "AmortizationGaps",
     "Annealing",
     "Closed",
     "CodecError",
@@ -79,6 +84,7 @@ __all__ = [
     "Entry",
     "Estimate",
     "Evaluation",
+    "Frozen",
     "Gaps",
     "Ledger",
     "LogLikelihood",
@@ -88,12 +94,14 @@ __all__ = [
     "Recipe",
     "Refined",
     "Refiner",
+    "RefiningParams",
     "Refit",
     "Sandwich",
     "Source",
     "TrainState",
     "VAEParams",
     "adam",
+    "amortization_gaps",
     "augmented_source",
     "bits_per_dim",
     "close_gap",
@@ -103,6 +111,7 @@ __all__ = [
     "data_source",
     "decompress",
     "denoising_elbo",
+    "distillation",
     "effective_number",
     "elbo",
     "encoder_gradient_norms",
@@ -127,6 +136,8 @@ __all__ = [
     "reconstruct",
     "reconstruction_source",
     "refine",
+    "refining_params",
+    "refining_vae",
     "refit_encoder",
     "sample_model",
     "sandwich",
@@ -151,6 +162,7 @@ _ROOMS = {
     "fit.objectives": (
         "consistent_codes",
         "denoising_elbo",
+        "distillation",
         "several_samples",
         "sleep_phase",
         "wake_sleep",
@@ -180,15 +192,18 @@ _ROOMS = {
     "model.bounds": ("bits_per_dim", "elbo", "importance_weighted_bound"),
     "model.distributions": ("DiscretizedLogistic",),
     "model.mlp": ("mlp_encoder", "mlp_vae"),
+    "model.refining": ("RefiningParams", "refining_params", "refining_vae"),
     "model.vae": (
         "VAE",
         "Distribution",
         "Encoder",
+        "Frozen",
         "VAEParams",
         "reconstruct",
         "sample_model",
         "with_encoder",
     ),
+    "results.amortization": ("AmortizationGaps", "amortization_gaps"),
     "results.estimates": ("Difference", "Evaluation", "evaluate", "paired_difference"),
     "results.gaps": ("Gaps", "inference_gaps"),
     "results.ledger": ("Entry", "Estimate", "Ledger", "ledger"),

@@ -1,4 +1,4 @@
-"""The sweep over recipes: what it chooses does not depend on test images; what it writes."""
+"""The sweep over recipes: its choice does not depend on test images; what it writes and keeps."""
 
 import json
 
@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 
 import gapjax
-from experiments import close_the_gap, options, refit, stores
+from experiments import amortization, close_the_gap, options, refit, stores, sweeps
 from experiments import run as experiment
-from experiments.options import UsageError
+from experiments.config import UsageError
 from experiments.show import figures
 from experiments.workdir import Workdir
 from gapjax import checkpoints
 from gapjax.fit import recipes
 from gapjax.fit.steps import init_state
 
-NAMES = ("paper", "control", "mixture", "larger")
+NAMES = ("paper", "control", "mixture", "refinement_1")
 EPOCH = 2
 
 
@@ -48,14 +48,17 @@ def short(monkeypatch):
     """Recipes of one epoch, few images, and a short search for q*."""
     monkeypatch.setattr(close_the_gap, "RECIPES", {
         name: recipes.RECIPES[name]._replace(
-            num_epochs=1, batch_size=200, num_samples=1,
-            hidden_sizes=(9,) if name == "larger" else None,
+            num_epochs=1, batch_size=200, num_samples=1
         )
         for name in NAMES
     })  # fmt: skip
     search, found = gapjax.PosteriorSearch(2, 0.1, 2, 1, 2), gapjax.optimal_posteriors
     monkeypatch.setattr(
         gapjax, "optimal_posteriors", lambda *args, **more: found(*args, search=search, **more)
+    )
+    gaps = gapjax.amortization_gaps
+    monkeypatch.setattr(
+        gapjax, "amortization_gaps", lambda *args: gaps(*args, search=search, num_samples=2)
     )
 
 
@@ -72,7 +75,7 @@ def _sweep(runs, out):
 
 
 def test_the_sweep(trained, short, tmp_path, monkeypatch):
-    runs = close_the_gap.open_runs(trained[::-1], None)
+    runs = sweeps.open_runs(trained[::-1], None)
     assert [run.config.seed for run in runs] == [0, 1]
     choice = _sweep(runs, tmp_path / "a")
     # Nothing of the choice is changed by a test set of noise ...
@@ -85,6 +88,7 @@ def test_the_sweep(trained, short, tmp_path, monkeypatch):
         assert row["validation_bpd"] == other["validation_bpd"]
         assert row["test_bpd"]["mean"] != other["test_bpd"]["mean"]
     _check_results(results, choice)
+    _check_nats_from_optimal(runs, tmp_path / "a", choice["best"])
     _check_resumes(runs, tmp_path / "a", monkeypatch)
     text = close_the_gap.table(results)
     assert all(name in text for name in NAMES)
@@ -95,8 +99,10 @@ def test_the_sweep(trained, short, tmp_path, monkeypatch):
 def _check_results(results, choice):
     rows = {row["recipe"]: row for row in results["recipes"]}
     assert set(rows) == set(NAMES) and results["seeds"] == [0, 1]
-    assert {name for name, row in rows.items() if row["larger_encoder"]} == {"larger"}
-    assert choice["best"] != "larger"
+    assert {name for name, row in rows.items() if row["larger_encoder"]} == {"refinement_1"}
+    assert choice["best"] != "refinement_1"
+    assert rows["paper"]["cost"] == 1 < rows["refinement_1"]["cost"]
+    assert rows["refinement_1"]["encoder_parameters"] > rows["paper"]["encoder_parameters"]
     lowest = min(rows, key=lambda name: rows[name]["validation_bpd"]["mean"])
     assert choice["best_of_any_size"] == lowest == results["recipes"][0]["recipe"]
     assert rows[choice["best"]]["chosen"] and rows["control"]["seeds"] == 2
@@ -109,6 +115,23 @@ def _check_results(results, choice):
         np.testing.assert_allclose(row["gap_closed"]["values"], closed, rtol=1e-6)
         assert row["gap_closed"]["mean"] == pytest.approx(closed.mean())
         assert row["gap_closed"]["stderr"] == pytest.approx(closed.std(ddof=1) / 2**0.5)
+
+
+def _check_nats_from_optimal(runs, out, best):
+    """Each kind has images of its own; the second time nothing is searched for."""
+    first = close_the_gap.nats_from_optimal(runs, EPOCH, out, best, 5)
+    assert list(first) == list(amortization.KINDS)
+    means = [first[kind]["paper"]["mean"] for kind in first]
+    assert len(set(means)) == len(means)
+    assert set(first["test"]) == {"as_trained", "paper", best}
+    params = stores.trained_params(runs[0], EPOCH)
+    for kind, images in (("training", "train"), ("test", "test")):
+        expected = getattr(runs[0].dataset, images)[:5]
+        found = amortization.images_of(runs[0], kind, params, EPOCH, 5)
+        np.testing.assert_array_equal(found, expected)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gapjax, "amortization_gaps", None)
+        assert close_the_gap.nats_from_optimal(runs, EPOCH, out, best, 5) == first
 
 
 def _check_resumes(runs, out, monkeypatch):
@@ -125,7 +148,7 @@ def _check_resumes(runs, out, monkeypatch):
 
 
 def test_paper_s_row_is_the_refit_of_the_programs(trained, short, tmp_path):
-    run = close_the_gap.open_runs(trained, None)[0]
+    run = sweeps.open_runs(trained, None)[0]
     close_the_gap.refit([run], "paper", EPOCH, tmp_path)
     ours = close_the_gap.refitted(run, "paper", tmp_path)
     params = stores.trained_params(run, EPOCH)
@@ -136,13 +159,20 @@ def test_paper_s_row_is_the_refit_of_the_programs(trained, short, tmp_path):
 
 
 def test_a_refit_is_kept_for_the_checkpoint_that_it_was_made_from(trained, tmp_path):
-    first, other = close_the_gap.open_runs(trained, None)
-    facts = close_the_gap._checkpoint(first, EPOCH)
+    first, other = sweeps.open_runs(trained, None)
+    facts = sweeps.checkpoint_facts(first, EPOCH)
     checkpoints.save(tmp_path, 0, {"encoder": np.zeros(1)}, facts)
-    assert close_the_gap._is_kept(tmp_path, first, facts)
+    assert sweeps.is_kept(tmp_path, first, facts)
+    made_with = {"recipe": sweeps.plain_recipe(recipes.RECIPES["noisy"])}
+    older = dict(made_with["recipe"])
+    del older["refinement_steps"]  # the entry is older than the setting
+    checkpoints.save(tmp_path, 0, {"encoder": np.zeros(1)}, {**facts, "recipe": older})
+    assert sweeps.is_kept(tmp_path, first, made_with)
+    made_with["recipe"]["refinement_steps"] = 1
+    assert not sweeps.is_kept(tmp_path, first, made_with)
     another_run = first._replace(workdir=other.workdir)  # of the same seed and epoch
-    needed = close_the_gap._checkpoint(another_run, EPOCH)
-    assert not close_the_gap._is_kept(tmp_path, another_run, needed)
+    needed = sweeps.checkpoint_facts(another_run, EPOCH)
+    assert not sweeps.is_kept(tmp_path, another_run, needed)
 
 
 def test_recipe_of_the_programs_is_that_of_the_library(tmp_path):
@@ -164,9 +194,9 @@ def test_recipe_of_the_programs_is_that_of_the_library(tmp_path):
 
 def test_runs_that_cannot_be_compared_are_refused(trained, tmp_path):
     with pytest.raises(UsageError, match="--runs is not given"):
-        close_the_gap.open_runs([], None)
+        sweeps.open_runs([], None)
     with pytest.raises(UsageError, match="same seed"):
-        close_the_gap.open_runs([trained[0], trained[0]], None)
+        sweeps.open_runs([trained[0], trained[0]], None)
     for change, message in (
         ({"validation": 0}, "no validation images"),
         ({"learning_rate": 0.1}, "of another configuration"),
@@ -177,4 +207,4 @@ def test_runs_that_cannot_be_compared_are_refused(trained, tmp_path):
         identity = {"config": config._asdict(), "data": {}}
         (path / "config.json").write_text(json.dumps(identity))
         with pytest.raises(UsageError, match=message):
-            close_the_gap.open_runs([trained[0], str(path)], None)
+            sweeps.open_runs([trained[0], str(path)], None)

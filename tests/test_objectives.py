@@ -9,7 +9,7 @@ import pytest
 from conftest import assert_same_bits
 
 import gapjax
-from gapjax.model.bounds import log_joint
+from gapjax.model.bounds import divergence, log_joint
 
 SIGMA = 0.5
 N = 40_000
@@ -158,3 +158,56 @@ def test_several_samples_are_those_of_the_elbo(linear):
 def test_equal_arguments_give_the_same_objective(name):
     make = getattr(gapjax, name)
     assert make(2) is make(2) and make(2) is not make(3)
+
+
+def _kl(first, second):
+    """KL of two diagonal Gaussians (loc, scale), summed over the latent."""
+    (m, s), (n, t) = first, second
+    return (np.log(t / s) + (s**2 + (m - n) ** 2) / (2 * t**2) - 0.5).sum()
+
+
+@pytest.mark.parametrize("forward", [True, False])
+def test_distillation_is_the_kl_to_the_exact_posterior(linear, forward):
+    """One Newton step finds it; there the value and the gradient of the encoder are zero."""
+    objective = gapjax.distillation(forward=forward)
+    x, key = jnp.asarray(linear.images[0]), jax.random.key(10)
+    both = jax.jit(jax.value_and_grad(lambda params: objective(linear.vae, params, key, x)))
+    pair = []
+    for params in (linear.exact, linear.wrong):
+        q = linear.vae.encode(params.encoder, x).base_dist
+        pair.append((np.asarray(q.loc, np.float64), np.asarray(q.scale, np.float64)))
+    value, gradient = both(linear.wrong)
+    np.testing.assert_allclose(-value, _kl(*(pair if forward else pair[::-1])), rtol=1e-4)
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(gradient.decoder))
+    value, gradient = both(linear.exact)
+    assert abs(value) < 1e-5
+    assert max(abs(leaf).max() for leaf in jax.tree.leaves(gradient)) < 5e-3
+
+
+def test_distillation_refits_the_encoder_to_the_exact_posterior(linear):
+    """On model samples, by the one refit; the trained decoder is not changed."""
+    source = gapjax.model_source(linear.vae, linear.wrong.decoder, 100)
+    refit = gapjax.refit_encoder(
+        linear.vae, linear.wrong, source, jax.random.key(11), num_epochs=60, batch_size=20,
+        optimizer=gapjax.cosine_adam(0.05, 300), objective=gapjax.distillation(),
+    )  # fmt: skip
+    for ours, exact in zip(
+        *map(jax.tree.leaves, (refit.params.encoder, linear.exact.encoder)), strict=True
+    ):
+        np.testing.assert_allclose(ours, exact, atol=2e-3)
+    assert_same_bits(refit.params.decoder, linear.wrong.decoder)
+
+
+def test_a_divergence_without_a_closed_form_is_estimated(linear):
+    """NumPyro has none to the prior of this model."""
+    posterior = linear.vae.encode(linear.wrong.encoder, jnp.asarray(linear.images[0]))
+    keys = jax.random.split(jax.random.key(12), N)
+    one = lambda key: divergence(posterior, linear.monte_carlo_vae.prior, key)
+    found, closed = jax.vmap(one)(keys), divergence(posterior, linear.vae.prior, keys[0])
+    assert abs(found.mean() - closed) < 5 * found.std() / np.sqrt(N)
+    assert 0 < found.std() / np.sqrt(N) < 0.02 * closed
+
+
+def test_what_cannot_be_distilled_is_refused():
+    with pytest.raises(ValueError, match="num_judged=0"):
+        gapjax.distillation(gapjax.Refiner(num_judged=0))

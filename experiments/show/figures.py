@@ -26,6 +26,7 @@ from numpy.typing import ArrayLike
 
 from experiments.files import replacing
 from experiments.show import Results, bars, curves
+from experiments.show.alphas import draw_alpha
 from experiments.show.images import draw_mosaic, mosaic
 from experiments.show.labels import error_note, finish, footnote, self_consistent_label
 from experiments.show.style import LABELS, SINGLE, new_figure, style
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from matplotlib.text import Annotation
 
 __all__ = [
+    "alpha",
     "closing",
     "compression",
     "effects",
@@ -237,6 +239,22 @@ def closing(results: Results) -> Figure:
         if any(row["larger_encoder"] for row in rows):
             notes.append("hatched: a larger encoder")
         finish(figure, [], footnote([results], *notes))
+    return figure
+
+
+def alpha(results: Results) -> Figure:
+    """Draws test BPD after self-consistent training over alpha.
+
+    Args:
+      results: the contents of alpha.json, with a checkpoint or more.
+    """
+    with style():
+        figure = new_figure((SINGLE[0] + 1.0, SINGLE[1]))
+        ends = draw_alpha(figure.add_subplot(), results["checkpoints"])
+        notes = [f"{results['num_test']:,} test images"]
+        if len(results["seeds"]) > 1:
+            notes.append(f"band: mean of {len(results['seeds'])} seeds ± 1 stderr")
+        finish(figure, ends, footnote([results], *notes, "bars: ± 1 stderr of the paired gain"))
     return figure
 
 

@@ -12,7 +12,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from gapjax.model.bounds import elbo, log_joint
+from gapjax.fit import refine
+from gapjax.model.bounds import divergence, elbo, log_joint
 from gapjax.model.vae import VAE, VAEParams, log_prob, sample
 
 _Objective = Callable[[VAE, VAEParams, jax.Array, jax.Array], jax.Array]
@@ -149,6 +150,44 @@ def consistent_codes(weight: float) -> _Objective:
         return elbo(vae, params, elbo_key, x) + weight * again
 
     return consistent
+
+
+@functools.lru_cache(_MAX_OBJECTIVES)
+def distillation(
+    refiner: refine.Refiner = refine.Refiner(num_steps=1),  # noqa: B008 (an immutable tuple)
+    *,
+    forward: bool = True,
+) -> _Objective:
+    """Distils the posteriors of a per-image search into the encoder.
+
+        -KL(q*(z given x) || q(z given x)),   or -KL(q || q*) with forward=False
+
+    q* is `refine` of the encoder's own q, so the target is near from the start and every step
+    brings it nearer; no gradient passes through it. Where q is its own target it is the optimum of
+    that image. Nothing is searched for in advance or stored. So it goes with any source, also with
+    model samples, which are new at every draw.
+
+    A Newton step costs many passes through the decoder; see `refine`.
+
+    Args:
+      refiner: the search; of Newton's method one step is enough in a linear Gaussian model.
+      forward: whether to take the KL from q* to q, which covers q* where q cannot be equal to it.
+
+    Raises:
+      ValueError: settings of the refiner that cannot be used.
+    """
+    refine.check(refiner)
+
+    def distilled(vae: VAE, params: VAEParams, rng_key: jax.Array, x: jax.Array) -> jax.Array:
+        search_key, kl_key = jax.random.split(rng_key)
+        frozen = jax.lax.stop_gradient(params)
+        target = refine.refine_one(vae, frozen, search_key, x, refiner).posteriors
+        target = jax.lax.stop_gradient(target)
+        posterior = vae.encode(params.encoder, x)
+        pair = (target, posterior) if forward else (posterior, target)
+        return -divergence(*pair, kl_key)
+
+    return distilled
 
 
 def _log_posterior(

@@ -6,7 +6,7 @@ import jax
 import optax
 from jax.typing import ArrayLike
 
-from gapjax.model.vae import VAEParams
+from gapjax.model.vae import Frozen, VAEParams
 
 _MAX_OPTIMIZERS = 64
 
@@ -48,9 +48,9 @@ def cosine_adam(
 def encoder_only(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
     """Restricts `optimizer` to the encoder of `VAEParams`; the decoder is frozen.
 
-    The decoder gets updates of zero and no optimizer state. (`optax.masked` would not do: it
-    passes raw gradients through where the mask is false.) The gradient of the decoder is then
-    unused, and the compiler removes it.
+    The decoder, and what is `Frozen` in the encoder, get updates of zero and no optimizer state.
+    (`optax.masked` would not do: it passes raw gradients through where the mask is false.) The
+    gradient of the decoder is then unused, and the compiler removes it.
 
     Args:
       optimizer: any optax transformation.
@@ -62,10 +62,13 @@ def encoder_only(optimizer: optax.GradientTransformation) -> optax.GradientTrans
       >>> optimizer = encoder_only(optax.adam(1e-3))
       >>> opt_state = optimizer.init(params)
     """
-    return optax.partition(
-        {"train": optimizer, "freeze": optax.set_to_zero()},
-        VAEParams(encoder="train", decoder="freeze"),
-    )
+    is_frozen = lambda node: isinstance(node, Frozen)
+
+    def labels(params: VAEParams) -> VAEParams:
+        label = lambda node: "freeze" if is_frozen(node) else "train"
+        return VAEParams(jax.tree.map(label, params.encoder, is_leaf=is_frozen), "freeze")
+
+    return optax.partition({"train": optimizer, "freeze": optax.set_to_zero()}, labels)
 
 
 def scale_learning_rate(opt_state: optax.OptState, factor: ArrayLike) -> optax.OptState:

@@ -18,18 +18,21 @@ from gapjax.fit.codes import interpolation_source, reconstruction_source
 from gapjax.fit.objectives import (
     consistent_codes,
     denoising_elbo,
+    distillation,
     several_samples,
     sleep_phase,
     with_sleep,
 )
 from gapjax.fit.optimizers import adam, cosine_adam
+from gapjax.fit.refine import Refiner
 from gapjax.fit.refits import Refit, refit_encoder
 from gapjax.fit.sources import Source, data_source, model_source, weighted_source
 from gapjax.fit.steps import Objective, steps_per_epoch
 from gapjax.measure.per_image import Images
 from gapjax.model.bounds import elbo
 from gapjax.model.mlp import mlp_encoder
-from gapjax.model.vae import VAE, Encoder, VAEParams, with_encoder
+from gapjax.model.refining import RefiningParams, refining_vae
+from gapjax.model.vae import VAE, Encoder, Frozen, VAEParams, with_encoder
 
 
 class Recipe(NamedTuple):
@@ -49,6 +52,8 @@ class Recipe(NamedTuple):
       hidden_sizes: of a new feed-forward encoder, where another size than the trained one's is
         wanted; it is always fresh.
       evidence: what chose it.
+      refinement_steps: of learned refinement after the encoder; see `refining_vae`. It then costs
+        more at test time.
     """
 
     sources: tuple[tuple[str, float], ...]
@@ -62,6 +67,7 @@ class Recipe(NamedTuple):
     fresh: bool = False
     hidden_sizes: tuple[int, ...] | None = None
     evidence: str = ""
+    refinement_steps: int = 0
 
 
 class Closed(NamedTuple):
@@ -108,6 +114,7 @@ OBJECTIVES: Mapping[str, Callable[[int], Objective]] = {
     "elbo_and_sleep": lambda num_samples: with_sleep(1.0, _bound(num_samples)),
     "denoising": lambda num_samples: denoising_elbo(0.3),
     "consistent_codes": lambda num_samples: consistent_codes(1.0),
+    "distillation": lambda num_samples: distillation(Refiner(num_steps=1, num_judged=3)),
 }
 
 _PAPER = Recipe((("model", 0.5), ("data", 0.5)), evidence="Zhang, Hayes, Barber, eqs. 14-16")
@@ -123,9 +130,12 @@ RECIPES: Mapping[str, Recipe] = {
     "best": _LONG._replace(evidence="lowest validation BPD on digits, 5 seeds; see docs/close.md"),
     "best_control": _LONG._replace(sources=(("data", 1.0),)),
     "larger": _LONG._replace(hidden_sizes=(1000, 1000)),
+    "refinement_1": _LONG._replace(refinement_steps=1),
+    "refinement_2": _LONG._replace(refinement_steps=2),
     "mixture": _QUICK,
     "samples": _QUICK._replace(sources=(("model", 1.0),)),
     "sleep": _QUICK._replace(objective="sleep"),
+    "distillation": _QUICK._replace(objective="distillation"),
     "elbo_and_sleep": _QUICK._replace(objective="elbo_and_sleep"),
     "noisy": _QUICK._replace(sources=(("noisy", 1.0),)),
     "reconstructions": _QUICK._replace(sources=(("reconstructions", 1.0),)),
@@ -195,14 +205,15 @@ def close_gap(
     """
     recipe = _known(recipe)
     data = data_source(train_images)
-    refitted = with_encoder(vae, encoder) if encoder else recipe_model(recipe, vae, train_images)
+    refitted = recipe_model(recipe, vae, train_images, encoder)
     keys, starts = members(rng_key, params=params)
     sources = [recipe_source(recipe, vae, start, data) for start in starts]
     if refitted is not vae or recipe.fresh:
         pairs = [jax.random.split(key) for key in keys]
         keys = [refit_key for _, refit_key in pairs]
+        is_fresh = bool(recipe.fresh or recipe.hidden_sizes or encoder)
         starts = [
-            start._replace(encoder=jax.jit(refitted.init)(init_key).encoder)
+            _start(refitted, start, init_key, is_fresh)
             for start, (init_key, _) in zip(starts, pairs, strict=True)
         ]
     options: RefitOptions = {
@@ -220,17 +231,26 @@ def close_gap(
     return [Closed(refitted, kept(refit), refit) for refit in refits]
 
 
-def recipe_model(recipe: Recipe, vae: VAE, train_images: Images) -> VAE:
-    """The model with the encoder that a recipe asks for; the one given where it asks for none."""
-    if recipe.hidden_sizes is None:
-        return vae
-    encoder = mlp_encoder(
-        np.shape(train_images)[1:],
-        latent_dim=vae.prior.event_shape[0],
-        hidden_sizes=recipe.hidden_sizes,
-        levels=max(2, int(np.max(train_images)) + 1),
-    )
-    return with_encoder(vae, encoder)
+def recipe_model(
+    recipe: Recipe, vae: VAE, train_images: Images, encoder: Encoder | None = None
+) -> VAE:
+    """The model with the encoder that a recipe asks for; the one given where it asks for none.
+
+    Args:
+      recipe: the recipe.
+      vae: the model as trained.
+      train_images: [N, *event], for their shape and levels.
+      encoder: takes the place of that of the recipe.
+    """
+    if encoder is None and recipe.hidden_sizes is not None:
+        encoder = mlp_encoder(
+            np.shape(train_images)[1:],
+            latent_dim=vae.prior.event_shape[0],
+            hidden_sizes=recipe.hidden_sizes,
+            levels=max(2, int(np.max(train_images)) + 1),
+        )
+    model = vae if encoder is None else with_encoder(vae, encoder)
+    return refining_vae(model, recipe.refinement_steps) if recipe.refinement_steps else model
 
 
 def recipe_source(recipe: Recipe, vae: VAE, params: VAEParams, data: Source) -> Source:
@@ -277,6 +297,15 @@ def recipe_objective(recipe: Recipe) -> Objective:
             f"objective is {recipe.objective!r}; it must be one of {', '.join(OBJECTIVES)}"
         )
     return OBJECTIVES[recipe.objective](recipe.num_samples)
+
+
+def _start(vae: VAE, params: VAEParams, rng_key: jax.Array, is_fresh: bool) -> VAEParams:
+    """Where the refit of a new encoder starts; one with refinement may keep the trained one."""
+    fresh = jax.jit(vae.init)(rng_key).encoder
+    if isinstance(fresh, RefiningParams):
+        base = fresh.base if is_fresh else params.encoder
+        fresh = fresh._replace(base=base, decoder=Frozen(params.decoder))
+    return params._replace(encoder=fresh)
 
 
 def _bound(num_samples: int) -> Objective:

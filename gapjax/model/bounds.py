@@ -121,6 +121,19 @@ def log_joint(vae: VAE, decoder_params: Params, x: jax.Array, z: jax.Array) -> j
     return _log_likelihood(vae, decoder_params, x, z) + one_log_prob("prior", vae.prior, z)
 
 
+def divergence(first: Distribution, second: Distribution, rng_key: jax.Array) -> jax.Array:
+    """KL(first || second) of two distributions over one latent, a scalar, in nats.
+
+    It is analytic where NumPyro has it for this pair, and otherwise an estimate at one sample of
+    `first`, which `rng_key` is for.
+    """
+    kl = _analytic_kl(first, second)
+    if kl is not None:
+        return kl
+    z, log_first = sample_and_log_prob(first, rng_key)
+    return log_first - one_log_prob("posterior", second, z)
+
+
 def sample_and_log_prob(posterior: Distribution, rng_key: jax.Array) -> tuple[jax.Array, jax.Array]:
     """One z ~ q and log q(z); a flow gives both in one pass, so that it need not be inverted."""
     if isinstance(posterior, dist.TransformedDistribution):

@@ -84,6 +84,27 @@ class FlowEncoder(nn.Module):
         return loc, nn.softplus(raw_scale) + 1e-6, context
 
 
+class Refinement(nn.Module):
+    """inputs [I] -> (shift [Z], growth [Z]): a step of learned refinement.
+
+    ReLU layers, then a linear layer that sees the inputs beside the last of them. It starts at
+    zero, so that the step starts as the identity.
+    """
+
+    hidden_sizes: Sequence[int]
+    latent_dim: int
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Maps inputs [I] to (shift [Z], growth [Z])."""
+        hidden = inputs
+        for size in self.hidden_sizes:
+            hidden = nn.relu(nn.Dense(size, kernel_init=_KERNEL_INIT)(hidden))
+        last = nn.Dense(2 * self.latent_dim, kernel_init=nn.initializers.zeros)
+        shift, growth = jnp.split(last(jnp.concatenate([inputs, hidden])), 2)
+        return shift, growth
+
+
 class Autoregressive(nn.Module):
     """z [Z], context [H] -> (shift [Z], log_scale [Z]), entry i of which sees z_j for j < i alone.
 

@@ -49,6 +49,16 @@ class VAEParams(NamedTuple):
     decoder: Params
 
 
+class Frozen(NamedTuple):
+    """Parameters within an encoder's that a refit leaves as they are; see `encoder_only`.
+
+    Attributes:
+      params: a pytree.
+    """
+
+    params: Params
+
+
 class VAE(NamedTuple):
     """A latent variable model and its inference model: three pure functions and a prior.
 

@@ -6,11 +6,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from gapjax.fit.posteriors import PosteriorSearch, optimal_posteriors
+from gapjax.fit.posteriors import PosteriorSearch
 from gapjax.measure.annealing import Annealing
 from gapjax.measure.likelihoods import log_likelihood
-from gapjax.measure.per_image import Images, per_image_bounds, posterior_bounds
+from gapjax.measure.per_image import Images
 from gapjax.model.vae import VAE, VAEParams
+from gapjax.results.amortization import measure_bounds
 
 
 class Measured(NamedTuple):
@@ -72,33 +73,19 @@ def measure(
     """
     bound_key, search_key, log_prob_key = jax.random.split(rng_key, 3)
     tell = (lambda what: lambda done: on_progress(what, done)) if on_progress else lambda _: None
-    elbos = {
-        name: np.asarray(
-            per_image_bounds(
-                vae, params._replace(encoder=encoder), bound_key, images,
-                num_samples=num_samples, batch_size=batch_size,
-            )
-        )
-        for name, encoder in encoders.items()
-    }  # fmt: skip
-    found = optimal = None
-    if search is not None:
-        found = optimal_posteriors(
-            vae, params, search_key, images, encoders=list(encoders.values()), search=search,
-            batch_size=batch_size, on_progress=tell("posteriors"),
-        )  # fmt: skip
-        optimal = posterior_bounds(
-            vae, params, bound_key, images, found.posteriors,
-            num_samples=num_samples, batch_size=batch_size,
-        )  # fmt: skip
+    bounds = measure_bounds(
+        vae, params, bound_key, search_key, images, encoders, num_samples=num_samples,
+        search=search, batch_size=batch_size, on_progress=tell("posteriors"),
+    )  # fmt: skip
+    found = bounds.found
     estimate = log_likelihood(
         vae, params, log_prob_key, images, posteriors=found.posteriors if found else None,
         method=method, num_samples=num_importance_samples, batch_size=batch_size,
         on_progress=tell("log p(x)"),
     )  # fmt: skip
     return Measured(
-        elbo=elbos,
-        optimal=optimal,
+        elbo=bounds.elbo,
+        optimal=bounds.optimal,
         log_prob=np.asarray(estimate.log_prob),
         ess=np.asarray(estimate.ess),
         acceptance=np.asarray(estimate.acceptance),

@@ -1,0 +1,121 @@
+"""Encoders with learned refinement: networks that improve q by the gradient of log p(x, z).
+
+The encoder of a `refining_vae` holds the encoder that it starts from, a small network for each
+step, and a frozen copy of the decoder. To all else it is an encoder like any other: a refit trains
+it, and `evaluate` measures it.
+"""
+
+import functools
+from typing import NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+
+from gapjax.model import networks
+from gapjax.model.bounds import log_joint
+from gapjax.model.distributions import from_free
+from gapjax.model.families import diagonal_normal
+from gapjax.model.vae import VAE, Distribution, Frozen, Params, VAEParams
+
+
+class RefiningParams(NamedTuple):
+    """The parameters of an encoder with learned refinement.
+
+    Attributes:
+      base: of the encoder whose q is refined.
+      networks: of the network of each step.
+      decoder: a copy of the decoder's, whose gradient every step takes; no refit changes it.
+    """
+
+    base: Params
+    networks: list[Params]
+    decoder: Frozen
+
+
+def refining_vae(vae: VAE, num_steps: int = 1, hidden_sizes: tuple[int, ...] = (128,)) -> VAE:
+    """The same model, whose encoder ends with steps of learned refinement.
+
+    From q = N(m, diag(s^2)) of the encoder each step computes, by a network f of its own,
+
+        g = s * grad_z log p(x, z) at z = m,   (d, e) = f(g, m, log s),   m' = m + s * d,
+        log s' = log s + e.
+
+    g is the slope in units of the posterior's scale. f is zero at first, so that training starts at
+    the encoder's own q. No gradient passes through g. A step costs a pass through the decoder and
+    one back, at test time too: this is no encoder of the cost of the one that it starts from.
+
+    `refining_params` says where a refit starts. Do not `train` from scratch with it: the steps
+    would use the decoder as it was at the start. Equal arguments give the same object.
+
+    Args:
+      vae: the model; its q(z given x) is a diagonal Gaussian.
+      num_steps: number of steps, each with a network of its own.
+      hidden_sizes: widths of the hidden layers of the networks.
+
+    Returns:
+      A `VAE`, the parameters of whose encoder are `RefiningParams`.
+
+    Raises:
+      ValueError: a size that is not positive. Its `encode` raises TypeError for another q.
+
+    References:
+      Marino, Yue, Mandt, Iterative Amortized Inference, 2018; Kim et al., Semi-Amortized
+      Variational Autoencoders, 2018.
+    """
+    if num_steps < 1 or any(size < 1 for size in hidden_sizes):
+        raise ValueError(
+            f"num_steps is {num_steps} and hidden_sizes {hidden_sizes}; all must be positive"
+        )
+    return _refining_vae(vae, num_steps, tuple(hidden_sizes))
+
+
+def refining_params(vae: VAE, params: VAEParams, rng_key: jax.Array) -> VAEParams:
+    """Where the refit of a `refining_vae` starts: at the posteriors of the encoder of `params`.
+
+    Args:
+      vae: the `refining_vae`.
+      params: of the model that it was made from; the decoder is kept as it is.
+      rng_key: of the networks of the steps.
+
+    Returns:
+      `VAEParams` with the same decoder.
+
+    Example:
+      >>> refining = refining_vae(vae, num_steps=2)
+      >>> start = refining_params(refining, params, jax.random.key(0))
+      >>> refit = refit_encoder(refining, start, source, jax.random.key(1), num_epochs=100)
+    """
+    fresh = jax.jit(vae.init)(rng_key).encoder
+    encoder = fresh._replace(base=params.encoder, decoder=Frozen(params.decoder))
+    return VAEParams(encoder, params.decoder)
+
+
+@functools.lru_cache(64)
+def _refining_vae(vae: VAE, num_steps: int, hidden_sizes: tuple[int, ...]) -> VAE:
+    """See `refining_vae`; the arguments are checked and in one spelling."""
+    (latent_dim,) = vae.prior.event_shape
+    network = networks.Refinement(hidden_sizes, latent_dim)
+
+    def init(rng_key: jax.Array) -> VAEParams:
+        model_key, *step_keys = jax.random.split(rng_key, 1 + num_steps)
+        base, decoder = vae.init(model_key)
+        nothing = jnp.zeros(3 * latent_dim)
+        steps = [network.init(step_key, nothing)["params"] for step_key in step_keys]
+        return VAEParams(RefiningParams(base, steps, Frozen(decoder)), decoder)
+
+    def encode(params: RefiningParams, x: jax.Array) -> Distribution:
+        posterior = vae.encode(params.base, x)
+        decoder = jax.lax.stop_gradient(params.decoder.params)
+        slope_at = jax.grad(lambda z: log_joint(vae, decoder, x, z))
+        loc, scale = diagonal_normal(posterior, "the posterior")
+        log_scale = jnp.log(scale)
+        for weights in params.networks:
+            scale = jnp.exp(log_scale)
+            slope = jax.lax.stop_gradient(scale * slope_at(loc))
+            inputs = jnp.concatenate([slope, loc, log_scale])
+            moved = network.apply({"params": weights}, inputs)
+            shift, growth = cast(tuple[jax.Array, jax.Array], moved)
+            loc, log_scale = loc + scale * shift, log_scale + growth
+        return from_free(posterior, [loc, log_scale])
+
+    return vae._replace(init=init, encode=encode)

@@ -1,0 +1,74 @@
+"""What alpha does: every alpha is the library's refit, and the errors are those of the images."""
+
+import json
+
+import numpy as np
+import pytest
+from small_runs import TINY
+
+import gapjax
+from experiments import alpha, stores, sweeps
+from experiments import run as experiment
+from experiments.config import UsageError
+from experiments.show import figures
+from experiments.workdir import Workdir
+from gapjax.fit.steps import init_state
+
+ALPHAS = [0.0, 0.7]
+EPOCH = 2
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Two seeds with a checkpoint; what is in it need not have been trained."""
+    folders = []
+    for seed in (0, 1):
+        workdir = Workdir(tmp_path_factory.mktemp("runs") / f"seed{seed}")
+        config = TINY._replace(seed=seed, validation=0, num_epochs=EPOCH)
+        run = experiment.start(experiment.prepare(config, None), workdir)
+        state = init_state(run.vae.init(run.key("train")), run.key("train"), gapjax.adam(1e-3))
+        stores.save(run, "train", EPOCH, state, 0.0)
+        workdir.close()
+        folders.append(str(workdir.path))
+    return sweeps.open_runs(folders, None, validation=False)
+
+
+def test_the_figure_of_alpha(runs, tmp_path, monkeypatch):
+    alpha.refit(runs, EPOCH, ALPHAS, tmp_path)
+    monkeypatch.setattr(gapjax, "self_consistent", None)  # nothing is done again
+    alpha.refit(runs, EPOCH, ALPHAS, tmp_path)
+    results = alpha.summary(runs, [EPOCH], ALPHAS, tmp_path)
+    (checkpoint,) = results["checkpoints"]
+    row = checkpoint["alphas"][1]
+    monkeypatch.undo()
+    trained, after = [], []
+    for run in runs:
+        params = stores.trained_params(run, EPOCH)
+        refit = gapjax.self_consistent(
+            run.vae, params, run.dataset.train, run.key("refit", EPOCH),
+            alpha=np.float32(0.7), num_epochs=1, batch_size=200,
+        )  # fmt: skip
+        for bpds, each in ((trained, params), (after, refit.params)):
+            bpds.append(
+                gapjax.evaluate(
+                    run.vae, each, run.key("evaluate"), run.dataset.test, num_samples=2
+                ).per_image
+            )
+    gain = np.subtract(trained, after)
+    np.testing.assert_allclose(row["gain"]["values"], gain.mean(1), atol=1e-6)
+    assert row["gain"]["stderr"] == pytest.approx(gain.mean(1).std(ddof=1) / 2**0.5, rel=1e-3)
+    paired = gain.mean(0).std(ddof=1) / len(gain[0]) ** 0.5
+    assert row["gain"]["stderr_over_images"] == pytest.approx(paired, rel=1e-3)
+    assert row["test_bpd"]["mean"] == pytest.approx(np.mean(after), rel=1e-5)
+    assert checkpoint["as_trained"]["mean"] == pytest.approx(np.mean(trained), rel=1e-5)
+    assert [each["alpha"] for each in checkpoint["alphas"]] == ALPHAS
+    assert len(alpha.table(results).splitlines()) == 3
+    json.loads(json.dumps(results, allow_nan=False))
+    assert figures.save(figures.alpha(results), tmp_path / "alpha")[0].stat().st_size > 1000
+
+
+def test_an_alpha_is_a_share():
+    assert alpha.numbers(["1", "0", "0.5", "1"]) == [0, 0.5, 1]
+    for given in (["2"], ["half"], []):
+        with pytest.raises(UsageError, match="--alphas"):
+            alpha.numbers(given)
