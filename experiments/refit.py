@@ -115,8 +115,8 @@ def _refit(
             run.workdir.log(kind, done_epoch, {"test_bpd": bpd}, checkpoint=epoch)
         tree = {"encoder": refit.params.encoder, "averaged": refit.averaged_params.encoder}
         seconds = (time.monotonic() - clock) / len(epochs)
-        facts = {**_record(kind, refit), "seconds": seconds}
-        stores.save(run, kind, epoch, tree, clock, **facts)
+        metadata = {**_record(kind, refit), "seconds": seconds}
+        stores.save(run, kind, epoch, tree, clock, **metadata)
     store, own = run.workdir.checkpoints / _UNFINISHED, _number(kind, epochs)
     checkpoints.prune(store, lambda saved: [number for number in saved if number == own])
 
@@ -205,8 +205,8 @@ def _unfinished(run: Run, kind: str, epochs: list[int]) -> tuple[list | None, fl
     try:
         if number not in checkpoints.numbers(store):
             return None, 0.0
-        facts = checkpoints.record(store, number)
-        if (facts["kind"], facts["epochs"]) != (kind, epochs):
+        metadata = checkpoints.record(store, number)
+        if (metadata["kind"], metadata["epochs"]) != (kind, epochs):
             return None, 0.0  # of another company of checkpoints
         if not stores.is_of_run(run, _UNFINISHED, number, "the refit begins anew"):
             return None, 0.0
@@ -219,9 +219,9 @@ def _unfinished(run: Run, kind: str, epochs: list[int]) -> tuple[list | None, fl
             arrays["state"], arrays["encoders"], Curve(*member["curve"]),
             member["epoch_nats"], member["plateaus"],
         )
-        for arrays, member in zip(tree, facts["members"], strict=True)
+        for arrays, member in zip(tree, metadata["members"], strict=True)
     ]  # fmt: skip
-    return members, facts["seconds"]
+    return members, metadata["seconds"]
 
 
 def _record(kind: str, refit: gapjax.Refit) -> dict:

@@ -1,7 +1,7 @@
 """What a run's folder keeps of its work: entries of checkpoints, refits and evaluations.
 
 Every entry is verified when it is read: that it is what was saved, and that it is of this run.
-`experiments.workdir` knows the folder, this room what is in its stores.
+`experiments.workdir` knows the folder; this module knows what is in its stores.
 """
 
 import time
@@ -31,7 +31,7 @@ def save(
     clock: float,
     *,
     sources: Iterable[Source] | None = None,
-    **facts: Any,
+    **metadata: Any,
 ) -> None:
     """Adds an entry to one of the run's stores, or replaces the one of this number.
 
@@ -42,7 +42,7 @@ def save(
       tree: a pytree of arrays.
       clock: the time at which the work on it began, by `time.monotonic`.
       sources: the entries that it was computed from; by default those of the same epoch.
-      **facts: further facts for its record.
+      **metadata: what else its record has.
 
     Raises:
       CheckpointError: it cannot be written.
@@ -50,7 +50,7 @@ def save(
     """
     run.workdir.check_place()
     sources = sources_of(store, number) if sources is None else sources
-    record = {**entry_metadata(clock), **facts}
+    record = {**entry_metadata(clock), **metadata}
     if store not in UNFINISHED:
         record["epoch"] = number
     record[ORIGIN] = origin(run, store, number, sources)

@@ -51,9 +51,9 @@ def train_phase(run: Run) -> None:
             newest = max((step for step in saved if step < epoch * steps), default=0)
             if newest > done:
                 where, number = saved[newest]
-                state, facts = stores.load(run, where, number, like)
-                clock -= facts["seconds"] if where == _BETWEEN else 0
-                progress, done = _resumed(state, facts.get("epoch_nats", 0.0)), newest
+                state, metadata = stores.load(run, where, number, like)
+                clock -= metadata["seconds"] if where == _BETWEEN else 0
+                progress, done = _resumed(state, metadata.get("epoch_nats", 0.0)), newest
             first = done // steps + 1
             run.workdir.forget(
                 lambda entry, first=first, last=epoch: (

@@ -1,7 +1,7 @@
 """gapjax: measure and close the generalization gap of amortized inference.
 
-`import gapjax` imports neither JAX nor any other library. The rooms are imported when their names
-are first used.
+`import gapjax` imports neither JAX nor any other library. Modules are imported when their
+names are first used.
 """
 
 import importlib

@@ -62,7 +62,7 @@ def save(store: Path, number: int, tree: Any, record: dict) -> None:
       store: folder of the store; made if it is not there.
       number: of the entry, e.g. the epoch. An entry of this number is replaced.
       tree: a pytree of arrays; typed random keys are kept as such.
-      record: JSON-able facts about the entry.
+      record: JSON-able metadata of the entry.
 
     Raises:
       CheckpointError: it could not be written; what the store held is as it was.

@@ -1,4 +1,4 @@
-"""The house: imports go down only, each outside library has one room, and the code is tidy."""
+"""Imports go down only, each outside library has its own modules, and ruff is content."""
 
 import ast
 import importlib.util
