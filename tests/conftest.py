@@ -35,6 +35,22 @@ jax.config.update(
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
+_MAPS = Path("/proc/self/maps")
+_MANY_MAPS = 15_000
+
+
+@pytest.fixture(scope="module", autouse=True)
+def bounded_programs():
+    """Frees the compiled programs of files that are done, before they are too many.
+
+    Each takes several memory maps. Linux allows a process 65,530 of them; beyond that the compiler
+    ends with a segmentation fault.
+    """
+    yield
+    if _MAPS.exists() and _MAPS.read_bytes().count(b"\n") > _MANY_MAPS:
+        jax.clear_caches()
+
+
 class LinearGaussian(NamedTuple):
     """x = W z + b + sigma eps with a standard Gaussian z: everything is known in closed form.
 
