@@ -16,7 +16,7 @@ from gapjax import checkpoints
 from gapjax.fit import recipes
 from gapjax.fit.steps import init_state
 
-NAMES = ("paper", "control", "mixture", "refinement_1")
+NAMES = ("paper", "control", "samples", "refinement_1")
 EPOCH = 2
 
 
@@ -138,12 +138,12 @@ def _check_resumes(runs, out, monkeypatch):
     """What is there is not done again; a recipe that was changed is."""
     made = []
     monkeypatch.setattr(gapjax, "close_gap", lambda *args, **more: made.append(args[4]) or [])
-    close_the_gap.refit(runs, "mixture", EPOCH, out)
+    close_the_gap.refit(runs, "samples", EPOCH, out)
     assert not made
-    changed = close_the_gap.RECIPES["mixture"]._replace(learning_rate=0.5)
-    monkeypatch.setitem(close_the_gap.RECIPES, "mixture", changed)
+    changed = close_the_gap.RECIPES["samples"]._replace(learning_rate=0.5)
+    monkeypatch.setitem(close_the_gap.RECIPES, "samples", changed)
     with pytest.raises(ValueError):  # the stand-in refits nothing
-        close_the_gap.refit(runs, "mixture", EPOCH, out)
+        close_the_gap.refit(runs, "samples", EPOCH, out)
     assert made == [changed]
 
 

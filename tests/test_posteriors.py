@@ -45,6 +45,17 @@ def test_it_finds_the_exact_posterior_where_the_family_has_it(linear, found):
     assert result.converged.all() and not result.kept_start.any()
 
 
+def test_a_refined_posterior_is_a_start(linear):
+    """One Newton step is exact here, and the search by itself has hardly begun."""
+    short = PosteriorSearch(num_samples=1, learning_rate=1e-6, steps_per_round=1, max_rounds=1)
+    alone, refined = (
+        _search(linear, search=short, refiner=refiner)
+        for refiner in (None, gapjax.Refiner(num_steps=1))
+    )
+    assert _missing(linear, alone.posteriors).mean() > 0.5
+    assert _missing(linear, refined.posteriors).max() < 1e-3
+
+
 def test_finished_images_stop_and_are_counted(linear, found):
     result, done = found
     assert len(set(result.num_steps.tolist())) > 1

@@ -17,6 +17,7 @@ from gapjax import parallel
 from gapjax.fit import plateau
 from gapjax.fit.optimizers import adam, scale_learning_rate
 from gapjax.fit.plateau import PlateauState, Value
+from gapjax.fit.refine import Refiner, refine
 from gapjax.measure.per_image import Images
 from gapjax.model.bounds import elbo
 from gapjax.model.checks import check_inputs, check_reparameterized
@@ -24,6 +25,7 @@ from gapjax.model.distributions import from_free, to_free
 from gapjax.model.vae import VAE, Params, VAEParams, library_promotion, local_inference
 
 _MAX_PROGRAMS = 64  # see `executor`
+_REFINER = 2**32 - 1  # folded into the key of the refiner; no image has this index
 
 
 class PosteriorSearch(NamedTuple):
@@ -104,6 +106,7 @@ def optimal_posteriors(
     images: Images,
     *,
     encoders: Sequence[Params] | None = None,
+    refiner: Refiner | None = None,
     search: PosteriorSearch = PosteriorSearch(),  # noqa: B008 (an immutable tuple)
     batch_size: int = 50,
     devices: parallel.Devices | None = None,
@@ -124,6 +127,8 @@ def optimal_posteriors(
       images: [N, *event].
       encoders: parameters of encoders to start from, by default that of `params` alone. Each
         image starts from the best of them, judged on held-out noise.
+      refiner: what it makes of each encoder's posterior is another start (see `gapjax.refine`);
+        None for the encoders alone.
       search: how to search and when to stop.
       batch_size: images that are searched for together, on all devices; bounds memory and changes
         nothing else.
@@ -156,6 +161,15 @@ def optimal_posteriors(
     rng_key, starts, _, images = parallel.unreplicate(on_all)
     _, (encoder, *_), decoder, all_images = on_all
     batch_size = min(batch_size, len(images))
+    free = [_encode(each, images, vae=vae) for each in starts]
+    if refiner is not None:
+        key = jax.random.fold_in(rng_key, _REFINER)
+        for encoder in encoders or (params.encoder,):
+            refined = refine(
+                vae, params._replace(encoder=encoder), key, images, refiner,
+                batch_size=batch_size, devices=devices,
+            )  # fmt: skip
+            free.append(jax.vmap(to_free)(refined.posteriors))
     walk, judge = (_program(function, vae, search, devices) for function in (_walk, _judge))
     active = np.arange(len(images))
 
@@ -172,8 +186,8 @@ def optimal_posteriors(
         return state
 
     state: Any = None
-    for each in starts:
-        placed = _place(parallel.unreplicate(state), _encode(each, images, vae=vae), search)
+    for start in free:
+        placed = _place(parallel.unreplicate(state), start, search)
         state = advance(parallel.replicate(placed, devices, commit=False), 0)
     best: _Search = parallel.unreplicate(state)
     placed = _place(None, best.best, search)._replace(best_value=best.best_value)
