@@ -10,7 +10,7 @@ _MOST_CHECKPOINTS = 10_000
 
 
 class UsageError(ValueError):
-    """A flag that cannot be used; one line names it, its value, and what would do."""
+    """A flag that cannot be used; one line names it, its value, and what would work."""
 
 
 class Config(NamedTuple):

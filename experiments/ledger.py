@@ -223,7 +223,7 @@ def _is_measured(run: Run, epoch: int, measured_with: dict) -> bool:
 def _measure(
     run: Run, settings: Settings, epoch: int, params: gapjax.VAEParams, by_name: dict[str, Any]
 ) -> dict:
-    """What there is to know of every image of both sets."""
+    """The measurements of every image of both sets."""
     measured = {}
     for key, (name, images) in zip(
         jax.random.split(run.key("ledger", epoch)), _images(run, settings).items(), strict=True
@@ -260,7 +260,7 @@ def _sandwich(
 
 
 def _own_notes(rows: list[dict]) -> list[str]:
-    """What a reader of these very rows must know."""
+    """Notes on these rows: the gap of the sandwich, and searches that found nothing."""
     notes = []
     for row in rows:
         epoch, between = row["epoch"], row["sandwich"]

@@ -57,7 +57,7 @@ def refit_phase(
     trained = lru_cache(kept)(lambda epoch: jax.device_get(trained_params(run, epoch)))
     run.workdir.forget(lambda entry: (entry.get("checkpoint"), entry["phase"]) in missing)
     if run.sweeps():
-        # All members even where some are there: in another company their last bits would differ.
+        # All members even if some are there: the last bits of each depend on the others.
         for kind in kinds:
             absent = [epoch for epoch, other in missing if other == kind]
             if absent:

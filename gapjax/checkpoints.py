@@ -51,7 +51,7 @@ class CheckpointError(RuntimeError):
 
 
 class CorruptCheckpointError(CheckpointError):
-    """An entry is not what was saved; there is nothing to do but to make it again."""
+    """An entry differs from what was saved and must be computed again."""
 
 
 @_serialized

@@ -33,7 +33,7 @@ Entry = Estimate  # its former name
 
 
 class EncoderAccount(NamedTuple):
-    """What one encoder gives up on one set of images.
+    """The losses of one encoder on one set of images.
 
         log p(x) = elbo + amortization_gap + approximation_gap,
         amortization_gap = inference_gap_by_refit + capacity_gap   (on the test set)
@@ -41,12 +41,12 @@ class EncoderAccount(NamedTuple):
     Attributes:
       elbo: eq. 4 with this encoder.
       amortization_gap: ELBO with q* minus `elbo`; None where q* was not looked for.
-      bound_gap: log p(x) minus `elbo`: all that inference gives up.
+      bound_gap: log p(x) minus `elbo`: the whole loss due to inference.
       inference_gap_by_posteriors: on the test set, eq. 11 with q*: the amortization gap.
       inference_gap_by_refit: on the test set, eq. 11 with the encoder refitted on it (eq. 12):
         what over-fitting costs.
-      capacity_gap: on the test set, ELBO with q* minus that with the refitted encoder: what no
-        encoder of this form gives, or what the refit did not find.
+      capacity_gap: on the test set, ELBO with q* minus that with the refitted encoder: the
+        loss due to the encoder's capacity, or to a refit that has not converged.
     """
 
     elbo: Estimate
@@ -65,9 +65,9 @@ class SetAccount(NamedTuple):
       num_available: how many there are.
       log_prob: estimate of log p(x); its mean is not above the truth, however many samples.
       optimal: ELBO with the best posterior q* of each image (eq. 10); None where not looked for.
-      approximation_gap: `log_prob` minus `optimal`: what the posterior's family cannot say.
+      approximation_gap: `log_prob` minus `optimal`: the loss due to the posterior's family.
       encoders: an `EncoderAccount` by the name of each encoder.
-      quality: how sure one may be: of q*, "kept_start" and "unconverged" (shares of the images)
+      quality: diagnostics: of q*, "kept_start" and "unconverged" (shares of the images)
         and "steps"; of log p(x), "ess" (median), "ess_least" and "acceptance".
     """
 
