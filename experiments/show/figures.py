@@ -251,10 +251,10 @@ def alpha(results: Results) -> Figure:
     with style():
         figure = new_figure((SINGLE[0] + 1.0, SINGLE[1]))
         ends = draw_alpha(figure.add_subplot(), results["checkpoints"])
-        notes = [f"{results['num_test']:,} test images"]
+        notes = ["dotted: as trained", "bars: ± 1 stderr of the paired gain over test images"]
         if len(results["seeds"]) > 1:
-            notes.append(f"band: mean of {len(results['seeds'])} seeds ± 1 stderr")
-        finish(figure, ends, footnote([results], *notes, "bars: ± 1 stderr of the paired gain"))
+            notes.append(f"bands: {len(results['seeds'])} seeds ± 1 stderr")
+        finish(figure, ends, footnote([results], *notes))
     return figure
 
 
