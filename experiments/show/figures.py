@@ -224,7 +224,7 @@ def closing(results: Results) -> Figure:
       results: the results of experiments.close_the_gap, which writes them to closing.json.
 
     Returns:
-      The figure, a bar for each recipe; hatched where the encoder is larger than the trained one.
+      The figure, a bar for each recipe; hatched where the encoder costs more than the trained one.
     """
     rows = results["recipes"]
     with style():
@@ -237,7 +237,7 @@ def closing(results: Results) -> Figure:
             "* chosen on validation images",
         ]
         if any(row["larger_encoder"] for row in rows):
-            notes.append("hatched: a larger encoder")
+            notes.append("hatched: costs more at test time")
         finish(figure, [], footnote([results], *notes))
     return figure
 
