@@ -14,9 +14,12 @@ from gapjax.fit.recipes import RECIPES
 from gapjax.model.mlp import LIKELIHOODS, POSTERIORS, UNIFORM_WEIGHT
 
 MIXTURES = ("random", "stratified")
-# Those whose encoder is of the trained one's size; the control is made beside each.
-_RECIPES = [name for name, recipe in RECIPES.items()
-            if recipe.hidden_sizes is None and name != "control"]  # fmt: skip
+# Those whose encoder is of the trained one's form; the control is made beside each.
+_RECIPES = [
+    name
+    for name, recipe in RECIPES.items()
+    if not (recipe.hidden_sizes or recipe.refinement_steps) and name != "control"
+]
 
 
 flags.disclaim_key_flags()  # --help shows them as the program's own

@@ -192,6 +192,12 @@ def test_recipe_of_the_programs_is_that_of_the_library(tmp_path):
         jax.tree.map(np.testing.assert_array_equal, made, closed.params)
 
 
+def test_programs_know_the_recipes_that_keep_the_architecture():
+    """Their stores have the shapes of the trained encoder."""
+    unknown = set(recipes.RECIPES) - set(options._RECIPES)
+    assert unknown == {"control", "larger", "refinement_1", "refinement_2"}
+
+
 def test_runs_that_cannot_be_compared_are_refused(trained, tmp_path):
     with pytest.raises(UsageError, match="--runs is not given"):
         sweeps.open_runs([], None)

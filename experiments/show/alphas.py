@@ -9,7 +9,7 @@ import numpy as np
 
 from experiments.show import Results
 from experiments.show.labels import end_label
-from experiments.show.style import INKS, LABELS, MUTED, PAPER
+from experiments.show.style import INKS, LABELS, PAPER
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -46,10 +46,9 @@ def draw_alpha(axes: Axes, rows: Sequence[Results]) -> list[Annotation]:
         trained = row["as_trained"]["mean"]
         axes.axhline(trained, color=ink.colour, linewidth=0.9, linestyle=":", zorder=1)
         ends.append(end_label(axes, (alphas[-1], bpd[-1]), label, ink.colour))
-        ends.append(end_label(axes, (alphas[-1], trained), f"{label},\nas trained", MUTED))
     axes.set_title("What alpha does: test images after the refit")
     axes.set_xlabel("alpha, the share of model samples")
     axes.set_ylabel(LABELS["bpd"])
     axes.set_xticks(alphas if len(alphas) <= 11 else np.linspace(0, 1, 11))
-    axes.set_xlim(right=alphas[-1])
+    axes.set_xlim(right=alphas[-1] + 0.01)  # room for half a marker
     return ends

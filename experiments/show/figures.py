@@ -224,7 +224,7 @@ def closing(results: Results) -> Figure:
       results: the results of experiments.close_the_gap, which writes them to closing.json.
 
     Returns:
-      The figure, a bar for each recipe; hatched where the encoder is larger than the trained one.
+      The figure, a bar for each recipe; hatched where the encoder costs more than the trained one.
     """
     rows = results["recipes"]
     with style():
@@ -237,7 +237,7 @@ def closing(results: Results) -> Figure:
             "* chosen on validation images",
         ]
         if any(row["larger_encoder"] for row in rows):
-            notes.append("hatched: a larger encoder")
+            notes.append("hatched: costs more at test time")
         finish(figure, [], footnote([results], *notes))
     return figure
 
@@ -251,10 +251,10 @@ def alpha(results: Results) -> Figure:
     with style():
         figure = new_figure((SINGLE[0] + 1.0, SINGLE[1]))
         ends = draw_alpha(figure.add_subplot(), results["checkpoints"])
-        notes = [f"{results['num_test']:,} test images"]
+        notes = ["dotted: as trained", "bars: ± 1 stderr of the paired gain over test images"]
         if len(results["seeds"]) > 1:
-            notes.append(f"band: mean of {len(results['seeds'])} seeds ± 1 stderr")
-        finish(figure, ends, footnote([results], *notes, "bars: ± 1 stderr of the paired gain"))
+            notes.append(f"bands: {len(results['seeds'])} seeds ± 1 stderr")
+        finish(figure, ends, footnote([results], *notes))
     return figure
 
 
