@@ -123,10 +123,16 @@ def _write(tmp_path, results, figures=None):
     return text, page
 
 
+def _checkpoint_rows(page):
+    """The rows of the table of checkpoints, the report's first, its head among them."""
+    head = next(row for row in page.rows if row[0] == "epoch")
+    return [row for row in page.rows if len(row) == len(head)]
+
+
 def test_the_table_holds_the_numbers_of_every_checkpoint(tmp_path):
     results = _results()
     _, page = _write(tmp_path, results)
-    rows = {row[0]: row for row in page.rows if len(row) == 10}
+    rows = {row[0]: row for row in _checkpoint_rows(page)}
     for checkpoint in results["checkpoints"]:
         row = [cell.rstrip("†") for cell in rows[str(checkpoint["epoch"])]]
         keys = ["train", "test", "control", "self_consistent", "optimal"]
@@ -150,7 +156,7 @@ def test_the_surest_column_says_how_many_decimals_all_have(tmp_path):
         checkpoint["optimal"]["stderr"] = checkpoint["self_consistent"]["stderr"] = 0.051
         checkpoint["gain"]["stderr"] = checkpoint["gain_over_control"]["stderr"] = 0.012
     _, page = _write(tmp_path, results)
-    (row,) = (row for row in page.rows if len(row) == 10 and row[0] == "500")
+    (row,) = (row for row in _checkpoint_rows(page) if row[0] == "500")
     assert row[1:3] == ["0.360\xa0±\xa00.002", "0.461\xa0±\xa00.034"]
     assert row[6] == "0.050\xa0±\xa00.003"  # of differences the typical one decides
 
@@ -324,7 +330,7 @@ def test_small_errors_get_more_decimals(tmp_path):
             if isinstance(value, dict) and "stderr" in value:
                 value["stderr"] = 0.00042
     _, page = _write(tmp_path, results)
-    (row,) = [row for row in page.rows if row[0] == "100" and len(row) == 10]
+    (row,) = (row for row in _checkpoint_rows(page) if row[0] == "100")
     assert row[5] == "0.4102\xa0±\xa00.0004"
     assert row[6].endswith("\xa0±\xa00.00042")
 
@@ -414,7 +420,7 @@ def test_results_of_older_versions_are_read(tmp_path):
     text, page = _write(tmp_path, results)
     parts = ("averaged weights", "speak for most images", "What the refits win")
     assert all(part in text for part in parts)
-    rows = [row for row in page.rows if len(row) == 10]
+    rows = _checkpoint_rows(page)
     for checkpoint in results["checkpoints"]:
         for key in [key for key in checkpoint if "averaged" in key or key == "effects"]:
             del checkpoint[key]
@@ -423,7 +429,7 @@ def test_results_of_older_versions_are_read(tmp_path):
     del results["best"], results["config"]["validation"], results["config"]["posterior"]
     text, page = _write(tmp_path, results)
     assert not any(part in text for part in parts)
-    shown = [row for row in page.rows if len(row) == 10]
+    shown = _checkpoint_rows(page)
     assert len(shown) == 1 + len(results["checkpoints"]) and shown == rows[: len(shown)]
 
 
