@@ -34,6 +34,11 @@ _AVERAGED = "_averaged"
 ENCODERS = (AS_TRAINED, *REFITS, *(kind + _AVERAGED for kind in AVERAGED))
 
 
+def store_of(encoder: str) -> str:
+    """The store whose entries have this one of `ENCODERS`."""
+    return "train" if encoder == AS_TRAINED else encoder.removesuffix(_AVERAGED)
+
+
 def encoder_params(run: Run, epoch: int, encoder: str) -> gapjax.VAEParams:
     """The parameters of a checkpoint with one of `ENCODERS`.
 
@@ -44,7 +49,7 @@ def encoder_params(run: Run, epoch: int, encoder: str) -> gapjax.VAEParams:
     if encoder == AS_TRAINED:
         return trained
     which = "averaged" if encoder.endswith(_AVERAGED) else "encoder"
-    return refitted_params(run, encoder.removesuffix(_AVERAGED), epoch, trained, which)
+    return refitted_params(run, store_of(encoder), epoch, trained, which)
 
 
 def compress(values: flags.FlagValues) -> None:

@@ -5,13 +5,13 @@ python -m experiments.compression --workdir=runs/digits --checkpoints=500
 Writes compression.json, compression.png and compression.pdf to the workdir: bytes, the ELBO's
 prediction and times of bits-back coding, beside those of PNG, WebP, zstd and xz. Every file is
 decompressed and compared. On the first --gap_images images it also measures what part of the gap
-between the encoder as trained and the best posterior of each image the refinement closes. Needs
-pip install ".[codec]".
+between the encoder as trained and the best posterior of each image the refinement closes. The same
+command resumes: what was measured is kept. Needs pip install ".[codec]".
 """
 
 import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -19,10 +19,11 @@ import numpy as np
 from absl import flags
 
 import gapjax
-from experiments import baselines, options, program
-from experiments.compress import AS_TRAINED, ENCODERS, encoder_params
+from experiments import baselines, options, program, stores
+from experiments.compress import AS_TRAINED, ENCODERS, encoder_params, store_of
 from experiments.config import UsageError
 from experiments.files import write_json
+from experiments.origins import Source
 from experiments.run import Run, environment
 from experiments.show import figures
 from experiments.stores import chosen_epochs
@@ -32,6 +33,8 @@ from gapjax.codec.coding import ENCODER
 from gapjax.codec.programs import SEED
 from gapjax.model.bounds import bits_per_dim
 from gapjax.results.estimates import summarize
+
+_STORE = "compression"
 
 
 class Settings(NamedTuple):
@@ -53,23 +56,14 @@ class Settings(NamedTuple):
 def compression_phase(run: Run, settings: Settings, epochs: Sequence[int]) -> dict:
     """Measures checkpoints; writes compression.json and its figure.
 
+    What is measured is kept, row by row, and is not measured again.
+
     Raises:
       CodecError: a file did not decompress to its images.
-      KeyboardInterrupt: the run is interrupted; nothing is kept.
+      KeyboardInterrupt: the run is interrupted.
     """
     images = run.dataset.test[: settings.num_images or None]
-    rows = []
-    for epoch in epochs:
-        measured = []
-        for encoder in settings.encoders:
-            params = encoder_params(run, epoch, encoder)
-            for refiner in settings.refiners:
-                if run.interrupted():
-                    raise KeyboardInterrupt
-                measured.append({"encoder": encoder, **_measure(run, params, images, refiner)})
-                print(_line(epoch, measured[-1]), flush=True)
-        gap = _gap(run, epoch, settings) if settings.gap_images else None
-        rows.append({"epoch": epoch, "rows": measured, "gap": gap})
+    rows = [_checkpoint(run, settings, epoch, images) for epoch in epochs]
     results = {
         "schema": 1,
         "preset": run.config.preset,
@@ -88,8 +82,53 @@ def compression_phase(run: Run, settings: Settings, epochs: Sequence[int]) -> di
     return results
 
 
+def _checkpoint(run: Run, settings: Settings, epoch: int, images: np.ndarray) -> dict[str, Any]:
+    """The rows of a checkpoint, and what part of the gap to q* each refinement closes."""
+    kept = _kept(run, epoch, len(images))
+
+    def once(name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        if name not in kept:
+            if run.interrupted():
+                raise KeyboardInterrupt
+            clock = time.monotonic()
+            kept[name] = compute()
+            stores.save(
+                run, _STORE, epoch, {"rows": np.asarray(len(kept))}, clock,
+                sources=_sources(epoch, kept), num_images=len(images), rows=kept,
+            )  # fmt: skip
+        return kept[name]
+
+    rows = []
+    for encoder in settings.encoders:
+        params = encoder_params(run, epoch, encoder)
+        for refiner in settings.refiners:
+            measure = functools.partial(_measure, run, encoder, params, images, refiner)
+            rows.append(once(f"{encoder} {refiner}", measure))
+            print(_line(epoch, rows[-1]), flush=True)
+    gap = None
+    if settings.gap_images:
+        name = f"gap {settings.gap_images} {settings.refiners}"
+        gap = once(name, functools.partial(_gap, run, epoch, settings))
+    return {"epoch": epoch, "rows": rows, "gap": gap}
+
+
+def _kept(run: Run, epoch: int, num_images: int) -> dict[str, dict[str, Any]]:
+    """What an earlier call measured of a checkpoint on so many images, by name."""
+    store = run.workdir.checkpoints / _STORE
+    if epoch not in checkpoints.numbers(store) or not stores.is_of_run(run, _STORE, epoch):
+        return {}
+    record = checkpoints.record(store, epoch)
+    return record["rows"] if record["num_images"] == num_images else {}
+
+
+def _sources(epoch: int, rows: dict[str, dict[str, Any]]) -> list[Source]:
+    """The entries that these rows were computed from."""
+    names = {store_of(row["encoder"]) for row in rows.values() if "encoder" in row}
+    return [Source(name, epoch) for name in sorted({"train", *names})]
+
+
 def _measure(
-    run: Run, params: gapjax.VAEParams, images: np.ndarray, refiner: Refiner
+    run: Run, encoder: str, params: gapjax.VAEParams, images: np.ndarray, refiner: Refiner
 ) -> dict[str, Any]:
     """Bytes, their prediction and times of one encoder with one refinement."""
     code = functools.partial(gapjax.compress, run.vae, params)
@@ -105,6 +144,7 @@ def _measure(
     nats = _bounds(run, params, images, refiner)
     prediction = -float(np.sum(nats, dtype=np.float64)) / np.log(2) / 8
     return {
+        "encoder": encoder,
         **_named(refiner),
         "bytes": len(content),
         "stream_bytes": 4 * sum(map(len, streams)),

@@ -36,6 +36,7 @@ _SETTINGS = {
     "evaluation": _EVALUATION,
     "effects": _EVALUATION,
     "ledger": _TRAINING,
+    "compression": _EVALUATION,
 }
 
 

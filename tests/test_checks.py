@@ -48,6 +48,7 @@ def _entries(vae):
         "kernel": lambda: kernel(vae, source, gapjax.adam(1e-3), batch_size=6).init(PARAMS, KEY),
         "encoder_gradient_norms": lambda: gapjax.encoder_gradient_norms(vae, PARAMS, KEY, IMAGES),
         "optimal_posteriors": lambda: gapjax.optimal_posteriors(vae, PARAMS, KEY, IMAGES),
+        "refine": lambda: gapjax.refine(vae, PARAMS, KEY, IMAGES, gapjax.Refiner("adam", 1)),
         "evaluate": lambda: gapjax.evaluate(vae, PARAMS, KEY, IMAGES),
         "log_likelihood": lambda: gapjax.log_likelihood(vae, PARAMS, KEY, IMAGES),
         "sandwich": lambda: gapjax.sandwich(vae, PARAMS, KEY, 2),
@@ -239,6 +240,7 @@ def test_data_outside_of_the_support_are_named_before_any_work(vae, images, word
         lambda: gapjax.optimal_inference(vae, params, images, KEY),
         lambda: gapjax.log_likelihood(vae, params, KEY, jnp.asarray(images)),
         lambda: gapjax.optimal_posteriors(vae, params, KEY, images),
+        lambda: gapjax.refine(vae, params, KEY, images),
     ):
         with pytest.raises(ValueError, match=f"image 3 has the {words}"):
             use()

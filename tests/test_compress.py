@@ -151,6 +151,10 @@ def _better(vae, params, rng_key, images):
     return gapjax.refine(vae, params, jax.random.key(1), images, gapjax.Refiner(num_steps=3))
 
 
+def _never(*args):
+    raise AssertionError("measured again")
+
+
 def test_the_experiment_measures_what_it_compressed(checkpoint, monkeypatch):
     folder, _ = checkpoint
     monkeypatch.setattr(gapjax, "optimal_posteriors", _better)
@@ -160,7 +164,16 @@ def test_the_experiment_measures_what_it_compressed(checkpoint, monkeypatch):
     refiners = (compression.ENCODER, gapjax.Refiner(num_steps=1))
     settings = compression.Settings(("as_trained",), refiners, num_images=100, gap_images=20)
     try:
+        plain_only = settings._replace(refiners=refiners[:1], gap_images=0)
+        first = compression.compression_phase(run, plain_only, [1])
         results = compression.compression_phase(run, settings, [1])
+        # What was measured before is not measured again; with other images it is.
+        assert results["checkpoints"][0]["rows"][0] == first["checkpoints"][0]["rows"][0]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(compression, "_measure", _never)
+            assert compression.compression_phase(run, settings, [1]) == results
+            with pytest.raises(AssertionError, match="measured again"):
+                compression.compression_phase(run, settings._replace(num_images=99), [1])
     finally:
         workdir.close()
     assert results == json.loads((folder / "run/compression.json").read_text())

@@ -19,7 +19,9 @@ _OTHERS = {  # what makes the other run another one, and how its entries are nam
     "data": ({"threshold": 0.4}, "the data's checksum is another"),
     "setting": ({"learning_rate": 2e-3}, "--learning_rate is 0.002 there and 0.001 here"),
 }
-_ALL = (*origins.UNFINISHED, *("train", *schema.REFITS, "evaluation", "effects", "ledger"))
+_ALL = (
+    *origins.UNFINISHED, "train", *schema.REFITS, "evaluation", "effects", "ledger", "compression"
+)  # fmt: skip
 
 
 def _whole_run(path, config=TINY):
@@ -30,6 +32,7 @@ def _whole_run(path, config=TINY):
     for epoch in run.epochs:
         sources = [origins.Source(name, epoch) for name in ("train", *schema.REFITS)]
         stores.save(run, "ledger", epoch, measured, 0.0, sources=sources, settings={})
+        stores.save(run, "compression", epoch, {"a": np.zeros(1)}, 0.0, sources=sources)
         number = refit._number("control", [epoch])
         sources = [origins.Source("train", epoch)]
         stores.save(run, "refit_partial", number, {"a": np.zeros(1)}, 0.0, sources=sources)

@@ -124,7 +124,7 @@ def test_what_cannot_be_refined_is_refused_by_name(linear):
     encode = lambda encoder, x: dist.Normal(x, 1.0).to_event(1)
     decoding = linear.vae._replace(encode=encode, decode=poisson)
     with pytest.raises(TypeError, match="information of Poisson"):
-        refine(decoding, linear.exact, _key(), images[:, :2])
+        refine(decoding, linear.exact, _key(), np.abs(np.round(images[:, :2])))
     with pytest.raises(TypeError, match="the prior is PlainNormal"):
         refine(linear.monte_carlo_vae, linear.exact, _key(), linear.images)
     with pytest.raises(ValueError, match="images is empty"):

@@ -38,19 +38,9 @@ if TYPE_CHECKING:
     from matplotlib.text import Annotation
 
 __all__ = [
-    "alpha",
-    "closing",
-    "compression",
-    "effects",
-    "figure1a",
-    "figure1b",
-    "figure2",
-    "image_grid",
-    "ledger",
-    "overview",
-    "refit_curves",
-    "save",
-]
+    "alpha", "closing", "compression", "effects", "figure1a", "figure1b", "figure2", "image_grid",
+    "ledger", "overview", "refit_curves", "save",
+]  # fmt: skip
 
 
 def figure1a(results: Results | Sequence[Results]) -> Figure:

@@ -17,6 +17,7 @@ from gapjax import parallel
 from gapjax.fit.optimizers import adam
 from gapjax.measure.per_image import Images
 from gapjax.model.bounds import bound_at, elbo, log_joint
+from gapjax.model.checks import check_inputs, check_reparameterized
 from gapjax.model.distributions import from_free, to_free
 from gapjax.model.families import diagonal_normal, information
 from gapjax.model.vae import VAE, Params, VAEParams, local_inference
@@ -105,16 +106,18 @@ def refine(
       `Refined`.
 
     Raises:
-      ValueError: no images, an unknown method, or a size that is not positive.
-      TypeError: a posterior, a prior or a likelihood that Newton's method does not take.
+      ValueError: an unknown method, a size that is not positive, or as of `evaluate`.
+      TypeError: a posterior, a prior or a likelihood that Newton's method does not take, or as of
+        `evaluate`.
 
     References:
       Zhang, Hayes, Barber, Generalization Gap in Amortized Inference, NeurIPS 2022 (section 5);
       Khan, Lin, Conjugate-Computation Variational Inference, 2017; Arasaratnam, Haykin, Cubature
       Kalman Filters, 2009.
     """
-    if len(images) == 0:
-        raise ValueError("images is empty; there is no posterior to refine")
+    model = check_inputs("refine", vae, params, rng_key, images)
+    if model is not None and refiner.method == "adam":
+        check_reparameterized(model)
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; it must be positive")
     check(refiner)
