@@ -184,8 +184,8 @@ def distillation(
         target = refine.refine_one(vae, frozen, search_key, x, refiner).posteriors
         target = jax.lax.stop_gradient(target)
         posterior = vae.encode(params.encoder, x)
-        pair = (target, posterior) if forward else (posterior, target)
-        return -divergence(*pair, kl_key)
+        first, second = (target, posterior) if forward else (posterior, target)
+        return -divergence(first, second, kl_key)
 
     return distilled
 
