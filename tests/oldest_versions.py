@@ -4,7 +4,8 @@
 
 Makes a virtual environment, by default in a temporary folder that is deleted afterwards, installs
 exactly the lower bounds of `install_requires` and of the extra `test` with all extras that it
-names, and runs pytest there. It needs a network, a few minutes, and a Python that those versions
+names, and runs pytest there, without the check of types: the code is written for the types of the
+newest versions. It needs a network, a few minutes, and a Python that those versions
 have wheels for (3.11 or 3.12). The exit code is pytest's.
 """
 
@@ -52,7 +53,7 @@ def run(environment: Path, arguments: list[str]) -> int:
     subprocess.run([python, "-m", "pip", "install", "-q", "--no-deps", "-e", ROOT], check=True)
     # Programs compiled by another version of JAX are not to be reused.
     cache = {"JAX_COMPILATION_CACHE_DIR": str(environment / "jax")}
-    command = [python, "-m", "pytest", *arguments]
+    command = [python, "-m", "pytest", "--ignore=tests/test_types.py", *arguments]
     return subprocess.run(command, cwd=ROOT, env={**os.environ, **cache}, check=False).returncode
 
 

@@ -241,7 +241,9 @@ def test_a_sweep_is_its_members_alone(small, count, sweep):
         monitor=lambda params: float(params.encoder["MLP_0"]["Dense_0"]["bias"].sum()),
         monitor_every=2,
     )  # fmt: skip
-    assert num_programs() <= before + 1
+    # The pmap of JAX 0.7 traces this program twice, at equal arguments.
+    most = 1 if jax.__version_info__ >= (0, 8) else 2
+    assert num_programs() <= before + most
     assert len(swept) == 5
     for index in (0, 1, 4):
         single = _self_consistent(
