@@ -21,9 +21,8 @@ from experiments.config import UsageError
 from experiments.files import write_json
 from experiments.run import Run, environment, progress_bar
 from experiments.show import figures
-from experiments.sweeps import checkpoint_facts, is_kept, open_runs, over_seeds
+from experiments.sweeps import checkpoint_facts, is_kept, open_runs, over_seeds_and_images
 from gapjax import checkpoints, parallel
-from gapjax.measure.statistics import mean_and_stderr
 
 _ALPHAS = tuple(f"{tenth / 10:g}" for tenth in range(11))
 _SETTINGS = ("refit_epochs", "batch_size", "refit_batch_size", "mixture", "learning_rate")
@@ -107,21 +106,18 @@ def _checkpoint(runs: Sequence[Run], epoch: int, alphas: Sequence[float], out: P
         rows.append(
             {
                 "alpha": alpha,
-                "test_bpd": _mean(after),
-                "gain": _mean(trained - after),
-                "averaged_test_bpd": _mean(averaged),
-                "averaged_gain": _mean(trained - averaged),
+                "test_bpd": over_seeds_and_images(after),
+                "gain": over_seeds_and_images(trained - after),
+                "averaged_test_bpd": over_seeds_and_images(averaged),
+                "averaged_gain": over_seeds_and_images(trained - averaged),
             }
         )
     return {
-        "epoch": epoch, "as_trained": _mean(trained), "alphas": rows, "commits": sorted(commits)
-    }  # fmt: skip
-
-
-def _mean(per_image: np.ndarray) -> dict:
-    """Mean of [R, N] over both, with its standard error over seeds and over images."""
-    over_images = mean_and_stderr(per_image.mean(0, dtype=np.float64))[1]
-    return over_seeds(per_image.mean(1, dtype=np.float64)) | {"stderr_over_images": over_images}
+        "epoch": epoch,
+        "as_trained": over_seeds_and_images(trained),
+        "alphas": rows,
+        "commits": sorted(commits),
+    }
 
 
 def _store(out: Path, epoch: int, alpha: float) -> Path:

@@ -11,10 +11,9 @@ import numpy as np
 import gapjax
 from experiments import stores
 from experiments.run import Run
-from experiments.sweeps import checkpoint_facts, is_kept, over_seeds
+from experiments.sweeps import checkpoint_facts, is_kept, over_seeds_and_images
 from gapjax import checkpoints
 from gapjax.fit.sources import draw_examples
-from gapjax.measure.statistics import mean_and_stderr
 
 KINDS = ("training", "reconstructions", "samples", "test")
 _draw = jax.jit(draw_examples)
@@ -80,13 +79,10 @@ def summary(by_kind: Mapping[str, Sequence[Mapping[str, np.ndarray]]]) -> dict:
     Args:
       by_kind: from the kind to the gaps of every run.
     """
-
-    def over(values: np.ndarray) -> dict:
-        over_images = mean_and_stderr(values.mean(0))[1]
-        return over_seeds(values.mean(1)) | {"stderr_over_images": over_images}
-
     return {
-        kind: {name: over(np.stack([run[name] for run in runs])) for name in runs[0]}
+        kind: {
+            name: over_seeds_and_images(np.stack([run[name] for run in runs])) for name in runs[0]
+        }
         for kind, runs in by_kind.items()
     }
 

@@ -71,6 +71,12 @@ def over_seeds(values: Any) -> dict:
     return {"mean": mean, "stderr": None if alone else stderr, "values": values.tolist()}
 
 
+def over_seeds_and_images(per_image: np.ndarray) -> dict:
+    """`over_seeds` of the means of [R, N] numbers, and the standard error over the N images."""
+    over_images = mean_and_stderr(per_image.mean(0, dtype=np.float64))[1]
+    return over_seeds(per_image.mean(1, dtype=np.float64)) | {"stderr_over_images": over_images}
+
+
 def plain_recipe(recipe: gapjax.Recipe) -> dict:
     """A recipe as JSON gives it back."""
     listed = lambda value: [listed(each) for each in value] if isinstance(value, tuple) else value
