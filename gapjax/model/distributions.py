@@ -144,7 +144,7 @@ class DiscretizedLogistic(Distribution):
         if self.uniform_weight == 0:
             tails = jax.nn.log_sigmoid(above) + jax.nn.log_sigmoid(-below)
             return jnp.log(width) + tails
-        logistic = width * jax.nn.sigmoid(above) * jax.nn.sigmoid(-below)
+        logistic = _logistic(width, above, below)
         share = self.uniform_weight / self.levels * number
         return jnp.log((1.0 - self.uniform_weight) * logistic + share)
 
@@ -187,7 +187,10 @@ def _log_prob(
     levels: int, uniform_weight: float, value: jax.Array, loc: jax.Array, scale: jax.Array
 ) -> jax.Array:
     """Log-probability of the level `value`; everything in units of one bin."""
-    return _log_prob_and_slopes(levels, uniform_weight, value, loc, scale)[0]
+    if uniform_weight == 0:
+        return _log_prob_and_slopes(levels, uniform_weight, value, loc, scale)[0]
+    logistic = _logistic(*_edges(levels, value, loc, 1.0 / scale))
+    return jnp.log((1.0 - uniform_weight) * logistic + uniform_weight / levels)
 
 
 @_log_prob.defjvp
@@ -217,11 +220,8 @@ def _log_prob_and_slopes(
 
         log P' = log((1 - u) P + u/K),   d log P' = (1 - u) P / P' d log P.
     """
-    first, last = value <= 0, value >= levels - 1
     inverse = 1.0 / scale
-    above = jnp.where(last, _BEYOND, (value + 0.5 - loc) * inverse)
-    below = jnp.where(first, -_BEYOND, (value - 0.5 - loc) * inverse)
-    width = jnp.where(first | last, 1.0, -jnp.expm1(-inverse))
+    width, above, below = _edges(levels, value, loc, inverse)
     exp_above, exp_below = jnp.exp(-jnp.abs(above)), jnp.exp(-jnp.abs(below))
     excess = exp_above + exp_below + exp_above * exp_below
     share = 1.0 / (1.0 + excess)
@@ -239,6 +239,24 @@ def _log_prob_and_slopes(
     total = logistic + uniform_weight / levels
     responsibility = logistic / total
     return jnp.log(total), responsibility * by_loc, responsibility * by_scale
+
+
+def _edges(
+    levels: int, value: jax.Array, loc: jax.Array, inverse: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """w, a and b of the bin of level `value`, where `inverse` is 1/s."""
+    first, last = value <= 0, value >= levels - 1
+    above = jnp.where(last, _BEYOND, (value + 0.5 - loc) * inverse)
+    below = jnp.where(first, -_BEYOND, (value - 0.5 - loc) * inverse)
+    return jnp.where(first | last, 1.0, -jnp.expm1(-inverse)), above, below
+
+
+def _logistic(width: jax.Array, above: jax.Array, below: jax.Array) -> jax.Array:
+    """P = w sigma(a) sigma(-b), which may underflow to 0: exact where a uniform is added.
+
+    An exponential that overflows makes P zero; at most one of the two can.
+    """
+    return width / ((1.0 + jnp.exp(-above)) * (1.0 + jnp.exp(below)))
 
 
 class AutoregressiveFlow(InverseAutoregressiveTransform):
