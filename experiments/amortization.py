@@ -24,7 +24,7 @@ def images_of(run: Run, kind: str, params: gapjax.VAEParams, epoch: int, number:
 
     Reconstructions are x ~ p(x given z) with z ~ q(z given x) of training images.
     """
-    number = min(number, len(run.dataset.test), len(run.dataset.train))
+    number = _number_of(run, number)
     train = run.dataset.train[:number]
     if kind in ("training", "test"):
         return train if kind == "training" else run.dataset.test[:number]
@@ -36,6 +36,11 @@ def images_of(run: Run, kind: str, params: gapjax.VAEParams, epoch: int, number:
     plan = source.begin_epoch(key)
     drawn = _draw(source, plan, jax.random.split(key, number), jnp.arange(number))
     return np.asarray(drawn.astype(train.dtype))
+
+
+def _number_of(run: Run, most: int) -> int:
+    """As many images of every kind: at most so many, and as there are in either set."""
+    return min(most, len(run.dataset.test), len(run.dataset.train))
 
 
 def gaps(
@@ -54,23 +59,24 @@ def gaps(
       kind: of images, one of `KINDS`.
       encoders: parameters after a recipe, by its name; of the trained encoder's architecture.
       number: most images.
-      out: the folder of the results.
+      out: the folder of the results, which holds the refits too.
     """
-    store, params = out / "checkpoints" / f"amortization_{kind}", stores.trained_params(run, epoch)
-    made_with = checkpoint_facts(run, epoch) | {"encoders": sorted(encoders), "images": number}
-    names = ("as_trained", *encoders)
-    images = images_of(run, kind, params, epoch, number)
+    made, seed = out / "checkpoints", run.config.seed
+    store, number = made / f"amortization_{kind}", _number_of(run, number)
+    refits = {name: checkpoints.checksum(made / name, seed) for name in encoders}
+    made_with = checkpoint_facts(run, epoch) | {"refits": refits, "images": number}
     if not is_kept(store, run, made_with):
-        clock = time.monotonic()
+        clock, params = time.monotonic(), stores.trained_params(run, epoch)
+        images = images_of(run, kind, params, epoch, number)
         found = gapjax.amortization_gaps(
             run.vae, params, run.key("ledger", epoch), images,
             {name: each.encoder for name, each in encoders.items()},
         )  # fmt: skip
         facts = stores.entry_metadata(clock) | made_with
         facts["converged"] = float(found.converged.mean())
-        checkpoints.save(store, run.config.seed, found.per_image, facts)
-    like = dict.fromkeys(names, np.zeros(len(images)))
-    return checkpoints.restore(store, run.config.seed, like)[0]
+        checkpoints.save(store, seed, found.per_image, facts)
+    like = dict.fromkeys(("as_trained", *encoders), np.zeros(number))
+    return checkpoints.restore(store, seed, like)[0]
 
 
 def summary(by_kind: Mapping[str, Sequence[Mapping[str, np.ndarray]]]) -> dict:

@@ -23,16 +23,26 @@ from experiments.config import UsageError
 from experiments.files import write_json
 from experiments.run import Run, environment, progress_bar
 from experiments.show import figures
-from experiments.sweeps import checkpoint_facts, is_kept, open_runs, over_seeds, plain_recipe
+from experiments.sweeps import (
+    checkpoint_facts,
+    is_kept,
+    open_runs,
+    over_seeds,
+    over_seeds_and_images,
+    plain_recipe,
+)
 from gapjax import checkpoints, parallel
 from gapjax.fit.recipes import RECIPES, recipe_model
+from gapjax.measure.statistics import ratio_of_means
 
 _NEEDED = ("paper", "control")  # rows that every table has
 _OPTIMAL = "q_star"
 _NOTES = (
-    "Test BPD and shares are means over seeds ± their standard error.",
+    "Test BPD and shares are means over seeds ± their standard error; of one seed, ± the standard "
+    "error over test images.",
     "The gap is that between the encoder as trained and the best posterior q* of each test image. "
-    "q* is fitted on test images: it measures, no more.",
+    "q* is fitted on test images: it measures, no more. Where it was searched for on the first of "
+    "them alone, the share is that of these images.",
     "The recipe was chosen by the BPD of validation images, which were held out of training and of "
     "the refits. Test images were scored once, after that.",
     "The cost of an encoder is the number of floating-point operations that it takes for an image, "
@@ -104,14 +114,27 @@ def choose(runs: Sequence[Run], names: Sequence[str], epoch: int, out: Path) -> 
     }
 
 
-def optimal_bpd(run: Run, epoch: int, out: Path, start: str) -> np.ndarray:
-    """BPD of every test image [N] with its own q*, on the noise of `score`; kept once computed.
+def optimal_bpd(
+    run: Run, epoch: int, out: Path, start: str, number: int | None = None
+) -> np.ndarray:
+    """BPD of the first test images [N], each with its own q*, on the noise of `score`.
 
-    The search begins at the better of two encoders, as trained and after the recipe `start`.
+    The search begins at the better of two encoders, as trained and after the recipe `start`. Its
+    result is kept.
+
+    Args:
+      run: the run.
+      epoch: of the checkpoint.
+      out: the folder of the results.
+      start: a recipe that was refitted.
+      number: most images; default: all.
     """
     store, seed = out / "checkpoints" / _OPTIMAL, run.config.seed
-    test = run.dataset.test
-    if not is_kept(store, run, checkpoint_facts(run, epoch)):
+    test = run.dataset.test[:number]
+    made_with = checkpoint_facts(run, epoch)
+    if len(test) < len(run.dataset.test):
+        made_with["images"] = len(test)
+    if not is_kept(store, run, made_with):
         clock = time.monotonic()
         params = stores.trained_params(run, epoch)
         encoders = [params.encoder, refitted(run, start, out).encoder]
@@ -122,7 +145,7 @@ def optimal_bpd(run: Run, epoch: int, out: Path, start: str) -> np.ndarray:
             run.vae, params, run.key("evaluate"), test, found.posteriors,
             num_samples=run.config.num_eval_samples,
         )  # fmt: skip
-        facts = stores.entry_metadata(clock) | checkpoint_facts(run, epoch)
+        facts = stores.entry_metadata(clock) | made_with
         facts["converged"] = float(found.converged.mean())
         checkpoints.save(store, seed, {"nats": nats}, facts)
     tree, _ = checkpoints.restore(store, seed, {"nats": np.zeros(len(test), np.float32)})
@@ -130,27 +153,36 @@ def optimal_bpd(run: Run, epoch: int, out: Path, start: str) -> np.ndarray:
 
 
 def leaderboard(
-    runs: Sequence[Run], names: Sequence[str], epoch: int, out: Path, choice: dict
-) -> list[dict]:
-    """Scores every recipe on the test set; a row for each, best validation BPD first."""
-    trained = [score(run, None, epoch, out, run.dataset.test).mean() for run in runs]
-    optimal = [optimal_bpd(run, epoch, out, choice["best"]).mean() for run in runs]
-    tested = {
-        name: [float(score(run, name, epoch, out, run.dataset.test).mean()) for run in runs]
-        for name in names
-    }
+    runs: Sequence[Run], names: Sequence[str], epoch: int, out: Path, choice: dict,
+    optimal: np.ndarray,
+) -> list[dict]:  # fmt: skip
+    """Scores every recipe on the test set; a row for each, best validation BPD first.
+
+    Args:
+      runs: one of each seed.
+      names: the recipes.
+      epoch: of the checkpoint.
+      out: the folder of the results.
+      choice: see `choose`.
+      optimal: [R, N], `optimal_bpd` of every run. The share that is closed is that of its images.
+    """
+    on_test = lambda name: np.stack(
+        [score(run, name, epoch, out, run.dataset.test) for run in runs]
+    )
+    trained, tested = on_test(None), {name: on_test(name) for name in names}
+    number = optimal.shape[1]
     rows = []
     for name in sorted(names, key=lambda name: np.mean(choice["validation_bpd"][name])):
-        test, gap = np.array(tested[name]), np.subtract(trained, optimal)
+        gain = trained - tested[name]
         records = [checkpoints.record(out / "checkpoints" / name, r.config.seed) for r in runs]
         rows.append(
             {
                 "recipe": name,
-                "gap_closed": over_seeds((trained - test) / gap),
-                "test_bpd": over_seeds(test),
+                "gap_closed": _shares(gain[:, :number], trained[:, :number] - optimal),
+                "test_bpd": _summary(tested[name]),
                 "validation_bpd": over_seeds(choice["validation_bpd"][name]),
-                "gain": over_seeds(trained - test),
-                "gain_over_control": over_seeds(np.subtract(tested["control"], test)),
+                "gain": _summary(gain),
+                "gain_over_control": _summary(tested["control"] - tested[name]),
                 "seeds": len(runs),
                 "larger_encoder": _cost(runs[0], name) > 1,
                 "cost": _cost(runs[0], name),
@@ -162,6 +194,21 @@ def leaderboard(
             }
         )
     return rows
+
+
+def _summary(per_image: np.ndarray) -> dict:
+    """`over_seeds_and_images` of [R, N] numbers; of one seed, `stderr` is the one over images."""
+    summed = over_seeds_and_images(per_image)
+    return summed | {"stderr": summed["stderr"] or summed["stderr_over_images"]}
+
+
+def _shares(gain: np.ndarray, gap: np.ndarray) -> dict:
+    """As `_summary`, of the ratio of the means of two [R, N] arrays."""
+    ratios = [ratio_of_means(*pair) for pair in zip(gain, gap, strict=True)]
+    summed = over_seeds([ratio for ratio, _ in ratios])
+    over_images = ratio_of_means(gain.mean(0), gap.mean(0))[1]
+    stderr = over_images if len(ratios) == 1 else summed["stderr"]
+    return summed | {"stderr": stderr, "stderr_over_images": over_images}
 
 
 def nats_from_optimal(runs: Sequence[Run], epoch: int, out: Path, best: str, number: int) -> dict:
@@ -180,9 +227,14 @@ def nats_from_optimal(runs: Sequence[Run], epoch: int, out: Path, best: str, num
     return amortization.summary(by_kind)
 
 
-def summary(runs: Sequence[Run], names: Sequence[str], epoch: int, out: Path, choice: dict) -> dict:
+def summary(
+    runs: Sequence[Run], names: Sequence[str], epoch: int, out: Path, choice: dict,
+    optimal_images: int | None = None,
+) -> dict:  # fmt: skip
     """The contents of closing.json, but for the nats from q* on each kind of images."""
-    rows = leaderboard(runs, names, epoch, out, choice)
+    start = choice["best"]
+    optimal = np.stack([optimal_bpd(run, epoch, out, start, optimal_images) for run in runs])
+    rows = leaderboard(runs, names, epoch, out, choice, optimal)
     over = lambda images_of, name: over_seeds(
         [float(score(run, name, epoch, out, images_of(run)).mean()) for run in runs]
     )
@@ -201,11 +253,11 @@ def summary(runs: Sequence[Run], names: Sequence[str], epoch: int, out: Path, ch
             "encoder_parameters": _num_parameters(runs[0], None),
         },
         "optimal_posteriors": {
-            "test_bpd": over_seeds(
-                [float(optimal_bpd(run, epoch, out, choice["best"]).mean()) for run in runs]
-            ),
+            "test_bpd": _summary(optimal),
+            "num_images": optimal.shape[1],
             "fitted_on_test": True,
         },
+        "stderr_over": _stderr_over(runs),
         "best": choice["best"],
         "best_of_any_size": choice["best_of_any_size"],
         "recipes": rows,
@@ -228,8 +280,14 @@ def table(results: dict) -> str:
     return "\n".join(lines)
 
 
-def _cell(value: Mapping[str, float]) -> str:
-    return f"{value['mean']:.4f} ± {value['stderr']:.4f}"
+def _cell(value: Mapping[str, float | None]) -> str:
+    stderr = value["stderr"]
+    return f"{value['mean']:.4f}" + ("" if stderr is None else f" ± {stderr:.4f}")
+
+
+def _stderr_over(runs: Sequence[Run]) -> str:
+    """What a standard error says the mean varies over."""
+    return "seeds" if len(runs) > 1 else "images"
 
 
 def _held_out(run: Run) -> np.ndarray:
@@ -279,7 +337,7 @@ def close_the_gap(values: flags.FlagValues) -> None:
         refit(runs, name, epoch, out)
     choice = choose(runs, names, epoch, out)
     write_json(out / "choice.json", {"epoch": epoch, **choice})
-    results = summary(runs, names, epoch, out, choice)
+    results = summary(runs, names, epoch, out, choice, values.optimal_images)
     if values.gap_images:
         results["nats_from_optimal"] = nats_from_optimal(
             runs, epoch, out, choice["best"], values.gap_images
@@ -287,7 +345,7 @@ def close_the_gap(values: flags.FlagValues) -> None:
     write_json(out / "closing.json", results)
     figures.save(figures.closing(results), out / "closing")
     print(table(results))
-    print("mean ± standard error over seeds; * chosen on validation images")
+    print(f"mean ± standard error over {_stderr_over(runs)}; * chosen on validation images")
     if values.gap_images:
         print(amortization.table(results["nats_from_optimal"]))
         print("mean ± standard error over images; q* is fitted on them")
@@ -299,6 +357,12 @@ if __name__ == "__main__":
     flags.DEFINE_string("out", None, "Folder for the refits and the results; made if needed.")
     flags.DEFINE_list("recipes", None, f"Which to try, of {', '.join(RECIPES)}; default: all.")
     flags.DEFINE_integer("epoch", None, "Of the checkpoint; default: the last.")
+    flags.DEFINE_integer(
+        "optimal_images",
+        None,
+        "Test images whose q* says how large the gap is; default: all.",
+        lower_bound=1,
+    )
     flags.DEFINE_integer(
         "gap_images", 200, "Images of each kind whose q* says how far encoders are; 0 for none."
     )

@@ -222,8 +222,9 @@ def closing(results: Results) -> Figure:
         axes = figure.add_subplot()
         bars.draw_closing(axes, rows)
         axes.set_title(f"Closed without test images, epoch {results['epoch']}")
+        number = len(results["seeds"])
         notes = [
-            f"mean of {len(results['seeds'])} seeds ± 1 stderr",
+            f"mean of {number} seeds ± 1 stderr" if number > 1 else "± 1 stderr over test images",
             "* chosen on validation images",
         ]
         if any(row["larger_encoder"] for row in rows):

@@ -27,3 +27,24 @@ def mean_and_stderr(values: np.ndarray) -> tuple[float, float]:
     values = np.asarray(values, np.float64)
     stderr = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.nan
     return float(values.mean()), float(stderr)
+
+
+def ratio_of_means(numerator: np.ndarray, denominator: np.ndarray) -> tuple[float, float]:
+    """mean(n) / mean(d) of paired values [N], and its standard error to first order.
+
+    With r the ratio, the standard error is std(n - r d) / (|mean d| root N).
+
+    Args:
+      numerator: n, [N].
+      denominator: d, [N].
+
+    Returns:
+      Both as floats; NaN where mean d is 0, and the standard error also where N is 1.
+    """
+    numerator, denominator = (np.asarray(v, np.float64) for v in (numerator, denominator))
+    mean = denominator.mean()
+    if mean == 0:
+        return float("nan"), float("nan")
+    ratio = numerator.mean() / mean
+    stderr = mean_and_stderr(numerator - ratio * denominator)[1] / abs(mean)
+    return float(ratio), float(stderr)

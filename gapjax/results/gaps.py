@@ -3,8 +3,7 @@
 import warnings
 from typing import NamedTuple
 
-import numpy as np
-
+from gapjax.measure.statistics import ratio_of_means
 from gapjax.results.estimates import Difference, Evaluation, paired_difference
 
 
@@ -58,7 +57,7 @@ def inference_gaps(
         )
     inference_gap = paired_difference(test, optimal)
     gain = paired_difference(test, self_consistent)
-    ratio, ratio_stderr = _ratio_of_means(
+    ratio, ratio_stderr = ratio_of_means(
         test.per_image - self_consistent.per_image, test.per_image - optimal.per_image
     )
     return Gaps(
@@ -69,15 +68,3 @@ def inference_gaps(
         gap_closed_stderr=ratio_stderr,
         converged=converged,
     )
-
-
-def _ratio_of_means(numerator: np.ndarray, denominator: np.ndarray) -> tuple[float, float]:
-    """mean(n) / mean(d) and its standard error to first order, std(n - r d) / (|mean d| root N)."""
-    numerator, denominator = np.asarray(numerator, float), np.asarray(denominator, float)
-    mean = denominator.mean()
-    if mean == 0:
-        return float("nan"), float("nan")
-    ratio = numerator.mean() / mean
-    residual = numerator - ratio * denominator
-    spread = residual.std(ddof=1) if len(residual) > 1 else np.nan
-    return float(ratio), float(spread / (abs(mean) * np.sqrt(len(residual))))
