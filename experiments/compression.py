@@ -31,6 +31,7 @@ from gapjax import CodecError, Refiner, checkpoints
 from gapjax.codec import container
 from gapjax.codec.coding import ENCODER
 from gapjax.codec.programs import SEED
+from gapjax.measure.statistics import ratio_of_means
 from gapjax.model.bounds import bits_per_dim
 from gapjax.results.estimates import summarize
 
@@ -180,9 +181,11 @@ def _gap(run: Run, epoch: int, settings: Settings) -> dict[str, Any]:
         refined = refine()
         seconds = time.perf_counter() - clock
         won = bounds(refined.posteriors) - start
+        closed, stderr = ratio_of_means(won, best - start)
         rows.append({
             **_named(refiner),
-            "closed": float(won.mean() / (best - start).mean()),
+            "closed": closed,
+            "closed_stderr": stderr,
             "worst": float(won.min()),
             "fraction_worse": float((won < 0).mean()),
             "ms": 1e3 * seconds / len(images),
@@ -203,7 +206,8 @@ def _bounds(
 
 
 def _named(refiner: Refiner) -> dict[str, Any]:
-    return {"method": refiner.method, "steps": refiner.num_steps}
+    method = refiner.method if refiner.num_steps else "none"
+    return {"method": method, "steps": refiner.num_steps}
 
 
 def _line(epoch: int, row: dict) -> str:

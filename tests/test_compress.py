@@ -190,9 +190,11 @@ def test_the_experiment_measures_what_it_compressed(checkpoint, monkeypatch):
         assert 0 < row["bytes"] - row["stream_bytes"] < 80
         assert abs(row["stream_bytes"] / row["elbo_bytes"] - 1) < 0.05
     assert (plain["steps"], refined["steps"]) == (0, 1)
+    assert (plain["method"], refined["method"]) == ("none", "newton")
     gap = results["checkpoints"][0]["gap"]
     assert gap["num_images"] == 20 and [row["steps"] for row in gap["rows"]] == [1]
     assert 0 < gap["rows"][0]["closed"] < 1.2
+    assert 0 < gap["rows"][0]["closed_stderr"] < 0.5
 
 
 @pytest.mark.parametrize(
