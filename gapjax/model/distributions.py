@@ -144,7 +144,7 @@ class DiscretizedLogistic(Distribution):
         if self.uniform_weight == 0:
             tails = jax.nn.log_sigmoid(above) + jax.nn.log_sigmoid(-below)
             return jnp.log(width) + tails
-        logistic = _logistic(width, above, below)
+        logistic = width * jax.nn.sigmoid(above) * jax.nn.sigmoid(-below)
         share = self.uniform_weight / self.levels * number
         return jnp.log((1.0 - self.uniform_weight) * logistic + share)
 
@@ -189,7 +189,10 @@ def _log_prob(
     """Log-probability of the level `value`; everything in units of one bin."""
     if uniform_weight == 0:
         return _log_prob_and_slopes(levels, uniform_weight, value, loc, scale)[0]
-    logistic = _logistic(*_edges(levels, value, loc, 1.0 / scale))
+    width, above, below = _edges(levels, value, loc, 1.0 / scale)
+    # Where an exponential overflows, P is 0 and the uniform remains. Only values may take this
+    # path: its derivative there is not a number.
+    logistic = width / ((1.0 + jnp.exp(-above)) * (1.0 + jnp.exp(below)))
     return jnp.log((1.0 - uniform_weight) * logistic + uniform_weight / levels)
 
 
@@ -249,14 +252,6 @@ def _edges(
     above = jnp.where(last, _BEYOND, (value + 0.5 - loc) * inverse)
     below = jnp.where(first, -_BEYOND, (value - 0.5 - loc) * inverse)
     return jnp.where(first | last, 1.0, -jnp.expm1(-inverse)), above, below
-
-
-def _logistic(width: jax.Array, above: jax.Array, below: jax.Array) -> jax.Array:
-    """P = w sigma(a) sigma(-b), which may underflow to 0: exact where a uniform is added.
-
-    An exponential that overflows makes P zero; at most one of the two can.
-    """
-    return width / ((1.0 + jnp.exp(-above)) * (1.0 + jnp.exp(below)))
 
 
 class AutoregressiveFlow(InverseAutoregressiveTransform):
