@@ -100,6 +100,9 @@ SOURCES: Mapping[str, Callable[[VAE, VAEParams, Source], Source]] = {
     "model": lambda vae, params, data: model_source(vae, params.decoder, data.num_examples),
     "reconstructions": reconstruction_source,
     "chains": lambda vae, params, data: reconstruction_source(vae, params, data, num_steps=3),
+    "affine_reconstructions": lambda vae, params, data: reconstruction_source(
+        vae, params, _affine(data)
+    ),
     "interpolations": _interpolated,
     "widened": lambda vae, params, data: interpolation_source(vae, params, data, partner="prior"),
     "shifts": lambda vae, params, data: augmented_source(data),
@@ -124,11 +127,18 @@ _QUICK = Recipe(
     _MIXTURE, learning_rate=3e-3, schedule="cosine", evidence="compared by close_the_gap"
 )
 _LONG = _QUICK._replace(num_epochs=500, num_samples=4)
+# For tens of thousands of images: decoded codes at, between and around those of training images.
+_DECODED = ("reconstructions", "affine_reconstructions", "interpolations", "widened")
+_MNIST = Recipe(
+    tuple((name, 1.0) for name in _DECODED), num_epochs=200, schedule="cosine",
+    evidence="short trials on validation images of binary MNIST, one seed; see docs/close.md",
+)  # fmt: skip
 RECIPES: Mapping[str, Recipe] = {
     "paper": _PAPER,
     "control": _PAPER._replace(sources=(("model", 0.0), ("data", 1.0)), evidence="alpha = 0"),
     "best": _LONG._replace(evidence="lowest validation BPD on digits, 5 seeds; see docs/close.md"),
     "best_control": _LONG._replace(sources=(("data", 1.0),)),
+    "best_mnist": _MNIST,
     "larger": _LONG._replace(hidden_sizes=(1000, 1000)),
     "refinement_1": _LONG._replace(refinement_steps=1),
     "refinement_2": _LONG._replace(refinement_steps=2),
