@@ -21,7 +21,8 @@ import gapjax
 from experiments import amortization, options, program, stores
 from experiments.config import UsageError
 from experiments.files import write_json
-from experiments.run import Run, environment, progress_bar
+from experiments.recipe_refits import refit, refitted
+from experiments.run import Run, environment
 from experiments.show import figures
 from experiments.sweeps import (
     checkpoint_facts,
@@ -31,7 +32,7 @@ from experiments.sweeps import (
     over_seeds_and_images,
     plain_recipe,
 )
-from gapjax import checkpoints, parallel
+from gapjax import checkpoints
 from gapjax.fit.recipes import RECIPES, recipe_model
 from gapjax.measure.statistics import ratio_of_means
 
@@ -48,39 +49,6 @@ _NOTES = (
     "The cost of an encoder is the number of floating-point operations that it takes for an image, "
     "in those of the trained encoder.",
 )
-
-
-def refit(runs: Sequence[Run], name: str, epoch: int, out: Path) -> list[dict]:
-    """Refits the checkpoint of every run by one recipe, where that is not done; its records.
-
-    On a GPU or TPU all runs are one compiled sweep. It sees neither validation nor test images.
-    """
-    recipe, store = RECIPES[name], out / "checkpoints" / name
-    made_with = lambda run: {**checkpoint_facts(run, epoch), "recipe": plain_recipe(recipe)}
-    missing = [run for run in runs if not is_kept(store, run, made_with(run))]
-    together = parallel.is_accelerated(parallel.all_devices())
-    for company in [missing] if together and missing else [[run] for run in missing]:
-        clock, seeds = time.monotonic(), [run.config.seed for run in company]
-        params = [stores.trained_params(run, epoch) for run in company]
-        keys = [run.key("refit", epoch) for run in company]
-        title = f"{name} seed {','.join(map(str, seeds))}"
-        with progress_bar(company[0], title, recipe.num_epochs) as bar:
-            closed = gapjax.close_gap(
-                runs[0].vae, params, runs[0].dataset.train, keys, recipe, on_epoch=bar
-            )
-        for run, one in zip(company, closed, strict=True):
-            facts = stores.entry_metadata(clock) | made_with(run)
-            facts["seconds"] /= len(company)
-            checkpoints.save(store, run.config.seed, {"encoder": one.params.encoder}, facts)
-    return [checkpoints.record(store, run.config.seed) for run in runs]
-
-
-def refitted(run: Run, name: str, out: Path) -> gapjax.VAEParams:
-    """The parameters after a recipe."""
-    vae = recipe_model(RECIPES[name], run.vae, run.dataset.train)
-    like = {"encoder": jax.eval_shape(vae.init, jax.random.key(0)).encoder}
-    tree, facts = checkpoints.restore(out / "checkpoints" / name, run.config.seed, like)
-    return stores.trained_params(run, facts["epoch"])._replace(encoder=tree["encoder"])
 
 
 def score(run: Run, name: str | None, epoch: int, out: Path, images: np.ndarray) -> np.ndarray:

@@ -17,7 +17,7 @@ import optax
 from absl import flags
 
 import gapjax
-from experiments import options, program, stores
+from experiments import options, program, stores, unfinished
 from experiments.origins import Source
 from experiments.run import Run, progress_bar
 from experiments.stores import (
@@ -29,7 +29,7 @@ from experiments.stores import (
 )
 from gapjax import checkpoints
 from gapjax.fit.executor import SWEEPS
-from gapjax.fit.loop import Curve, Monitor, Progress
+from gapjax.fit.loop import Monitor, Progress
 from gapjax.fit.recipes import recipe_optimizer
 from gapjax.fit.steps import steps_per_epoch
 from gapjax.results.schema import REFITS
@@ -89,7 +89,7 @@ def _refit(
     every = run.saving.every * steps
 
     def keep(progress: list[Progress] | Progress) -> None:
-        several = progress if isinstance(progress, list) else [progress]
+        several = unfinished.as_list(progress)
         step = max(int(member.state.step) for member in several)
         interrupted = run.interrupted()
         if interrupted or (every and step % every == 0 and step < most * steps):
@@ -179,11 +179,7 @@ def _monitor(run: Run) -> Monitor:
 
 def _save_unfinished(run: Run, kind: str, epochs: list[int], several: list, clock: float) -> None:
     """Saves refits that are under way, in the place of what was saved of them before."""
-    tree = [{"state": member.state, "encoders": member.encoders} for member in several]
-    members = [
-        {"curve": list(m.curve), "epoch_nats": m.epoch_nats, "plateaus": m.plateaus}
-        for m in several
-    ]
+    tree, members = unfinished.packed(several)
     stores.save(
         run, _UNFINISHED, _number(kind, epochs), tree, clock, kind=kind, epochs=epochs,
         members=members, sources=[Source("train", epoch) for epoch in epochs],
@@ -199,9 +195,7 @@ def _unfinished(run: Run, kind: str, epochs: list[int]) -> tuple[list | None, fl
     """Where these refits were when they were saved last, and their seconds until then."""
     store, number = run.workdir.checkpoints / _UNFINISHED, _number(kind, epochs)
     optimizer = gapjax.encoder_only(_optimizer(run, kind))
-    state = state_like(run, optimizer)
-    encoder = state.params.encoder
-    one = {"state": state, "encoders": {"best": encoder, "averaged": encoder}}
+    like = unfinished.packed_like(state_like(run, optimizer), len(epochs))
     try:
         if number not in checkpoints.numbers(store):
             return None, 0.0
@@ -210,18 +204,11 @@ def _unfinished(run: Run, kind: str, epochs: list[int]) -> tuple[list | None, fl
             return None, 0.0  # of another company of checkpoints
         if not stores.is_of_run(run, _UNFINISHED, number, "the refit begins anew"):
             return None, 0.0
-        tree, _ = checkpoints.restore(store, number, [one] * len(epochs))
+        tree, _ = checkpoints.restore(store, number, like)
     except checkpoints.CorruptCheckpointError as error:
         print(f"skipped: {error}; the refit begins anew", flush=True)
         return None, 0.0
-    members = [
-        Progress(
-            arrays["state"], arrays["encoders"], Curve(*member["curve"]),
-            member["epoch_nats"], member["plateaus"],
-        )
-        for arrays, member in zip(tree, metadata["members"], strict=True)
-    ]  # fmt: skip
-    return members, metadata["seconds"]
+    return unfinished.unpacked(tree, metadata["members"]), metadata["seconds"]
 
 
 def _record(kind: str, refit: gapjax.Refit) -> dict:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import gapjax
-from experiments import amortization, close_the_gap, options, refit, stores, sweeps
+from experiments import amortization, close_the_gap, options, recipe_refits, refit, stores, sweeps
 from experiments import run as experiment
 from experiments.config import UsageError
 from experiments.show import figures
@@ -46,12 +46,10 @@ def trained(tmp_path_factory):
 @pytest.fixture
 def short(monkeypatch):
     """Recipes of one epoch, few images, and a short search for q*."""
-    monkeypatch.setattr(close_the_gap, "RECIPES", {
-        name: recipes.RECIPES[name]._replace(
-            num_epochs=1, batch_size=200, num_samples=1
-        )
-        for name in NAMES
-    })  # fmt: skip
+    quick = {"num_epochs": 1, "batch_size": 200, "num_samples": 1}
+    short_recipes = {name: recipes.RECIPES[name]._replace(**quick) for name in NAMES}
+    for module in (close_the_gap, recipe_refits):
+        monkeypatch.setattr(module, "RECIPES", short_recipes)
     search, found = gapjax.PosteriorSearch(2, 0.1, 2, 1, 2), gapjax.optimal_posteriors
     monkeypatch.setattr(
         gapjax, "optimal_posteriors", lambda *args, **more: found(*args, search=search, **more)
@@ -70,7 +68,7 @@ def _poisoned(run):
 
 def _sweep(runs, out):
     for name in NAMES:
-        close_the_gap.refit(runs, name, EPOCH, out)
+        recipe_refits.refit(runs, name, EPOCH, out)
     return close_the_gap.choose(runs, NAMES, EPOCH, out)
 
 
@@ -166,19 +164,55 @@ def _check_resumes(runs, out, monkeypatch):
     """What is there is not done again; a recipe that was changed is."""
     made = []
     monkeypatch.setattr(gapjax, "close_gap", lambda *args, **more: made.append(args[4]) or [])
-    close_the_gap.refit(runs, "samples", EPOCH, out)
+    recipe_refits.refit(runs, "samples", EPOCH, out)
     assert not made
-    changed = close_the_gap.RECIPES["samples"]._replace(learning_rate=0.5)
-    monkeypatch.setitem(close_the_gap.RECIPES, "samples", changed)
+    changed = recipe_refits.RECIPES["samples"]._replace(learning_rate=0.5)
+    monkeypatch.setitem(recipe_refits.RECIPES, "samples", changed)
     with pytest.raises(ValueError):  # the stand-in refits nothing
-        close_the_gap.refit(runs, "samples", EPOCH, out)
+        recipe_refits.refit(runs, "samples", EPOCH, out)
     assert made == [changed]
+
+
+@pytest.mark.parametrize("name", ["samples", "refinement_1"])
+def test_a_refit_that_was_killed_goes_on_to_the_same_bits(
+    trained, short, tmp_path, monkeypatch, name
+):
+    run = sweeps.open_runs(trained, None)[0]
+    longer = recipe_refits.RECIPES[name]._replace(num_epochs=3)
+    monkeypatch.setitem(recipe_refits.RECIPES, name, longer)
+    monkeypatch.setattr(recipe_refits, "_SAVE_EVERY", 2)
+    recipe_refits.refit([run], name, EPOCH, tmp_path / "whole")
+
+    def killed(*args):
+        keep(*args)
+        if (tmp_path / f"half/checkpoints/{name}_partial/0").exists():
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        keep = recipe_refits._keep
+        patch.setattr(recipe_refits, "_keep", killed)
+        with pytest.raises(KeyboardInterrupt):
+            recipe_refits.refit([run], name, EPOCH, tmp_path / "half")
+    resumed, close_gap = [], gapjax.close_gap
+
+    def noted(*args, resume, **more):
+        resumed.extend(one.curve.epoch[-1] for one in resume)
+        return close_gap(*args, resume=resume, **more)
+
+    monkeypatch.setattr(gapjax, "close_gap", noted)
+    recipe_refits.refit([run], name, EPOCH, tmp_path / "half")
+    assert resumed == [2]
+    assert not checkpoints.numbers(tmp_path / f"half/checkpoints/{name}_partial")
+    whole, half = (
+        checkpoints.checksum(tmp_path / out / "checkpoints" / name, 0) for out in ("whole", "half")
+    )
+    assert whole == half
 
 
 def test_paper_s_row_is_the_refit_of_the_programs(trained, short, tmp_path):
     run = sweeps.open_runs(trained, None)[0]
-    close_the_gap.refit([run], "paper", EPOCH, tmp_path)
-    ours = close_the_gap.refitted(run, "paper", tmp_path)
+    recipe_refits.refit([run], "paper", EPOCH, tmp_path)
+    ours = recipe_refits.refitted(run, "paper", tmp_path)
     params = stores.trained_params(run, EPOCH)
     theirs = gapjax.self_consistent(
         run.vae, params, run.dataset.train, run.key("refit", EPOCH), num_epochs=1, batch_size=200
