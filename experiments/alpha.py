@@ -21,8 +21,14 @@ from experiments.config import UsageError
 from experiments.files import write_json
 from experiments.run import Run, environment, progress_bar
 from experiments.show import figures
-from experiments.sweeps import checkpoint_facts, is_kept, open_runs, over_seeds_and_images
-from gapjax import checkpoints, parallel
+from experiments.sweeps import (
+    checkpoint_facts,
+    companies,
+    is_kept,
+    open_runs,
+    over_seeds_and_images,
+)
+from gapjax import checkpoints
 
 _ALPHAS = tuple(f"{tenth / 10:g}" for tenth in range(11))
 _SETTINGS = ("refit_epochs", "batch_size", "refit_batch_size", "mixture", "learning_rate")
@@ -45,8 +51,7 @@ def refit(runs: Sequence[Run], epoch: int, alphas: Sequence[float], out: Path) -
         for run in runs
         if not is_kept(_store(out, epoch, alpha), run, _made_with(run, epoch))
     ]
-    together = parallel.is_accelerated(parallel.all_devices())
-    for company in [missing] if together and missing else [[pair] for pair in missing]:
+    for company in companies(missing):
         _refit(company, epoch, out)
 
 

@@ -14,8 +14,8 @@ import jax
 import gapjax
 from experiments import stores, unfinished
 from experiments.run import Run, progress_bar
-from experiments.sweeps import checkpoint_facts, is_kept, plain_recipe
-from gapjax import checkpoints, parallel
+from experiments.sweeps import checkpoint_facts, companies, is_kept, plain_recipe
+from gapjax import checkpoints
 from gapjax.fit.loop import Progress
 from gapjax.fit.recipes import RECIPES, recipe_model, recipe_optimizer
 from gapjax.fit.steps import init_state, steps_per_epoch
@@ -31,8 +31,7 @@ def refit(runs: Sequence[Run], name: str, epoch: int, out: Path) -> list[dict]:
     recipe, store = RECIPES[name], out / "checkpoints" / name
     made_with = lambda run: {**checkpoint_facts(run, epoch), "recipe": plain_recipe(recipe)}
     missing = [run for run in runs if not is_kept(store, run, made_with(run))]
-    together = parallel.is_accelerated(parallel.all_devices())
-    for company in [missing] if together and missing else [[run] for run in missing]:
+    for company in companies(missing):
         _refit_together(company, name, epoch, [made_with(run) for run in company], out)
     return [checkpoints.record(store, run.config.seed) for run in runs]
 

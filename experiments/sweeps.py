@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -10,8 +10,10 @@ import gapjax
 from experiments.config import UsageError
 from experiments.run import Run, prepare
 from experiments.workdir import Workdir
-from gapjax import checkpoints
+from gapjax import checkpoints, parallel
 from gapjax.measure.statistics import mean_and_stderr
+
+_Item = TypeVar("_Item")
 
 
 def open_runs(
@@ -61,6 +63,13 @@ def is_kept(store: Path, run: Run, made_with: dict) -> bool:
     if "recipe" in record:  # a setting that is younger than the entry had its default then
         record["recipe"] = plain_recipe(gapjax.Recipe(sources=())) | record["recipe"]
     return all(record.get(key) == value for key, value in made_with.items())
+
+
+def companies(missing: Sequence[_Item]) -> list[list[_Item]]:
+    """Those that are refitted in one program: on GPUs and TPUs all, on CPUs each by itself."""
+    if parallel.is_accelerated(parallel.all_devices()):
+        return [list(missing)] if missing else []
+    return [[each] for each in missing]
 
 
 def over_seeds(values: Any) -> dict:

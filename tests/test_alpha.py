@@ -67,6 +67,26 @@ def test_the_figure_of_alpha(runs, tmp_path, monkeypatch):
     assert figures.save(figures.alpha(results), tmp_path / "alpha")[0].stat().st_size > 1000
 
 
+def test_on_an_accelerator_all_are_one_program(runs, tmp_path, monkeypatch):
+    alpha.refit(runs, EPOCH, ALPHAS, tmp_path / "each")
+    programs, refit = [], gapjax.self_consistent
+    monkeypatch.setattr(sweeps.parallel, "is_accelerated", lambda devices: True)
+    monkeypatch.setattr(
+        gapjax, "self_consistent",
+        lambda *args, **more: programs.append(len(args[1])) or refit(*args, **more),
+    )  # fmt: skip
+    alpha.refit(runs, EPOCH, ALPHAS, tmp_path / "together")
+    assert programs == [len(runs) * len(ALPHAS)]
+    each, together = (
+        alpha.summary(runs, [EPOCH], ALPHAS, tmp_path / out)["checkpoints"][0]["alphas"]
+        for out in ("each", "together")
+    )
+    for one, other in zip(each, together, strict=True):
+        np.testing.assert_allclose(
+            one["test_bpd"]["values"], other["test_bpd"]["values"], rtol=1e-4
+        )
+
+
 def test_an_alpha_is_a_share():
     assert alpha.numbers(["1", "0", "0.5", "1"]) == [0, 0.5, 1]
     for given in (["2"], ["half"], []):

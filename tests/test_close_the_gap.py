@@ -209,6 +209,24 @@ def test_a_refit_that_was_killed_goes_on_to_the_same_bits(
     assert whole == half
 
 
+def test_on_an_accelerator_all_seeds_are_one_program(trained, short, tmp_path, monkeypatch):
+    runs = sweeps.open_runs(trained, None)
+    recipe_refits.refit(runs, "paper", EPOCH, tmp_path / "each")
+    programs, close_gap = [], gapjax.close_gap
+    monkeypatch.setattr(sweeps.parallel, "is_accelerated", lambda devices: True)
+    monkeypatch.setattr(
+        gapjax, "close_gap",
+        lambda *args, **more: programs.append(len(args[1])) or close_gap(*args, **more),
+    )  # fmt: skip
+    recipe_refits.refit(runs, "paper", EPOCH, tmp_path / "together")
+    assert programs == [2]
+    for run in runs:
+        each, together = (
+            recipe_refits.refitted(run, "paper", tmp_path / out) for out in ("each", "together")
+        )
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), each, together)
+
+
 def test_paper_s_row_is_the_refit_of_the_programs(trained, short, tmp_path):
     run = sweeps.open_runs(trained, None)[0]
     recipe_refits.refit([run], "paper", EPOCH, tmp_path)
