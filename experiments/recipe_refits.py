@@ -4,6 +4,7 @@ Below FOLDER/checkpoints there is a store for each recipe, with an entry for eac
 its refits that are under way.
 """
 
+import math
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -13,6 +14,7 @@ import jax
 
 import gapjax
 from experiments import stores, unfinished
+from experiments.config import UsageError
 from experiments.run import Run, progress_bar
 from experiments.sweeps import checkpoint_facts, companies, is_kept, plain_recipe
 from gapjax import checkpoints
@@ -21,6 +23,32 @@ from gapjax.fit.recipes import RECIPES, recipe_model, recipe_optimizer
 from gapjax.fit.steps import init_state, steps_per_epoch
 
 _SAVE_EVERY = 25  # epochs of a refit, so that an interruption loses no more than these
+_NUMBERS = {"num_epochs": int, "batch_size": int, "num_samples": int, "learning_rate": float}
+_CHANGEABLE = ", ".join(_NUMBERS)
+
+
+def named(text: str) -> gapjax.Recipe:
+    """A recipe of `RECIPES`, or one with other numbers: "samples:num_epochs=20:learning_rate=1e-3".
+
+    Raises:
+      UsageError: it is not known, or it has no such setting.
+    """
+    name, *changes = text.split(":")
+    if name not in RECIPES:
+        raise UsageError(f"--recipes: {name!r} is not known; there are {', '.join(RECIPES)}")
+    recipe = RECIPES[name]
+    for change in changes:
+        field, _, value = change.partition("=")
+        if field not in _NUMBERS:
+            raise UsageError(f"--recipes: {text!r} changes {field!r}; it can change {_CHANGEABLE}")
+        try:
+            number = _NUMBERS[field](value)
+        except ValueError:
+            number = 0
+        if not (number > 0 and math.isfinite(number)):
+            raise UsageError(f"--recipes: {text!r} has {value!r}, which is no positive number")
+        recipe = recipe._replace(**{field: number})
+    return recipe
 
 
 def refit(runs: Sequence[Run], name: str, epoch: int, out: Path) -> list[dict]:
@@ -28,7 +56,7 @@ def refit(runs: Sequence[Run], name: str, epoch: int, out: Path) -> list[dict]:
 
     On a GPU or TPU all runs are one compiled sweep. It sees neither validation nor test images.
     """
-    recipe, store = RECIPES[name], out / "checkpoints" / name
+    recipe, store = named(name), out / "checkpoints" / name
     made_with = lambda run: {**checkpoint_facts(run, epoch), "recipe": plain_recipe(recipe)}
     missing = [run for run in runs if not is_kept(store, run, made_with(run))]
     for company in companies(missing):
@@ -40,7 +68,7 @@ def _refit_together(
     company: Sequence[Run], name: str, epoch: int, made_with: list[dict], out: Path
 ) -> None:
     """Refits in one program, and saves each; goes on from where they were saved last."""
-    recipe, seeds, first = RECIPES[name], [run.config.seed for run in company], company[0]
+    recipe, seeds, first = named(name), [run.config.seed for run in company], company[0]
     clock = time.monotonic()
     resume, seconds = _unfinished(company, name, made_with, out)
     clock -= seconds
@@ -78,7 +106,7 @@ def _keep(
     progress: Progress | list[Progress],
 ) -> None:
     """Saves refits every `_SAVE_EVERY` epochs, in the place of what was saved of them before."""
-    recipe = RECIPES[name]
+    recipe = named(name)
     epoch = steps_per_epoch(len(company[0].dataset.train), recipe.batch_size)
     several = unfinished.as_list(progress)
     step = int(several[0].state.step)
@@ -100,8 +128,8 @@ def _unfinished(
     if facts["made_with"] != made_with:
         return None, 0.0
     train = run.dataset.train
-    vae = recipe_model(RECIPES[name], run.vae, train)
-    optimizer = gapjax.encoder_only(recipe_optimizer(RECIPES[name], len(train)))
+    vae = recipe_model(named(name), run.vae, train)
+    optimizer = gapjax.encoder_only(recipe_optimizer(named(name), len(train)))
     state = jax.eval_shape(lambda key: init_state(vae.init(key), key, optimizer), run.key("train"))
     like = unfinished.packed_like(state, len(company))
     tree, _ = checkpoints.restore(store, seed, like)
@@ -110,7 +138,7 @@ def _unfinished(
 
 def refitted(run: Run, name: str, out: Path) -> gapjax.VAEParams:
     """The parameters after a recipe."""
-    vae = recipe_model(RECIPES[name], run.vae, run.dataset.train)
+    vae = recipe_model(named(name), run.vae, run.dataset.train)
     like = {"encoder": jax.eval_shape(vae.init, jax.random.key(0)).encoder}
     tree, facts = checkpoints.restore(out / "checkpoints" / name, run.config.seed, like)
     return stores.trained_params(run, facts["epoch"])._replace(encoder=tree["encoder"])

@@ -278,6 +278,20 @@ def test_programs_know_the_recipes_that_keep_the_architecture():
     assert unknown == {"control", "larger", "refinement_1", "refinement_2"}
 
 
+def test_a_recipe_can_be_tried_with_other_numbers():
+    changed = recipe_refits.named("samples:num_epochs=20:learning_rate=1e-4")
+    expected = recipes.RECIPES["samples"]._replace(num_epochs=20, learning_rate=1e-4)
+    assert changed == expected
+    for text, message in (
+        ("simples", "'simples' is not known; there are paper"),
+        ("samples:epochs=2", "changes 'epochs'; it can change num_epochs"),
+        ("samples:num_epochs=2.5", "'2.5', which is no positive number"),
+        ("samples:learning_rate=nan", "'nan', which is no positive number"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            recipe_refits.named(text)
+
+
 def test_runs_that_cannot_be_compared_are_refused(trained, tmp_path):
     with pytest.raises(UsageError, match="--runs is not given"):
         sweeps.open_runs([], None)
