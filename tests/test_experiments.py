@@ -199,7 +199,8 @@ def test_the_environment_does_not_change_the_numbers(finished, tmp_path):
 def test_a_closed_pipe_of_standard_output_is_one_line(tmp_path):
     process = _start(*_TINY, "--dry_run", f"--workdir={tmp_path / 'run'}")
     process.stdout.close()
-    err = process.stderr.read()
+    with process.stderr:
+        err = process.stderr.read()
     assert process.wait(timeout=300) == 1
     assert err == (
         "reproduce: standard output was closed; what was done is saved, and the same command goes "
