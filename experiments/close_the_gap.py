@@ -135,7 +135,7 @@ def leaderboard(
       optimal: [R, N], `optimal_bpd` of every run. The share that is closed is that of its images.
     """
     on_test = lambda name: np.stack(
-        [score(run, name, epoch, out, run.dataset.test) for run in runs]
+        [score(run, name, epoch, out, run.dataset.test) for run in runs], dtype=np.float64
     )
     trained, tested = on_test(None), {name: on_test(name) for name in names}
     number = optimal.shape[1]
@@ -204,7 +204,7 @@ def summary(
     optimal = np.stack([optimal_bpd(run, epoch, out, start, optimal_images) for run in runs])
     rows = leaderboard(runs, names, epoch, out, choice, optimal)
     over = lambda images_of, name: over_seeds(
-        [float(score(run, name, epoch, out, images_of(run)).mean()) for run in runs]
+        [score(run, name, epoch, out, images_of(run)).mean(dtype=np.float64) for run in runs]
     )
     return {
         "schema": 1,

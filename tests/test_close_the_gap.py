@@ -111,9 +111,9 @@ def _check_results(results, choice):
     for row in rows.values():
         test = np.array(row["test_bpd"]["values"])
         closed = (as_trained - test) / (as_trained - optimal)
-        np.testing.assert_allclose(row["gap_closed"]["values"], closed, rtol=1e-3)
-        assert row["gap_closed"]["mean"] == pytest.approx(closed.mean(), rel=1e-3)
-        assert row["gap_closed"]["stderr"] == pytest.approx(closed.std(ddof=1) / 2**0.5, rel=1e-2)
+        np.testing.assert_allclose(row["gap_closed"]["values"], closed, rtol=1e-6)
+        assert row["gap_closed"]["mean"] == pytest.approx(closed.mean())
+        assert row["gap_closed"]["stderr"] == pytest.approx(closed.std(ddof=1) / 2**0.5)
 
 
 def _check_one_seed(runs, out, choice):
