@@ -3,6 +3,7 @@
 python -m experiments.close_the_gap --runs=runs/digits_seed0,runs/digits_seed1 --out=runs/closing
 
 The runs are trained with --validation: the recipe is chosen by the BPD of the images held out.
+Where they hold out none, nothing is chosen: the first of --recipes is the one reported as best.
 Test images are used after that, once: every recipe is scored beside the paper's and its control,
 and the best posterior q* of each test image says how large the gap is. Writes choice.json before
 the test set is touched, then closing.json and closing.png. The same command resumes.
@@ -24,6 +25,7 @@ from experiments.files import write_json
 from experiments.recipe_refits import named, refit, refitted
 from experiments.run import Run, environment
 from experiments.show import figures
+from experiments.show.labels import chosen_note
 from experiments.sweeps import (
     checkpoint_facts,
     is_kept,
@@ -44,11 +46,17 @@ _NOTES = (
     "The gap is that between the encoder as trained and the best posterior q* of each test image. "
     "q* is fitted on test images: it measures, no more. Where it was searched for on the first of "
     "them alone, the share is that of these images.",
-    "The recipe was chosen by the BPD of validation images, which were held out of training and of "
-    "the refits. Test images were scored once, after that.",
     "The cost of an encoder is the number of floating-point operations that it takes for an image, "
     "in those of the trained encoder.",
 )
+
+# How the best recipe was found, by where: see `choose`.
+_CHOSEN = {
+    "validation": "The recipe was chosen by the BPD of validation images, which were held out of "
+    "training and of the refits. Test images were scored once, after that.",
+    "nothing": "The recipe was named before any was scored: these runs hold out no images to "
+    "choose one by.",
+}
 
 
 def score(run: Run, name: str | None, epoch: int, out: Path, images: np.ndarray) -> np.ndarray:
@@ -65,19 +73,27 @@ def score(run: Run, name: str | None, epoch: int, out: Path, images: np.ndarray)
 def choose(runs: Sequence[Run], names: Sequence[str], epoch: int, out: Path) -> dict:
     """The recipes with the lowest validation BPD: of the trained encoder's cost, and of any.
 
+    Without validation images it is the first name of either kind, but for "paper" and "control".
+
     Returns:
-      "best", the name of the first, "best_of_any_size", and "validation_bpd": by recipe, the mean
-      of every seed.
+      "best", the name of the first, "best_of_any_size", "ranking", the best first, "chosen_on",
+      which is "validation" or "nothing", and "validation_bpd": by recipe, the mean of every seed,
+      or None.
     """
-    bpds = {
-        name: [float(score(run, name, epoch, out, _held_out(run)).mean()) for run in runs]
-        for name in names
-    }
-    mean = {name: float(np.mean(values)) for name, values in bpds.items()}
-    same_size = [name for name in names if _cost(runs[0], name) <= 1]
+    bpds: dict[str, list[float]] | None = None
+    ranked = sorted(names, key=lambda name: name in _NEEDED)
+    if runs[0].validation is not None:
+        bpds = {
+            name: [float(score(run, name, epoch, out, _held_out(run)).mean()) for run in runs]
+            for name in names
+        }
+        mean = {name: float(np.mean(values)) for name, values in bpds.items()}
+        ranked = sorted(names, key=mean.__getitem__)
     return {
-        "best": min(same_size, key=mean.__getitem__),
-        "best_of_any_size": min(names, key=mean.__getitem__),
+        "best": next(name for name in ranked if _cost(runs[0], name) <= 1),
+        "best_of_any_size": ranked[0],
+        "ranking": ranked,
+        "chosen_on": "nothing" if bpds is None else "validation",
         "validation_bpd": bpds,
     }
 
@@ -99,9 +115,8 @@ def optimal_bpd(
     """
     store, seed = out / "checkpoints" / _OPTIMAL, run.config.seed
     test = run.dataset.test[:number]
-    made_with = checkpoint_facts(run, epoch)
-    if len(test) < len(run.dataset.test):
-        made_with["images"] = len(test)
+    fewer = len(test) if len(test) < len(run.dataset.test) else None
+    made_with = checkpoint_facts(run, epoch) | {"images": fewer}
     if not is_kept(store, run, made_with):
         clock = time.monotonic()
         params = stores.trained_params(run, epoch)
@@ -121,14 +136,12 @@ def optimal_bpd(
 
 
 def leaderboard(
-    runs: Sequence[Run], names: Sequence[str], epoch: int, out: Path, choice: dict,
-    optimal: np.ndarray,
-) -> list[dict]:  # fmt: skip
-    """Scores every recipe on the test set; a row for each, best validation BPD first.
+    runs: Sequence[Run], epoch: int, out: Path, choice: dict, optimal: np.ndarray
+) -> list[dict]:
+    """Scores every recipe on the test set; a row for each, in the order of `choose`.
 
     Args:
       runs: one of each seed.
-      names: the recipes.
       epoch: of the checkpoint.
       out: the folder of the results.
       choice: see `choose`.
@@ -137,18 +150,18 @@ def leaderboard(
     on_test = lambda name: np.stack(
         [score(run, name, epoch, out, run.dataset.test) for run in runs], dtype=np.float64
     )
-    trained, tested = on_test(None), {name: on_test(name) for name in names}
+    trained, tested = on_test(None), {name: on_test(name) for name in choice["ranking"]}
     number = optimal.shape[1]
     rows = []
-    for name in sorted(names, key=lambda name: np.mean(choice["validation_bpd"][name])):
-        gain = trained - tested[name]
+    for name in choice["ranking"]:
+        gain, validation = trained - tested[name], choice["validation_bpd"]
         records = [checkpoints.record(out / "checkpoints" / name, r.config.seed) for r in runs]
         rows.append(
             {
                 "recipe": name,
                 "gap_closed": _shares(gain[:, :number], trained[:, :number] - optimal),
                 "test_bpd": _summary(tested[name]),
-                "validation_bpd": over_seeds(choice["validation_bpd"][name]),
+                "validation_bpd": validation and over_seeds(validation[name]),
                 "gain": _summary(gain),
                 "gain_over_control": _summary(tested["control"] - tested[name]),
                 "seeds": len(runs),
@@ -196,13 +209,12 @@ def nats_from_optimal(runs: Sequence[Run], epoch: int, out: Path, best: str, num
 
 
 def summary(
-    runs: Sequence[Run], names: Sequence[str], epoch: int, out: Path, choice: dict,
-    optimal_images: int | None = None,
-) -> dict:  # fmt: skip
+    runs: Sequence[Run], epoch: int, out: Path, choice: dict, optimal_images: int | None = None
+) -> dict:
     """The contents of closing.json, but for the nats from q* on each kind of images."""
-    start = choice["best"]
+    start, validated = choice["best"], choice["chosen_on"] == "validation"
     optimal = np.stack([optimal_bpd(run, epoch, out, start, optimal_images) for run in runs])
-    rows = leaderboard(runs, names, epoch, out, choice, optimal)
+    rows = leaderboard(runs, epoch, out, choice, optimal)
     over = lambda images_of, name: over_seeds(
         [score(run, name, epoch, out, images_of(run)).mean(dtype=np.float64) for run in runs]
     )
@@ -212,11 +224,11 @@ def summary(
         "preset": runs[0].config.preset,
         "epoch": epoch,
         "seeds": [run.config.seed for run in runs],
-        "num_validation": len(_held_out(runs[0])),
+        "num_validation": len(_held_out(runs[0])) if validated else 0,
         "num_test": len(runs[0].dataset.test),
         "as_trained": {
             "train_bpd": over(lambda run: run.dataset.train, None),
-            "validation_bpd": over(_held_out, None),
+            "validation_bpd": over(_held_out, None) if validated else None,
             "test_bpd": over(lambda run: run.dataset.test, None),
             "encoder_parameters": _num_parameters(runs[0], None),
         },
@@ -226,16 +238,17 @@ def summary(
             "fitted_on_test": True,
         },
         "stderr_over": _stderr_over(runs),
+        "chosen_on": choice["chosen_on"],
         "best": choice["best"],
         "best_of_any_size": choice["best_of_any_size"],
         "recipes": rows,
         "environment": environment(),
-        "notes": list(_NOTES),
+        "notes": [*_NOTES, _CHOSEN[choice["chosen_on"]]],
     }
 
 
 def table(results: dict) -> str:
-    """The leaderboard as plain text; * marks what was chosen on the validation images."""
+    """The leaderboard as plain text; * marks what was chosen."""
     heads = ("validation BPD", "test BPD", "gain over control", "gap closed", "seconds", "cost")
     lines = [f"{'recipe':24}" + "".join(f"{head:>20}" for head in heads)]
     for row in results["recipes"]:
@@ -248,7 +261,9 @@ def table(results: dict) -> str:
     return "\n".join(lines)
 
 
-def _cell(value: Mapping[str, float | None]) -> str:
+def _cell(value: Mapping[str, float | None] | None) -> str:
+    if value is None:
+        return "–"
     stderr = value["stderr"]
     return f"{value['mean']:.4f}" + ("" if stderr is None else f" ± {stderr:.4f}")
 
@@ -295,7 +310,9 @@ def close_the_gap(values: flags.FlagValues) -> None:
     for name in values.recipes or ():
         named(name)
     names = list(dict.fromkeys((*_NEEDED, *(values.recipes or RECIPES))))
-    runs, out = open_runs(values.runs or (), values.data_dir), Path(values.out)
+    # Where the recipes are named, they may be compared without any choice.
+    runs = open_runs(values.runs or (), values.data_dir, validation=values.recipes is None)
+    out = Path(values.out)
     saved = checkpoints.numbers(runs[0].workdir.checkpoints / "train")
     given = None if values.epoch is None else [str(values.epoch)]
     epoch = options.checkpoints_of("epoch", given, saved)[-1]
@@ -304,7 +321,7 @@ def close_the_gap(values: flags.FlagValues) -> None:
         refit(runs, name, epoch, out)
     choice = choose(runs, names, epoch, out)
     write_json(out / "choice.json", {"epoch": epoch, **choice})
-    results = summary(runs, names, epoch, out, choice, values.optimal_images)
+    results = summary(runs, epoch, out, choice, values.optimal_images)
     if values.gap_images:
         results["nats_from_optimal"] = nats_from_optimal(
             runs, epoch, out, choice["best"], values.gap_images
@@ -312,7 +329,7 @@ def close_the_gap(values: flags.FlagValues) -> None:
     write_json(out / "closing.json", results)
     figures.save(figures.closing(results), out / "closing")
     print(table(results))
-    print(f"mean ± standard error over {_stderr_over(runs)}; * chosen on validation images")
+    print(f"mean ± standard error over {_stderr_over(runs)}; {chosen_note(results)}")
     if values.gap_images:
         print(amortization.table(results["nats_from_optimal"]))
         print("mean ± standard error over images; q* is fitted on them")
@@ -325,7 +342,8 @@ if __name__ == "__main__":
     flags.DEFINE_list(
         "recipes", None,
         f"Which to try, of {', '.join(RECIPES)}; default: all. Numbers of one can be changed, for "
-        "a quick trial: samples:num_epochs=20:learning_rate=1e-3.",
+        "a quick trial: samples:num_epochs=20:learning_rate=1e-3. Runs without validation images "
+        "need it: the first is then the one reported as best.",
     )  # fmt: skip
     flags.DEFINE_integer("epoch", None, "Of the checkpoint; default: the last.")
     flags.DEFINE_integer(

@@ -38,7 +38,7 @@ def open_runs(
         if heldout is None and validation:
             raise UsageError(
                 f"--runs: {folder} holds out no validation images to choose a recipe by; "
-                "train it with --validation"
+                "name those to compare with --recipes, or train it with --validation"
             )
         runs.append(Run(config, dataset, vae, workdir, data_dir, heldout))
         if config._replace(seed=0) != runs[0].config._replace(seed=0):

@@ -80,14 +80,15 @@ def test_the_sweep(trained, short, tmp_path, monkeypatch):
     poisoned = list(map(_poisoned, runs))
     assert _sweep(poisoned, tmp_path / "b") == choice
     # ... which the scores are.
-    results = close_the_gap.summary(runs, NAMES, EPOCH, tmp_path / "a", choice)
-    others = close_the_gap.summary(poisoned, NAMES, EPOCH, tmp_path / "b", choice)
+    results = close_the_gap.summary(runs, EPOCH, tmp_path / "a", choice)
+    others = close_the_gap.summary(poisoned, EPOCH, tmp_path / "b", choice)
     for row, other in zip(results["recipes"], others["recipes"], strict=True):
         assert row["validation_bpd"] == other["validation_bpd"]
         assert row["test_bpd"]["mean"] != other["test_bpd"]["mean"]
     _check_results(results, choice)
     _check_nats_from_optimal(runs, tmp_path / "a", choice["best"])
     _check_one_seed(runs[:1], tmp_path / "a", choice)
+    _check_without_validation(runs[:1], tmp_path / "a", results)
     _check_resumes(runs, tmp_path / "a", monkeypatch)
     text = close_the_gap.table(results)
     assert all(name in text for name in NAMES)
@@ -118,7 +119,7 @@ def _check_results(results, choice):
 
 def _check_one_seed(runs, out, choice):
     """Its standard errors are over images, and its share is that of the images that have a q*."""
-    results = close_the_gap.summary(runs, NAMES, EPOCH, out, choice, 50)
+    results = close_the_gap.summary(runs, EPOCH, out, choice, 50)
     assert results["stderr_over"] == "images" and results["optimal_posteriors"]["num_images"] == 50
     images = runs[0].dataset.test
     trained, paper = (
@@ -135,6 +136,24 @@ def _check_one_seed(runs, out, choice):
     stderr = (trained - paper).std(ddof=1) / len(images) ** 0.5
     assert row["gain"]["stderr"] == pytest.approx(stderr, rel=1e-3)
     assert "±" in close_the_gap.table(results)
+
+
+def _check_without_validation(runs, out, validated):
+    """The first recipe named is the one reported; the scores are what they were."""
+    assert validated["chosen_on"] == "validation"
+    runs = [run._replace(validation=None) for run in runs]
+    names = ("paper", "refinement_1", "samples", "control")
+    choice = close_the_gap.choose(runs, names, EPOCH, out)
+    assert (choice["best"], choice["best_of_any_size"]) == ("samples", "refinement_1")
+    results = close_the_gap.summary(runs, EPOCH, out, choice)
+    rows, others = results["recipes"], {row["recipe"]: row for row in validated["recipes"]}
+    assert [row["recipe"] for row in rows] == ["refinement_1", "samples", "paper", "control"]
+    for row in rows:
+        test = others[row["recipe"]]["test_bpd"]["values"][0]
+        assert row["validation_bpd"] is None and row["test_bpd"]["mean"] == test
+    assert results["num_validation"] == 0 and results["as_trained"]["validation_bpd"] is None
+    assert "named before" in results["notes"][-1] and "chosen" in validated["notes"][-1]
+    assert "–" in close_the_gap.table(results)
 
 
 def _check_nats_from_optimal(runs, out, best):

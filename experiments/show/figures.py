@@ -28,7 +28,7 @@ from experiments.files import replacing
 from experiments.show import Results, bars, curves
 from experiments.show.alphas import draw_alpha
 from experiments.show.images import draw_mosaic, mosaic
-from experiments.show.labels import error_note, finish, footnote, self_consistent_label
+from experiments.show.labels import chosen_note, error_note, finish, footnote, self_consistent_label
 from experiments.show.style import LABELS, SINGLE, new_figure, style
 from experiments.show.trade_off import draw_trade_off
 
@@ -225,7 +225,7 @@ def closing(results: Results) -> Figure:
         number = len(results["seeds"])
         notes = [
             f"mean of {number} seeds ± 1 stderr" if number > 1 else "± 1 stderr over test images",
-            "* chosen on validation images",
+            chosen_note(results),
         ]
         if any(row["larger_encoder"] for row in rows):
             notes.append("hatched: costs more at test time")
