@@ -294,7 +294,7 @@ def test_recipe_of_the_programs_is_that_of_the_library(tmp_path):
 def test_programs_know_the_recipes_that_keep_the_architecture():
     """Their stores have the shapes of the trained encoder."""
     unknown = set(recipes.RECIPES) - set(options._RECIPES)
-    assert unknown == {"control", "larger", "refinement_1", "refinement_2"}
+    assert unknown == {"control", "larger", "refinement_1", "refinement_2", "refinement_mnist"}
 
 
 def test_a_recipe_can_be_tried_with_other_numbers():
