@@ -143,7 +143,6 @@ RECIPES: Mapping[str, Recipe] = {
     "best_control": _LONG._replace(sources=(("data", 1.0),)),
     "best_mnist": _MNIST,
     "widened": _WIDENED,
-    "widened_long": _WIDENED._replace(num_epochs=500),
     "refinement_mnist": _WIDENED._replace(refinement_steps=2, num_epochs=60),
     "larger": _LONG._replace(hidden_sizes=(1000, 1000)),
     "refinement_1": _REFINEMENT._replace(refinement_steps=1),
