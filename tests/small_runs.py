@@ -1,6 +1,7 @@
 """Runs of the programs' phases on tiny models, in this process."""
 
-from experiments import evaluate, options, refit, train, workdir
+import gapjax
+from experiments import evaluate, options, refit, sweeps, train, workdir
 from experiments import run as experiment
 from experiments.presets import PRESETS
 from gapjax import checkpoints
@@ -45,3 +46,14 @@ def checksums(path, stores=STORES):
 
 def logged(path):
     return sorted((path / "metrics.jsonl").read_text().splitlines())
+
+
+def on_accelerator(monkeypatch, name):
+    """Sweeps as on a GPU; the list that it returns gets the members of each call of gapjax.NAME."""
+    members, function = [], getattr(gapjax, name)
+    monkeypatch.setattr(sweeps.parallel, "is_accelerated", lambda devices: True)
+    monkeypatch.setattr(
+        gapjax, name,
+        lambda *args, **more: members.append(len(args[1])) or function(*args, **more),
+    )  # fmt: skip
+    return members

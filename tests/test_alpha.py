@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from small_runs import TINY
+from small_runs import TINY, on_accelerator
 
 import gapjax
 from experiments import alpha, stores, sweeps
@@ -69,12 +69,7 @@ def test_the_figure_of_alpha(runs, tmp_path, monkeypatch):
 
 def test_on_an_accelerator_all_are_one_program(runs, tmp_path, monkeypatch):
     alpha.refit(runs, EPOCH, ALPHAS, tmp_path / "each")
-    programs, refit = [], gapjax.self_consistent
-    monkeypatch.setattr(sweeps.parallel, "is_accelerated", lambda devices: True)
-    monkeypatch.setattr(
-        gapjax, "self_consistent",
-        lambda *args, **more: programs.append(len(args[1])) or refit(*args, **more),
-    )  # fmt: skip
+    programs = on_accelerator(monkeypatch, "self_consistent")
     alpha.refit(runs, EPOCH, ALPHAS, tmp_path / "together")
     assert programs == [len(runs) * len(ALPHAS)]
     each, together = (

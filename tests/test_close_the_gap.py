@@ -5,6 +5,7 @@ import json
 import jax
 import numpy as np
 import pytest
+from small_runs import on_accelerator
 
 import gapjax
 from experiments import amortization, close_the_gap, options, recipe_refits, refit, stores, sweeps
@@ -231,12 +232,7 @@ def test_a_refit_that_was_killed_goes_on_to_the_same_bits(
 def test_on_an_accelerator_all_seeds_are_one_program(trained, short, tmp_path, monkeypatch):
     runs = sweeps.open_runs(trained, None)
     recipe_refits.refit(runs, "paper", EPOCH, tmp_path / "each")
-    programs, close_gap = [], gapjax.close_gap
-    monkeypatch.setattr(sweeps.parallel, "is_accelerated", lambda devices: True)
-    monkeypatch.setattr(
-        gapjax, "close_gap",
-        lambda *args, **more: programs.append(len(args[1])) or close_gap(*args, **more),
-    )  # fmt: skip
+    programs = on_accelerator(monkeypatch, "close_gap")
     recipe_refits.refit(runs, "paper", EPOCH, tmp_path / "together")
     assert programs == [2]
     for run in runs:
