@@ -93,6 +93,25 @@ def test_it_starts_at_the_posterior_of_the_encoder(linear):
     assert all(np.any(network["Dense_1"]["kernel"]) for network in gradient.networks)
 
 
+def test_a_steep_slope_does_not_overflow(linear):
+    """An image far from what the model expects, as in grey images, has a slope of millions."""
+    refining = gapjax.refining_vae(linear.vae, num_steps=2, hidden_sizes=(4,))
+    start = gapjax.refining_params(refining, linear.wrong, KEY)
+    leaves, structure = jax.tree.flatten(start.encoder.networks)
+    keys = jax.random.split(KEY, len(leaves))
+    noise = lambda key, leaf: 0.1 * jax.random.normal(key, leaf.shape)
+    trained = jax.tree.unflatten(structure, map(noise, keys, leaves))
+    params = start._replace(encoder=start.encoder._replace(networks=trained))
+    far = 1e6 * jnp.asarray(linear.images[0])
+
+    @jax.jit
+    def both(params):
+        value = lambda params: gapjax.elbo(refining, params, KEY, far)
+        return refining.encode(params.encoder, far), jax.value_and_grad(value)(params)
+
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(both(params)))
+
+
 def test_what_cannot_be_refined_is_refused(linear):
     with pytest.raises(ValueError, match="num_steps is 0"):
         gapjax.refining_vae(linear.vae, 0)

@@ -17,6 +17,10 @@ from gapjax.model.distributions import from_free
 from gapjax.model.families import diagonal_normal
 from gapjax.model.vae import VAE, Distribution, Frozen, Params, VAEParams
 
+# Slopes of grey images reach thousands. Without these bounds the scale of q overflows.
+_LARGE_SLOPE = 10.0  # up to about here a slope is taken as it is
+_MAX_GROWTH = 2.0  # of the log scale in one step
+
 
 class RefiningParams(NamedTuple):
     """The parameters of an encoder with learned refinement.
@@ -37,12 +41,14 @@ def refining_vae(vae: VAE, num_steps: int = 1, hidden_sizes: tuple[int, ...] = (
 
     From q = N(m, diag(s^2)) of the encoder each step computes, by a network f of its own,
 
-        g = s * grad_z log p(x, z) at z = m,   (d, e) = f(g, m, log s),   m' = m + s * d,
-        log s' = log s + e.
+        g = s * grad_z log p(x, z) at z = m,   (d, e) = f(10 asinh(g / 10), m, log s),
+        m' = m + s * d,   log s' = log s + 2 tanh(e / 2).
 
-    g is the slope in units of the posterior's scale. f is zero at first, so that training starts at
-    the encoder's own q. No gradient passes through g. A step costs a pass through the decoder and
-    one back, at test time too: this is no encoder of the cost of the one that it starts from.
+    g is the slope in units of the posterior's scale. asinh compresses what is large, and no step
+    changes the scale by more than a factor of e^2, so that slopes of thousands, as of grey images,
+    neither dominate f nor overflow. f is zero at first, so that training starts at the encoder's
+    own q. No gradient passes through g. A step costs a pass through the decoder and one back, at
+    test time too: this is no encoder of the cost of the one that it starts from.
 
     `refining_params` says where a refit starts. Do not `train` from scratch with it: the steps
     would use the decoder as it was at the start. Equal arguments give the same object.
@@ -112,9 +118,11 @@ def _refining_vae(vae: VAE, num_steps: int, hidden_sizes: tuple[int, ...]) -> VA
         for weights in params.networks:
             scale = jnp.exp(log_scale)
             slope = jax.lax.stop_gradient(scale * slope_at(loc))
+            slope = _LARGE_SLOPE * jnp.arcsinh(slope / _LARGE_SLOPE)
             inputs = jnp.concatenate([slope, loc, log_scale])
             moved = network.apply({"params": weights}, inputs)
             shift, growth = cast(tuple[jax.Array, jax.Array], moved)
+            growth = _MAX_GROWTH * jnp.tanh(growth / _MAX_GROWTH)
             loc, log_scale = loc + scale * shift, log_scale + growth
         return from_free(posterior, [loc, log_scale])
 
