@@ -6,7 +6,8 @@ The runs are trained with --validation: the recipe is chosen by the BPD of the i
 Where they hold out none, nothing is chosen: the first of --recipes is the one reported as best.
 Test images are used after that, once: every recipe is scored beside the paper's and its control,
 and the best posterior q* of each test image says how large the gap is. Writes choice.json before
-the test set is touched, then closing.json and closing.png. The same command resumes.
+the test set is touched, then closing.json and closing.png. The same command resumes. With --noscore
+it refits alone.
 """
 
 import time
@@ -309,7 +310,8 @@ def close_the_gap(values: flags.FlagValues) -> None:
     program.use_compilation_cache()
     for name in values.recipes or ():
         named(name)
-    names = list(dict.fromkeys((*_NEEDED, *(values.recipes or RECIPES))))
+    needed = _NEEDED if values.score else ()
+    names = list(dict.fromkeys((*needed, *(values.recipes or RECIPES))))
     # Where the recipes are named, they may be compared without any choice.
     runs = open_runs(values.runs or (), values.data_dir, validation=values.recipes is None)
     out = Path(values.out)
@@ -319,6 +321,8 @@ def close_the_gap(values: flags.FlagValues) -> None:
     out.mkdir(parents=True, exist_ok=True)
     for name in names:
         refit(runs, name, epoch, out)
+    if not values.score:
+        return
     choice = choose(runs, names, epoch, out)
     write_json(out / "choice.json", {"epoch": epoch, **choice})
     results = summary(runs, epoch, out, choice, values.optimal_images)
@@ -355,5 +359,10 @@ if __name__ == "__main__":
     flags.DEFINE_integer(
         "gap_images", 200, "Images of each kind whose q* says how far encoders are; 0 for none."
     )
+    flags.DEFINE_boolean(
+        "score", True,
+        "Choose and score after the refits. --noscore leaves that, and the rows that every table "
+        "has, to a later call, so that recipes can be refitted side by side.",
+    )  # fmt: skip
     flags.DEFINE_string("data_dir", None, "Where MNIST is; see experiments.train.")
     program.run_without_workdir(close_the_gap)

@@ -1,6 +1,7 @@
 """The sweep over recipes: its choice does not depend on test images; what it writes and keeps."""
 
 import json
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -227,6 +228,19 @@ def test_a_refit_that_was_killed_goes_on_to_the_same_bits(
         checkpoints.checksum(tmp_path / out / "checkpoints" / name, 0) for out in ("whole", "half")
     )
     assert whole == half
+
+
+def test_refits_without_scores_see_no_images_that_are_held_out(
+    trained, short, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(gapjax, "evaluate", lambda *args, **more: pytest.fail("evaluated"))
+    flags = {"runs": trained[:1], "recipes": ["samples"], "epoch": None, "data_dir": None}
+    values = SimpleNamespace(out=str(tmp_path), score=False, **flags)
+    close_the_gap.close_the_gap(values)
+    run = sweeps.open_runs(trained, None)[0]
+    recipe_refits.refitted(run, "samples", tmp_path)  # it is there
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoints"]
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["samples"]
 
 
 def test_on_an_accelerator_all_seeds_are_one_program(trained, short, tmp_path, monkeypatch):
