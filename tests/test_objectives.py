@@ -211,3 +211,42 @@ def test_a_divergence_without_a_closed_form_is_estimated(linear):
 def test_what_cannot_be_distilled_is_refused():
     with pytest.raises(ValueError, match="num_judged=0"):
         gapjax.distillation(gapjax.Refiner(num_judged=0))
+
+
+@pytest.mark.parametrize("forward", [True, False])
+def test_imitation_has_its_optimum_where_several_encoders_meet(linear, forward):
+    """Two teachers of the same scale: between their means, and with the moments of both forward."""
+    exact, apart = linear.exact.encoder, jnp.array([0.3, -0.4])
+    teachers = [exact, {**exact, "bias": exact["bias"] + apart}]
+    objective = gapjax.imitation(linear.vae, teachers, forward=forward)
+    x, key = jnp.asarray(linear.images[0]), jax.random.key(12)
+
+    @jax.jit
+    def both(encoder):
+        params = linear.exact._replace(encoder=encoder)
+        return jax.value_and_grad(lambda params: objective(linear.vae, params, key, x))(params)
+
+    def moments(encoder):
+        q = linear.vae.encode(encoder, x).base_dist
+        return np.asarray(q.loc, np.float64), np.asarray(q.scale, np.float64)
+
+    wrong = linear.wrong.encoder
+    pairs = [(moments(teacher), moments(wrong)) for teacher in teachers]
+    expected = -np.mean([_kl(*(pair if forward else pair[::-1])) for pair in pairs])
+    value, gradient = both(wrong)
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    assert max(abs(leaf).max() for leaf in jax.tree.leaves(gradient.encoder)) > 0.1
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(gradient.decoder))
+    variance = jax.nn.softplus(exact["raw_scale"]) ** 2 + forward * (apart / 2) ** 2
+    middle = {
+        "weight": exact["weight"],
+        "bias": exact["bias"] + apart / 2,
+        "raw_scale": jnp.log(jnp.expm1(jnp.sqrt(variance))),
+    }
+    _, gradient = both(middle)
+    assert max(abs(leaf).max() for leaf in jax.tree.leaves(gradient.encoder)) < 1e-4
+
+
+def test_imitation_needs_an_encoder(linear):
+    with pytest.raises(ValueError, match="at least one encoder"):
+        gapjax.imitation(linear.vae, [])

@@ -7,14 +7,14 @@ attribute `needs_rsample = False`.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 
 from gapjax.fit import refine
 from gapjax.model.bounds import divergence, elbo, log_joint
-from gapjax.model.vae import VAE, VAEParams, log_prob, sample
+from gapjax.model.vae import VAE, Params, VAEParams, log_prob, sample
 
 _Objective = Callable[[VAE, VAEParams, jax.Array, jax.Array], jax.Array]
 _MAX_OBJECTIVES = 64
@@ -188,6 +188,45 @@ def distillation(
         return -divergence(first, second, kl_key)
 
     return distilled
+
+
+def imitation(teacher: VAE, encoders: Sequence[Params], *, forward: bool = False) -> _Objective:
+    """Distils several encoders into one, which costs at test time what one costs.
+
+        -1/K sum_k KL(q(z given x) || q_k(z given x)),   or KL(q_k || q) with forward=True
+
+    q_1 .. q_K are of encoders that are not trained. Over Gaussians the best q is their normalised
+    geometric mean, or with forward=True the Gaussian with the moments of their mixture, which is
+    wider where they disagree. It goes with any source.
+
+    Every call gives a new objective, whose programs hold the encoders as constants.
+
+    Args:
+      teacher: the model of the encoders, with the latent of the one that is trained.
+      encoders: parameters of K encoders, all of the same shapes.
+      forward: the direction of the KL.
+
+    Raises:
+      ValueError: there are no encoders.
+
+    References:
+      Hinton, Vinyals, Dean, Distilling the Knowledge in a Neural Network, 2015.
+    """
+    if not encoders:
+        raise ValueError("imitation needs at least one encoder")
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *encoders)
+
+    def imitated(vae: VAE, params: VAEParams, rng_key: jax.Array, x: jax.Array) -> jax.Array:
+        posterior = vae.encode(params.encoder, x)
+
+        def kl(encoder: Params, kl_key: jax.Array) -> jax.Array:
+            target = teacher.encode(encoder, x)
+            first, second = (target, posterior) if forward else (posterior, target)
+            return divergence(first, second, kl_key)
+
+        return -jax.vmap(kl)(stacked, jax.random.split(rng_key, len(encoders))).mean()
+
+    return imitated
 
 
 def _log_posterior(
