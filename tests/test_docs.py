@@ -198,6 +198,38 @@ def test_the_numbers_of_the_readme_are_the_results(preset):
         assert abs(shown - stderr) <= 0.51 * 10**-decimals, f"{cell} is {stderr}"
 
 
+_NAMES = {"digits": "digits", "binary MNIST": "binary_mnist", "grey MNIST": "mnist"}
+
+
+def _closing_table():
+    """README's table of recipes: by (data set, epoch), the recipe and the text of every cell."""
+    row = r"^\| ([^|\d\n]+), epoch (\d+)[^|\n]*" + 4 * r"\| ([^|\n]+)" + r"\|$"
+    for name, epoch, control, paper, *others in re.findall(row, _read("README.md"), re.MULTILINE):
+        cells = {"control": control, "paper": paper}
+        cells |= {re.search(r"`(\w+)`", cell)[1]: cell for cell in others}
+        yield (_NAMES[name], int(epoch)), cells
+
+
+def test_the_shares_in_the_readme_are_the_results():
+    """Of the file with the most seeds, or the shortest name, where several have a recipe."""
+    known = {}
+    files = (ROOT / "experiments/results/closing").glob("*.json")
+    for path in sorted(files, key=lambda path: len(path.name)):
+        results = json.loads(path.read_text(encoding="utf-8"))
+        place = results["dataset"], results["epoch"]
+        for row in results["recipes"]:
+            known.setdefault((*place, row["recipe"]), []).append(row)
+    table = dict(_closing_table())
+    assert {name for name, _ in table} == set(_NAMES.values())
+    for place, cells in table.items():
+        for recipe, cell in cells.items():
+            closed = max(known[*place, recipe], key=lambda row: row["seeds"])["gap_closed"]
+            values = closed["mean"], closed["stderr"]
+            for text, value in zip(cell.split("±"), values, strict=True):
+                shown, decimals = _number(text.split()[0] + "%")
+                assert abs(shown - value) <= 0.51 * 10**-decimals, f"{place} {recipe}: {value}"
+
+
 def test_the_site_builds_without_a_warning(tmp_path):
     for library in ("mkdocs", "material", "mkdocstrings"):
         if importlib.util.find_spec(library) is None:

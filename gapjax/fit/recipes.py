@@ -136,7 +136,7 @@ _MNIST = Recipe(
 )  # fmt: skip
 # One of the four alone is as good in such trials, and its epochs take two thirds of the time.
 _WIDENED = _MNIST._replace(sources=(("widened", 1.0),))
-# Trials of 4 to 200 epochs closed a few per cent more with every doubling of their number.
+# On binary MNIST it closes 48 % of the gap, `best_mnist` with a quarter of the epochs 44 %.
 _WIDENED_LONG = _WIDENED._replace(num_epochs=800)
 RECIPES: Mapping[str, Recipe] = {
     "paper": _PAPER,
