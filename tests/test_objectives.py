@@ -234,7 +234,7 @@ def test_imitation_has_its_optimum_where_several_encoders_meet(linear, forward):
     pairs = [(moments(teacher), moments(wrong)) for teacher in teachers]
     expected = -np.mean([_kl(*(pair if forward else pair[::-1])) for pair in pairs])
     value, gradient = both(wrong)
-    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    np.testing.assert_allclose(value, expected, rtol=1e-4)
     assert max(abs(leaf).max() for leaf in jax.tree.leaves(gradient.encoder)) > 0.1
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(gradient.decoder))
     variance = jax.nn.softplus(exact["raw_scale"]) ** 2 + forward * (apart / 2) ** 2
@@ -244,7 +244,7 @@ def test_imitation_has_its_optimum_where_several_encoders_meet(linear, forward):
         "raw_scale": jnp.log(jnp.expm1(jnp.sqrt(variance))),
     }
     _, gradient = both(middle)
-    assert max(abs(leaf).max() for leaf in jax.tree.leaves(gradient.encoder)) < 1e-4
+    assert max(abs(leaf).max() for leaf in jax.tree.leaves(gradient.encoder)) < 1e-3
 
 
 def test_imitation_needs_an_encoder(linear):
