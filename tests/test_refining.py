@@ -94,7 +94,7 @@ def test_it_starts_at_the_posterior_of_the_encoder(linear):
 
 
 def test_a_steep_slope_does_not_overflow(linear):
-    """An image far from what the model expects, as in grey images, has a slope of millions."""
+    """An image that is far from what the model expects has a slope of millions."""
     refining = gapjax.refining_vae(linear.vae, num_steps=2, hidden_sizes=(4,))
     start = gapjax.refining_params(refining, linear.wrong, KEY)
     leaves, structure = jax.tree.flatten(start.encoder.networks)
