@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from gapjax.fit import refine
 from gapjax.model.bounds import divergence, elbo, log_joint
-from gapjax.model.vae import VAE, Params, VAEParams, log_prob, sample
+from gapjax.model.vae import VAE, Distribution, Params, VAEParams, log_prob, sample
 
 _Objective = Callable[[VAE, VAEParams, jax.Array, jax.Array], jax.Array]
 _MAX_OBJECTIVES = 64
@@ -183,9 +183,7 @@ def distillation(
         frozen = jax.lax.stop_gradient(params)
         target = refine.refine_one(vae, frozen, search_key, x, refiner).posteriors
         target = jax.lax.stop_gradient(target)
-        posterior = vae.encode(params.encoder, x)
-        first, second = (target, posterior) if forward else (posterior, target)
-        return -divergence(first, second, kl_key)
+        return -_kl(target, vae.encode(params.encoder, x), kl_key, forward)
 
     return distilled
 
@@ -220,13 +218,19 @@ def imitation(teacher: VAE, encoders: Sequence[Params], *, forward: bool = False
         posterior = vae.encode(params.encoder, x)
 
         def kl(encoder: Params, kl_key: jax.Array) -> jax.Array:
-            target = teacher.encode(encoder, x)
-            first, second = (target, posterior) if forward else (posterior, target)
-            return divergence(first, second, kl_key)
+            return _kl(teacher.encode(encoder, x), posterior, kl_key, forward)
 
         return -jax.vmap(kl)(stacked, jax.random.split(rng_key, len(encoders))).mean()
 
     return imitated
+
+
+def _kl(
+    target: Distribution, posterior: Distribution, rng_key: jax.Array, forward: bool
+) -> jax.Array:
+    """KL from the target to the posterior if forward, else from the posterior to the target."""
+    first, second = (target, posterior) if forward else (posterior, target)
+    return divergence(first, second, rng_key)
 
 
 def _log_posterior(
