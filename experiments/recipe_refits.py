@@ -122,16 +122,16 @@ def _unfinished(
 ) -> tuple[list[Progress] | None, float]:
     """Where these refits were when they were saved last, and their seconds until then."""
     store, seed, run = _partial(out, name), company[0].config.seed, company[0]
-    train = run.dataset.train
-    vae = recipe_model(named(name), run.vae, train)
-    optimizer = gapjax.encoder_only(recipe_optimizer(named(name), len(train)))
-    state = jax.eval_shape(lambda key: init_state(vae.init(key), key, optimizer), run.key("train"))
     try:
         if seed not in checkpoints.numbers(store):
             return None, 0.0
         facts = checkpoints.record(store, seed)
         if facts["made_with"] != made_with:
             return None, 0.0
+        train = run.dataset.train
+        init = recipe_model(named(name), run.vae, train).init
+        optimizer = gapjax.encoder_only(recipe_optimizer(named(name), len(train)))
+        state = jax.eval_shape(lambda key: init_state(init(key), key, optimizer), run.key("train"))
         tree, _ = checkpoints.restore(store, seed, unfinished.packed_like(state, len(company)))
     except checkpoints.CorruptCheckpointError as error:
         print(f"skipped: {error}; the refit begins anew", flush=True)
