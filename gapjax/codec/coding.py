@@ -6,6 +6,7 @@ The images of a chain share a stack, so its first latent alone costs bits that c
 chains go side by side, so that networks see more than one image at a time.
 """
 
+import dataclasses
 import hashlib
 import math
 
@@ -14,18 +15,18 @@ import numpy as np
 
 from gapjax.codec import container, stack
 from gapjax.codec.container import Header
-from gapjax.codec.programs import (
+from gapjax.codec.stack import WRONG, CodecError, Stack
+from gapjax.codec.tables import (
     Model,
     Programs,
+    block_size,
     check_finite,
     describe,
     numerics,
     programs,
 )
-from gapjax.codec.stack import WRONG, CodecError, Stack
-from gapjax.fit.refine import Refiner, check
-from gapjax.model.families import block_size
-from gapjax.model.vae import VAE, VAEParams
+from gapjax.infer.newton import Refiner, check
+from gapjax.vae import VAE, VAEParams
 
 ENCODER = Refiner(num_steps=0)
 _MOST_CHAINS = 32
@@ -247,7 +248,7 @@ def _as_stored(refiner: Refiner) -> Refiner:
     """The refiner as a file holds it: its learning rate in 32 bits, and no more than is used."""
     if not refiner.num_steps:
         return ENCODER
-    return refiner._replace(learning_rate=float(np.float32(refiner.learning_rate)))
+    return dataclasses.replace(refiner, learning_rate=float(np.float32(refiner.learning_rate)))
 
 
 def _filled(row: np.ndarray, chains: int) -> np.ndarray:

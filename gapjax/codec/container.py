@@ -20,6 +20,7 @@ Integers have 7 bits in a byte, the lowest first; the highest bit says that more
 little-endian. Fingerprints and checksums are the first bytes of a SHA-256.
 """
 
+import dataclasses
 import itertools
 import math
 import struct
@@ -29,7 +30,7 @@ from typing import NamedTuple
 import numpy as np
 
 from gapjax.codec.stack import CodecError
-from gapjax.fit.refine import METHODS, Refiner
+from gapjax.infer.newton import METHODS, Refiner
 
 MAX_PIXELS = 2**30  # of all images of a file
 MAX_CHAINS = 256
@@ -71,7 +72,7 @@ def pack(header: Header, streams: list[np.ndarray]) -> bytes:
       CodecError: sizes that no file may have.
     """
     _check_sizes(header, len(streams))
-    method, steps, samples, judged, learning_rate = header.refiner
+    method, steps, samples, judged, learning_rate = dataclasses.astuple(header.refiner)
     parts = [_MAGIC, bytes([_VERSION, header.levels - 1, len(header.event_shape)])]
     parts += map(_integer, (*header.event_shape, header.count, len(streams)))
     parts += [bytes([METHODS.index(method)]), _integer(steps)]

@@ -1,1 +1,7 @@
-"""Fitting: sources of x, optimizers, training and refits of the encoder."""
+"""Fitting parameters to a source of x."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__, submodules=["derived_sources", "objectives", "recipes", "sources"]
+)

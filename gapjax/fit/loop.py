@@ -1,26 +1,26 @@
-"""The loop over compiled calls, as a generator of immutable progress.
+"""The loop over compiled calls: curves, averages, measurements and learning rates of each run.
 
-`advance` does the bookkeeping of one run or of a sweep: curves, averages, measurements and
-learning rates. Whoever iterates over it decides what to save, to log, and when to stop.
+`run_members` drives one run or several in lockstep; an `Executor` computes their steps.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gapjax.fit import plateau
-from gapjax.fit.diagnosis import NotFiniteError
+from gapjax import parallel
 from gapjax.fit.executor import Executor, Packed
-from gapjax.fit.optimizers import scale_learning_rate
-from gapjax.fit.plateau import Convergence, PlateauState
-from gapjax.fit.steps import TrainState
+from gapjax.fit.sources import draw_examples
+from gapjax.fit.step import TrainState, batch_keys
 from gapjax.model.bounds import bits_per_dim
-from gapjax.model.vae import Params, VAEParams
+from gapjax.model.checks import explain
+from gapjax.optimizers import Convergence, PlateauState, is_finished, judge, scale_learning_rate
+from gapjax.vae import Params, VAEParams
 
 Monitor = Callable[[VAEParams], float]
+OnEpoch = Callable[[int, float], None]
 
 
 class Curve(NamedTuple):
@@ -66,185 +66,124 @@ class Progress(NamedTuple):
     skipped: int = 0
 
 
-class Update(NamedTuple):
-    """What one compiled call did.
-
-    Attributes:
-      epoch: number of epochs done.
-      epoch_bpd: if the call ended an epoch, its mean loss in BPD, averaged over the members that
-        ran; otherwise None.
-      progress: returns the `Progress` of every member. It reads the packed state, so it must be
-        called before the loop goes on.
-    """
-
-    epoch: int
-    epoch_bpd: float | None
-    progress: Callable[[], list[Progress]]
-
-
-class _Record(NamedTuple):
-    """A `Progress` without its state, which is packed with those of the other members."""
-
-    encoders: dict[str, Params] | None
-    curve: Curve
-    epoch_nats: float
-    plateaus: int
-    skipped: int
-
-
-class _Measuring(NamedTuple):
-    """When and what to measure; see `refit_encoder`."""
+class Measuring(NamedTuple):
+    """When and what to measure of each member, and when one ends; see `refit_encoder`."""
 
     monitors: Sequence[Monitor | None]
-    every: int
-    until: Convergence | None
-    num_epochs: int
+    every: int = 1
+    until: Convergence | None = None
 
 
-def advance(
+def run_members(
     executor: Executor,
-    runs: Sequence[Progress],
+    begin: Sequence[Callable[[], Progress]],
     num_epochs: int,
-    *,
-    monitors: Sequence[Monitor | None] | None = None,
-    monitor_every: int = 1,
-    until: Convergence | None = None,
-) -> Iterator[Update]:
+    measuring: Measuring,
+    on_epoch: OnEpoch | None = None,
+    on_chunk: Callable[[list[Progress]], None] | None = None,
+) -> list[Progress]:
     """Runs all members up to `num_epochs` epochs, or to their convergence.
-
-    It is a generator: nothing is computed until the next item is asked for.
 
     Args:
       executor: knows the model, the sources and the devices.
-      runs: where each member is. Their states are donated, and are all at the same step, except
-        those of members that have converged.
-      num_epochs: epochs in all, those before `runs` counted in.
-      monitors: measures a BPD, for each member; or None.
-      monitor_every: epochs between two measurements.
-      until: end a member by this rule.
+      begin: makes the progress that each member starts from, all at one step, except those that
+        have converged. It is called again where a loss is not finite, to find out why.
+      num_epochs: epochs in all, those before counted in.
+      measuring: what to measure.
+      on_epoch: called with (epochs done, mean loss of that epoch in BPD over the members).
+      on_chunk: called after every compiled call with the progress of all members.
 
-    Yields:
-      An `Update` before the first compiled call, and one after each.
+    Returns:
+      The progress of each member at its end.
 
     Raises:
       ValueError: the members are not at the same step.
-      NotFiniteError: the loss or a parameter became NaN or infinite.
+      FloatingPointError: a loss or a parameter became NaN or infinite.
     """
-    measuring = _Measuring(monitors or [None] * len(runs), monitor_every, until, num_epochs)
-    is_active = lambda record: until is None or not plateau.is_finished(until, record.plateaus)
-    step = _common_step(runs, list(map(is_active, runs)))
-    records = [_start(*pair) for pair in zip(runs, measuring.monitors, strict=True)]
-    packed = executor.pack([run.state for run in runs])
-    del runs
-    yield _update(executor, records, packed, step // executor.num_steps, None)
-    while step < num_epochs * executor.num_steps:
-        active = list(map(is_active, records))
+    until, num_steps = measuring.until, executor.num_steps
+    members = [
+        _measured(start(), mon) for start, mon in zip(begin, measuring.monitors, strict=True)
+    ]
+    is_active = lambda member: until is None or not is_finished(until, member.plateaus)
+    step = _common_step(members, list(map(is_active, members)))
+    packed = executor.pack([member.state for member in members])  # those of `members` are stale now
+    while step < num_epochs * num_steps:
+        active = list(map(is_active, members))
         if not any(active):
-            return
-        length = min(executor.max_steps, executor.num_steps - step % executor.num_steps)
+            break
+        length = min(executor.max_steps, num_steps - step % num_steps)
         packed, sums, finite = executor.run(packed, active, length)
-        check_finite(sums, finite, active, step, executor.num_steps)
+        _check_finite(executor, begin, sums, finite, active, step)
         step += length
-        records = list(map(_add_nats, records, sums))
-        epoch_bpd = None
-        if step % executor.num_steps == 0:
-            epoch = step // executor.num_steps
-            records, packed = _end_epoch(executor, records, packed, active, epoch, measuring)
-            losses = [r.curve.loss_bpd[-1] for r, on in zip(records, active, strict=True) if on]
-            epoch_bpd = sum(losses) / len(losses)
-        yield _update(executor, records, packed, step // executor.num_steps, epoch_bpd)
+        members = list(map(_add_nats, members, sums))
+        if step % num_steps == 0:
+            epoch = step // num_steps
+            due = epoch % measuring.every == 0 or epoch == num_epochs
+            members, packed = _end_epoch(executor, members, packed, active, epoch, measuring, due)
+            losses = [m.curve.loss_bpd[-1] for m, on in zip(members, active, strict=True) if on]
+            if on_epoch is not None:
+                on_epoch(epoch, sum(losses) / len(losses))
+        if on_chunk is not None:
+            on_chunk(_unpacked(executor, members, packed))
+    return _unpacked(executor, members, packed)
 
 
-def check_finite(
-    sums: np.ndarray, finite: np.ndarray, active: Sequence[bool], step: int, num_steps: int
-) -> None:
-    """Raises NotFiniteError where an active member's loss or parameters are not finite.
-
-    Args:
-      sums: [R, length], sum of the objective of each step, nats.
-      finite: [R], whether all parameters are finite after these steps.
-      active: [R], which members to check.
-      step: number of steps before these.
-      num_steps: steps in an epoch.
-    """
-    for index, on in enumerate(active):
-        if not on:
-            continue
-        bad = np.flatnonzero(~np.isfinite(sums[index]))
-        if not len(bad) and finite[index]:
-            continue
-        last = step + (int(bad[0]) if len(bad) else len(sums[index]) - 1)
-        what = f"the loss is {-sums[index][bad[0]]}" if len(bad) else "a parameter is not finite"
-        member = f" of run {index + 1} of the sweep" if len(active) > 1 else ""
-        where = f"{what} in epoch {last // num_steps + 1}, step {last % num_steps + 1}{member}"
-        raise NotFiniteError(where, index, last)
+def _unpacked(executor: Executor, members: list[Progress], packed: Packed) -> list[Progress]:
+    states = executor.unpack(packed)
+    return [member._replace(state=state) for member, state in zip(members, states, strict=True)]
 
 
-def _common_step(runs: Sequence[Progress], active: Sequence[bool]) -> int:
+def _common_step(members: Sequence[Progress], active: Sequence[bool]) -> int:
     """The step of the members that are still active, or of all where none is."""
-    number = lambda run: int(run.state.step)
-    found = {number(run) for run, on in zip(runs, active, strict=True) if on or not any(active)}
+    step = lambda member: int(member.state.step)
+    found = {step(m) for m, on in zip(members, active, strict=True) if on or not any(active)}
     if len(found) > 1:
         raise ValueError(f"the runs of a sweep are at steps {sorted(found)}, not at one")
     return found.pop()
 
 
-def _start(run: Progress, monitor: Monitor | None) -> _Record:
-    """The record of a run, with a measurement of its start."""
-    curve = Curve(  # JSON gives lists back
-        epoch=tuple(run.curve.epoch),
-        loss_bpd=tuple(run.curve.loss_bpd),
-        monitor_epoch=tuple(run.curve.monitor_epoch),
-        monitor_bpd=tuple(run.curve.monitor_bpd),
-    )
-    record = _Record(run.encoders, curve, run.epoch_nats, run.plateaus, run.skipped)
-    if monitor is None or record.curve.monitor_epoch:
-        return record
-    return record._replace(curve=_measured(record.curve, 0, monitor(run.state.params)))
+def _measured(member: Progress, monitor: Monitor | None) -> Progress:
+    """A member with a measurement of its start."""
+    curve = Curve(*map(tuple, member.curve))  # JSON gives lists back
+    if monitor is not None and not curve.monitor_epoch:
+        curve = _add_measurement(curve, 0, monitor(member.state.params))
+    return member._replace(curve=curve)
 
 
-def _update(
-    executor: Executor, records: list[_Record], packed: Packed, epoch: int, epoch_bpd: float | None
-) -> Update:
-    def progress() -> list[Progress]:
-        states = executor.unpack(packed)
-        return [Progress(s, *record) for s, record in zip(states, records, strict=True)]
-
-    return Update(epoch, epoch_bpd, progress)
-
-
-def _add_nats(record: _Record, sums: np.ndarray) -> _Record:
-    total = record.epoch_nats
+def _add_nats(member: Progress, sums: np.ndarray) -> Progress:
+    total = member.epoch_nats
     for value in sums.tolist():  # one by one, so that the length of a call does not change the sum
         total += value
-    return record._replace(epoch_nats=total)
+    return member._replace(epoch_nats=total)
 
 
 def _end_epoch(
     executor: Executor,
-    records: list[_Record],
+    members: list[Progress],
     packed: Packed,
     active: Sequence[bool],
     epoch: int,
-    measuring: _Measuring,
-) -> tuple[list[_Record], Packed]:
-    """The records after an epoch, and the packed state with the learning rates of the rule."""
+    measuring: Measuring,
+    due: bool,
+) -> tuple[list[Progress], Packed]:
+    """The members after an epoch, and the packed state with the learning rates of the rule."""
     states = None  # unpacked only where a refit looks at the parameters
-    ended: list[_Record] = []
+    ended: list[Progress] = []
     factors: list[float] = []
-    for record, on, monitor in zip(records, active, measuring.monitors, strict=True):
+    for member, on, monitor in zip(members, active, measuring.monitors, strict=True):
         factor = 1.0
         if on:
-            nats = record.epoch_nats / (executor.num_examples - record.skipped)
+            nats = member.epoch_nats / (executor.num_examples - member.skipped)
             bpd = float(bits_per_dim(nats, executor.event_shape))
-            curve = record.curve
+            curve = member.curve
             curve = curve._replace(epoch=(*curve.epoch, epoch), loss_bpd=(*curve.loss_bpd, bpd))
-            record = record._replace(curve=curve, epoch_nats=0.0, skipped=0)
-            if record.encoders is not None:
+            member = member._replace(curve=curve, epoch_nats=0.0, skipped=0)
+            if member.encoders is not None:
                 states = states or executor.unpack(packed)
                 params = states[len(ended)].params
-                record, factor = _end_refit_epoch(record, params, monitor, epoch, measuring)
-        ended.append(record)
+                monitor = monitor if due else None
+                member, factor = _end_refit_epoch(member, params, monitor, epoch, measuring.until)
+        ended.append(member)
         factors.append(factor)
     if states is not None and any(factor != 1.0 for factor in factors):
         packed = executor.pack(
@@ -257,35 +196,88 @@ def _end_epoch(
 
 
 def _end_refit_epoch(
-    record: _Record, params: VAEParams, monitor: Monitor | None, epoch: int, measuring: _Measuring
-) -> tuple[_Record, float]:
-    """Averages the encoder and measures where it is due; also returns the rule's factor."""
-    assert record.encoders is not None
-    encoders = dict(record.encoders)
-    encoders["averaged"] = _update_mean(encoders["averaged"], params.encoder, epoch)
-    record = record._replace(encoders=encoders)
-    due = epoch % measuring.every == 0 or epoch == measuring.num_epochs
-    if monitor is None or not due:
-        return record, 1.0
-    bpd, past = monitor(params), record.curve.monitor_bpd
-    record = record._replace(curve=_measured(record.curve, epoch, bpd))
-    if measuring.until is None:
-        return record, 1.0
+    member: Progress,
+    params: VAEParams,
+    monitor: Monitor | None,
+    epoch: int,
+    until: Convergence | None,
+) -> tuple[Progress, float]:
+    """Averages the encoder and measures; also returns the rule's factor on the learning rate."""
+    encoders = dict(member.encoders or {})
+    encoders["averaged"] = _update_mean.on()(encoders["averaged"], params.encoder, epoch)
+    member = member._replace(encoders=encoders)
+    if monitor is None:
+        return member, 1.0
+    bpd, past = monitor(params), member.curve.monitor_bpd
+    member = member._replace(curve=_add_measurement(member.curve, epoch, bpd))
+    if until is None:
+        return member, 1.0
     # The rule takes larger values as better; a first measurement is its own best.
-    state = PlateauState(-min(past, default=bpd), record.plateaus)
-    state, judgement = plateau.judge(measuring.until, state, -bpd)
+    state, judgement = judge(until, PlateauState(-min(past, default=bpd), member.plateaus), -bpd)
     if judgement.is_best:
         encoders["best"] = jax.tree.map(jnp.copy, params.encoder)
-    return record._replace(plateaus=int(state.num_plateaus)), float(judgement.factor)
+    return member._replace(plateaus=int(state.num_plateaus)), float(judgement.factor)
 
 
-def _measured(curve: Curve, epoch: int, bpd: float) -> Curve:
+def _add_measurement(curve: Curve, epoch: int, bpd: float) -> Curve:
     return curve._replace(
         monitor_epoch=(*curve.monitor_epoch, epoch), monitor_bpd=(*curve.monitor_bpd, bpd)
     )
 
 
-@jax.jit
+@parallel.on_one_device
 def _update_mean(mean: Params, params: Params, count: int) -> Params:
     """The mean of `count` parameters, from that of the first count - 1 and the last."""
     return jax.tree.map(lambda m, p: m + (p - m) / count, mean, params)
+
+
+def _check_finite(
+    executor: Executor,
+    begin: Sequence[Callable[[], Progress]],
+    sums: np.ndarray,
+    finite: np.ndarray,
+    active: Sequence[bool],
+    step: int,
+) -> None:
+    """Raises FloatingPointError where an active member's loss or parameters are not finite.
+
+    `sums` [R, length] are those of the objective of each step after `step`, nats; `finite` [R]
+    whether all parameters are finite after these.
+    """
+    for index, on in enumerate(active):
+        bad = np.flatnonzero(~np.isfinite(sums[index]))
+        if not on or (not len(bad) and finite[index]):
+            continue
+        last = step + (int(bad[0]) if len(bad) else len(sums[index]) - 1)
+        what = f"the loss is {-sums[index][bad[0]]}" if len(bad) else "a parameter is not finite"
+        member = f" of run {index + 1} of the sweep" if len(active) > 1 else ""
+        epoch, number = divmod(last, executor.num_steps)
+        raise FloatingPointError(
+            f"{what} in epoch {epoch + 1}, step {number + 1}{member}; with the parameters that the "
+            f"run started from, {_reason(executor, index, begin[index]().state, last)}"
+        )
+
+
+def _reason(executor: Executor, member: int, state: TrainState, step: int) -> str:
+    """What is not finite of the batch of a step, with the parameters of this state."""
+    source, vae, objective = executor.sources[member], executor.vae, executor.objective
+    plan_key, positions, draw_keys, objective_keys = batch_keys(
+        state._replace(step=jnp.asarray(step, jnp.int32)), executor.num_examples,
+        executor.batch_size,
+    )  # fmt: skip
+    x = draw_examples(source, source.begin_epoch(plan_key), draw_keys, positions)
+    of_all = lambda params: jax.vmap(
+        lambda key, one: objective(vae, params, key, one)
+    )(objective_keys, x)  # fmt: skip
+    bad = np.flatnonzero(~np.isfinite(np.asarray(of_all(state.params))))
+    if len(bad):
+        index = int(bad[0])
+        found = explain(vae, state.params, objective_keys[index], x[index])
+        return (
+            f"the objective of example {positions[index]} of the epoch is not finite: "
+            f"{found or 'no part of the bound is at fault'}"
+        )
+    gradient = jax.grad(lambda params: of_all(params).sum())(state.params)
+    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient)):
+        return "the gradient of the objective is not finite on this batch"
+    return "this batch is finite"

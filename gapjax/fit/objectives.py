@@ -1,23 +1,21 @@
 """Objectives beside the ELBO, for `train` and `refit_encoder`.
 
 An objective is a function `objective(vae, params, rng_key, x)` of one example that returns nats to
-maximise. Those that are made by a function are kept: equal arguments give the same object, so that
-compiled programs are found again. One that takes no gradient through samples of q says so by an
-attribute `needs_rsample = False`.
+maximise. Those with settings are frozen dataclasses: equal ones share compiled programs. One that
+takes no gradient through samples of q says so by an attribute `needs_rsample = False`.
 """
 
-import functools
+import dataclasses
 from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 
-from gapjax.fit import refine
+from gapjax.infer import newton
 from gapjax.model.bounds import divergence, elbo, log_joint
-from gapjax.model.vae import VAE, Distribution, Params, VAEParams, log_prob, sample
+from gapjax.vae import VAE, Distribution, Params, VAEParams, log_prob, sample
 
 _Objective = Callable[[VAE, VAEParams, jax.Array, jax.Array], jax.Array]
-_MAX_OBJECTIVES = 64
 
 
 def sleep_phase(vae: VAE, params: VAEParams, rng_key: jax.Array, x: jax.Array) -> jax.Array:
@@ -28,15 +26,6 @@ def sleep_phase(vae: VAE, params: VAEParams, rng_key: jax.Array, x: jax.Array) -
     Up to a constant its mean is -E_p(x) KL(p(z given x) || q(z given x)), so the encoder learns the
     posterior itself and no ELBO: it covers where the reverse KL of the ELBO picks. (z', x') is
     drawn here and x is not used, except for its dtype. No gradient reaches the decoder.
-
-    Args:
-      vae: the model.
-      params: its parameters.
-      rng_key: of the sample.
-      x: one example [*event]; only its dtype is used.
-
-    Returns:
-      A scalar, in nats.
 
     References:
       Hinton et al., The wake-sleep algorithm for unsupervised neural networks, 1995.
@@ -54,16 +43,8 @@ def wake_sleep(vae: VAE, params: VAEParams, rng_key: jax.Array, x: jax.Array) ->
 
         log p(x, z) + log q(z' given x'),   z ~ q(z given x), z' ~ p(z), x' ~ p(x given z')
 
-    The first term (wake) trains the decoder alone, the second (`sleep_phase`) the encoder alone.
-
-    Args:
-      vae: the model.
-      params: its parameters.
-      rng_key: of both samples.
-      x: one example [*event], as stored.
-
-    Returns:
-      A scalar, in nats; it is no bound of log p(x).
+    The first term (wake) trains the decoder alone, the second (`sleep_phase`) the encoder alone. It
+    is no bound of log p(x).
 
     References:
       Hinton et al., The wake-sleep algorithm for unsupervised neural networks, 1995.
@@ -76,59 +57,58 @@ def wake_sleep(vae: VAE, params: VAEParams, rng_key: jax.Array, x: jax.Array) ->
 wake_sleep.needs_rsample = False  # type: ignore[attr-defined]
 
 
-@functools.lru_cache(_MAX_OBJECTIVES)
-def several_samples(num_samples: int) -> _Objective:
-    """The ELBO averaged over `num_samples` samples of z: its gradient has less noise.
+@dataclasses.dataclass(frozen=True)
+class SeveralSamples:
+    """The ELBO averaged over `num_samples` samples of z: its gradient has less noise."""
 
-    Args:
-      num_samples: S.
-    """
-    return functools.partial(elbo, num_samples=num_samples)
+    num_samples: int
+
+    def __call__(self, vae: VAE, params: VAEParams, rng_key: jax.Array, x: jax.Array) -> jax.Array:
+        """Nats of one example."""
+        return elbo(vae, params, rng_key, x, self.num_samples)
 
 
-@functools.lru_cache(_MAX_OBJECTIVES)
-def with_sleep(weight: float, objective: _Objective = elbo) -> _Objective:
-    """The sum of an objective on the source's x and of `sleep_phase` on the model's own samples.
+@dataclasses.dataclass(frozen=True)
+class WithSleep:
+    """An objective on the source's x, plus `weight` times `sleep_phase` on the model's samples."""
 
-    Args:
-      weight: of the sleep phase.
-      objective: the other.
-    """
+    weight: float
+    objective: _Objective = elbo
 
-    def both(vae: VAE, params: VAEParams, rng_key: jax.Array, x: jax.Array) -> jax.Array:
+    def __call__(self, vae: VAE, params: VAEParams, rng_key: jax.Array, x: jax.Array) -> jax.Array:
+        """Nats of one example."""
         objective_key, sleep_key = jax.random.split(rng_key)
         dream = sleep_phase(vae, params, sleep_key, x)
-        return objective(vae, params, objective_key, x) + weight * dream
-
-    return both
+        return self.objective(vae, params, objective_key, x) + self.weight * dream
 
 
-@functools.lru_cache(_MAX_OBJECTIVES)
-def denoising_elbo(scale: float) -> _Objective:
+@dataclasses.dataclass(frozen=True)
+class DenoisingElbo:
     """Amortized inference regularization: q of a noisy x, the ELBO of the clean one.
 
         ELBO with q(z given x + e),   e ~ N(0, scale^2)
 
     It smooths the encoder. It serves refits and, as in the reference, training from scratch.
 
-    Args:
+    Attributes:
       scale: standard deviation of the noise, in units of x (levels).
 
     References:
       Shu, Bui, Zhao, Kochenderfer, Ermon, Amortized Inference Regularization, 2018.
     """
 
-    def denoising(vae: VAE, params: VAEParams, rng_key: jax.Array, x: jax.Array) -> jax.Array:
+    scale: float
+
+    def __call__(self, vae: VAE, params: VAEParams, rng_key: jax.Array, x: jax.Array) -> jax.Array:
+        """Nats of one example."""
         noise_key, elbo_key = jax.random.split(rng_key)
-        noisy = x.astype(jnp.float32) + scale * jax.random.normal(noise_key, x.shape)
+        noisy = x.astype(jnp.float32) + self.scale * jax.random.normal(noise_key, x.shape)
         blurred = vae._replace(encode=lambda encoder, x: vae.encode(encoder, noisy))
         return elbo(blurred, params, elbo_key, x)
 
-    return denoising
 
-
-@functools.lru_cache(_MAX_OBJECTIVES)
-def consistent_codes(weight: float) -> _Objective:
+@dataclasses.dataclass(frozen=True)
+class ConsistentCodes:
     """The ELBO, and a reward where the code of a reconstruction is that of its image.
 
         ELBO(x) + weight * log q(z given x'),   z ~ q(z given x), x' ~ p(x given z)
@@ -136,28 +116,25 @@ def consistent_codes(weight: float) -> _Objective:
     This is `sleep_phase` at the codes of the source's x instead of those of the prior. It keeps the
     idea of the reference and not its transition kernel. z and x' pass no gradient.
 
-    Args:
+    Attributes:
       weight: of the second term.
 
     References:
       Cemgil, Ghaisas, Dvijotham, Gowal, Kohli, The Autoencoding Variational Autoencoder, 2020.
     """
 
-    def consistent(vae: VAE, params: VAEParams, rng_key: jax.Array, x: jax.Array) -> jax.Array:
+    weight: float
+
+    def __call__(self, vae: VAE, params: VAEParams, rng_key: jax.Array, x: jax.Array) -> jax.Array:
+        """Nats of one example."""
         elbo_key, latent_key, pixel_key = jax.random.split(rng_key, 3)
         z = jax.lax.stop_gradient(sample(vae.encode(params.encoder, x), latent_key))
         again = _log_posterior(vae, params, pixel_key, z, x.dtype)
-        return elbo(vae, params, elbo_key, x) + weight * again
-
-    return consistent
+        return elbo(vae, params, elbo_key, x) + self.weight * again
 
 
-@functools.lru_cache(_MAX_OBJECTIVES)
-def distillation(
-    refiner: refine.Refiner = refine.Refiner(num_steps=1),  # noqa: B008 (an immutable tuple)
-    *,
-    forward: bool = True,
-) -> _Objective:
+@dataclasses.dataclass(frozen=True)
+class Distillation:
     """Distils the posteriors of a per-image search into the encoder.
 
         -KL(q*(z given x) || q(z given x)),   or -KL(q || q*) with forward=False
@@ -165,30 +142,33 @@ def distillation(
     q* is `refine` of the encoder's own q, so the target is near from the start and every step
     brings it nearer; no gradient passes through it. Where q is its own target it is the optimum of
     that image. Nothing is searched for in advance or stored. So it goes with any source, also with
-    model samples, which are new at every draw.
+    model samples, which are new at every draw. A Newton step costs many passes through the decoder.
 
-    A Newton step costs many passes through the decoder; see `refine`.
-
-    Args:
+    Attributes:
       refiner: the search; of Newton's method one step is enough in a linear Gaussian model.
       forward: whether to take the KL from q* to q, which covers q* where q cannot be equal to it.
 
     Raises:
       ValueError: settings of the refiner that cannot be used.
     """
-    refine.check(refiner)
 
-    def distilled(vae: VAE, params: VAEParams, rng_key: jax.Array, x: jax.Array) -> jax.Array:
+    refiner: newton.Refiner = newton.Refiner(num_steps=1)  # noqa: RUF009 (frozen)
+    forward: bool = True
+
+    def __post_init__(self) -> None:
+        newton.check(self.refiner)
+
+    def __call__(self, vae: VAE, params: VAEParams, rng_key: jax.Array, x: jax.Array) -> jax.Array:
+        """Nats of one example."""
         search_key, kl_key = jax.random.split(rng_key)
         frozen = jax.lax.stop_gradient(params)
-        target = refine.refine_one(vae, frozen, search_key, x, refiner).posteriors
+        target = newton.refine_one(vae, frozen, search_key, x, self.refiner).posteriors
         target = jax.lax.stop_gradient(target)
-        return -_kl(target, vae.encode(params.encoder, x), kl_key, forward)
-
-    return distilled
+        return -_kl(target, vae.encode(params.encoder, x), kl_key, self.forward)
 
 
-def imitation(teacher: VAE, encoders: Sequence[Params], *, forward: bool = False) -> _Objective:
+@dataclasses.dataclass(frozen=True, eq=False)
+class EnsembleDistillation:
     """Distils several encoders into one, which costs at test time what one costs.
 
         -1/K sum_k KL(q(z given x) || q_k(z given x)),   or KL(q_k || q) with forward=True
@@ -197,9 +177,9 @@ def imitation(teacher: VAE, encoders: Sequence[Params], *, forward: bool = False
     geometric mean, or with forward=True the Gaussian with the moments of their mixture, which is
     wider where they disagree. It goes with any source.
 
-    Every call gives a new objective, whose programs hold the encoders as constants.
+    Every one is an objective of its own, whose programs hold the encoders as constants.
 
-    Args:
+    Attributes:
       teacher: the model of the encoders, with the latent of the one that is trained.
       encoders: parameters of K encoders, all of the same shapes.
       forward: the direction of the KL.
@@ -210,19 +190,26 @@ def imitation(teacher: VAE, encoders: Sequence[Params], *, forward: bool = False
     References:
       Hinton, Vinyals, Dean, Distilling the Knowledge in a Neural Network, 2015.
     """
-    if not encoders:
-        raise ValueError("imitation needs at least one encoder")
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *encoders)
 
-    def imitated(vae: VAE, params: VAEParams, rng_key: jax.Array, x: jax.Array) -> jax.Array:
+    teacher: VAE
+    encoders: Sequence[Params]
+    forward: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.encoders:
+            raise ValueError("the distillation of an ensemble needs at least one encoder")
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *self.encoders)
+        object.__setattr__(self, "_stacked", stacked)
+
+    def __call__(self, vae: VAE, params: VAEParams, rng_key: jax.Array, x: jax.Array) -> jax.Array:
+        """Nats of one example."""
         posterior = vae.encode(params.encoder, x)
 
         def kl(encoder: Params, kl_key: jax.Array) -> jax.Array:
-            return _kl(teacher.encode(encoder, x), posterior, kl_key, forward)
+            return _kl(self.teacher.encode(encoder, x), posterior, kl_key, self.forward)
 
-        return -jax.vmap(kl)(stacked, jax.random.split(rng_key, len(encoders))).mean()
-
-    return imitated
+        stacked = getattr(self, "_stacked")  # noqa: B009 (made once, outside of any trace)
+        return -jax.vmap(kl)(stacked, jax.random.split(rng_key, len(self.encoders))).mean()
 
 
 def _kl(

@@ -13,8 +13,8 @@ they are arguments of a compiled program, not constants in it, and several sourc
 
 import dataclasses
 import functools
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol, cast
 
 import jax
 import jax.numpy as jnp
@@ -22,9 +22,9 @@ import numpy as np
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
-from gapjax.measure.per_image import Images
-from gapjax.model.arguments import check_array
-from gapjax.model.vae import VAE, Params, sample_model
+from gapjax.measure.bounds import Images
+from gapjax.model.checks import check_array
+from gapjax.vae import VAE, Params, sample_model
 
 Plan = Any
 _STATIC = {"static": True}
@@ -180,6 +180,39 @@ def weighted_source(sources: Sequence[Source], weights: Sequence[ArrayLike]) -> 
     return mixture
 
 
+def check_source(source: Any) -> None:
+    """Raises TypeError for what is no source, such as an array."""
+    if all(hasattr(source, name) for name in ("num_examples", "begin_epoch", "draw")):
+        return
+    kind = f"source is of type {type(source).__name__}"
+    if hasattr(source, "shape"):
+        kind = f"source is an array of shape {np.shape(source)}"
+    raise TypeError(f"{kind}, not a source; for images use gapjax.data_source(images)")
+
+
+def as_source(images: Images | Source) -> Source:
+    """A `data_source` of images; a source as it is."""
+    is_source = hasattr(images, "begin_epoch")
+    return cast(Source, images) if is_source else data_source(cast(Images, images))
+
+
+def first_example(source: Source) -> jax.Array:
+    """The example at position 0 of an epoch; for its shape and dtype."""
+    rng_key = jax.random.key(0)
+    return source.draw(source.begin_epoch(rng_key), rng_key, jnp.zeros((), jnp.int32))
+
+
+def drawn_images(source: Source) -> Iterator[jax.Array]:
+    """The images that a source draws from as they are, also as a part of a mixture."""
+    if isinstance(source, DataSource) and not isinstance(source.images, Tracer):
+        yield source.images
+    if isinstance(source, MixtureSource):
+        if source.only != "data":
+            yield from drawn_images(source.model)
+        if source.only != "model":
+            yield from drawn_images(source.data)
+
+
 def draw_examples(
     source: Source, plan: Plan, rng_keys: jax.Array, positions: jax.Array
 ) -> jax.Array:
@@ -236,7 +269,7 @@ def _draw_mixture(
 
 @jax.custom_jvp
 def _without_gradient(alpha: jax.Array) -> jax.Array:
-    """The same; but a derivative by it, which would be zero without a word, is an error."""
+    """Alpha itself; taking a derivative by it is an error instead of zero."""
     return alpha
 
 

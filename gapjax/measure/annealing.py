@@ -1,6 +1,6 @@
 """log p(x) of one example by Hamiltonian annealing: from below, and on simulated data from above.
 
-`measure/likelihoods` vmaps it over the images of a set.
+`measure/log_likelihood` vmaps it over the images of a set.
 """
 
 import functools
@@ -13,8 +13,8 @@ import jax.numpy as jnp
 
 from gapjax.measure.importance import LogLikelihood, add_weights
 from gapjax.model.bounds import log_joint
-from gapjax.model.vae import VAE, VAEParams, library_promotion, log_prob
-from gapjax.model.vae import sample as vae_sample
+from gapjax.vae import VAE, VAEParams, log_prob
+from gapjax.vae import sample as vae_sample
 
 
 class Annealing(NamedTuple):
@@ -150,11 +150,10 @@ def _path(
             log_p = log_joint(vae, params.decoder, x, z)
             return temperature * log_p + (1 - temperature) * log_prob(posterior, z)
 
-        with library_promotion():
-            state = blackjax.hmc.init(z, log_density)
-            state, info = kernel(
-                step_key, state, log_density, step_size, draws.var(0), annealing.num_leapfrog
-            )
+        state = blackjax.hmc.init(z, log_density)
+        state, info = kernel(
+            step_key, state, log_density, step_size, draws.var(0), annealing.num_leapfrog
+        )
         return state.position, info.acceptance_rate
 
     path = _Path(

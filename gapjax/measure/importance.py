@@ -1,6 +1,6 @@
 """log p(x) of one example by importance sampling; log weights are summed in log space.
 
-`measure/likelihoods` vmaps it over the images of a set.
+`measure/log_likelihood` vmaps it over the images of a set.
 """
 
 import math
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from gapjax.model.bounds import log_joint, sample_and_log_prob
-from gapjax.model.vae import VAE, VAEParams
+from gapjax.vae import VAE, VAEParams
 
 
 class LogLikelihood(NamedTuple):

@@ -4,15 +4,16 @@ Letters: x [*event] one example, z [Z] one latent, S posterior samples.
 """
 
 import math
-from typing import Any, cast, overload
+from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 from numpyro.distributions.kl import kl_divergence
 
 from gapjax.model.checks import check_scalar, one_log_prob
-from gapjax.model.vae import (
+from gapjax.vae import (
     VAE,
     Distribution,
     Params,
@@ -22,6 +23,8 @@ from gapjax.model.vae import (
     observed,
     sample,
 )
+
+Nats = TypeVar("Nats", float, jax.Array, np.ndarray)
 
 
 def elbo(
@@ -67,18 +70,7 @@ def elbo(
 def bound_at(
     vae: VAE, decoder_params: Params, x: jax.Array, posterior: Distribution, latents: jax.Array
 ) -> jax.Array:
-    """The ELBO of one example with its expectation taken over given latents, in nats.
-
-    Args:
-      vae: the model.
-      decoder_params: parameters of the decoder.
-      x: one example [*event], as stored.
-      posterior: q(z given x).
-      latents: [S, Z], of equal weight.
-
-    Returns:
-      A scalar. As in `elbo`, KL is analytic where NumPyro has it.
-    """
+    """The ELBO of one example [*event] with its expectation taken over given latents [S, Z]."""
     mean = lambda function: jax.vmap(function)(latents).mean()
     kl = _analytic_kl(posterior, vae.prior)
     if kl is None:
@@ -122,11 +114,7 @@ def log_joint(vae: VAE, decoder_params: Params, x: jax.Array, z: jax.Array) -> j
 
 
 def divergence(first: Distribution, second: Distribution, rng_key: jax.Array) -> jax.Array:
-    """KL(first || second) of two distributions over one latent, a scalar, in nats.
-
-    It is analytic where NumPyro has it for this pair, and otherwise an estimate at one sample of
-    `first`, which `rng_key` is for.
-    """
+    """KL(first || second) in nats: analytic where NumPyro has it, else at one sample of `first`."""
     kl = _analytic_kl(first, second)
     if kl is not None:
         return kl
@@ -146,11 +134,7 @@ def sample_and_log_prob(posterior: Distribution, rng_key: jax.Array) -> tuple[ja
     return z, one_log_prob("posterior", posterior, z)
 
 
-@overload
-def bits_per_dim(nats: float, event_shape: tuple[int, ...]) -> float: ...
-@overload
-def bits_per_dim(nats: jax.Array, event_shape: tuple[int, ...]) -> jax.Array: ...
-def bits_per_dim(nats: jax.Array | float, event_shape: tuple[int, ...]) -> jax.Array | float:
+def bits_per_dim(nats: Nats, event_shape: tuple[int, ...]) -> Nats:
     """BPD of a bound (note 3): takes nats, higher is better; gives bits, lower is better.
 
         BPD = -nats / (log 2 * number of dimensions)

@@ -1,13 +1,12 @@
-"""Checks of a model and of its data, made once and before the work.
+"""Checks of models, images and arguments before the work, and why a bound is not finite.
 
-`check_model` traces the functions of a model with shapes alone, so that it computes nothing.
-`check_images` compares images with the support of the likelihood. Why a bound is not finite is
-told by `model/explanation`.
+A model is traced with shapes alone, so that checking computes nothing. Every message names the
+argument or the function that is at fault, its value, and what would do.
 """
 
 import functools
 import math
-from collections.abc import Sequence
+import operator
 from typing import Any, NamedTuple
 
 import jax
@@ -15,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from gapjax.model.arguments import check_array, check_concrete, check_key
-from gapjax.model.vae import VAE, Params, VAEParams, local_inference, log_prob, observed, sample
+from gapjax import parallel
+from gapjax.vae import VAE, VAEParams, local_inference, log_prob, observed, sample
 
 _ROLES = {
     "prior": "the prior p(z)",
@@ -31,8 +30,7 @@ class Model(NamedTuple):
 
     Attributes:
       posterior: name of the type of q(z given x).
-      has_rsample: whether its samples can be differentiated. Distributions that do not say so
-        (NumPyro's have an attribute `has_rsample`) are taken to be.
+      has_rsample: whether its samples can be differentiated; so where it does not say.
       likelihood: name of the type of p(x given z).
       support: the constraint on x of the likelihood; None where it does not say, or where it
         depends on z.
@@ -44,36 +42,60 @@ class Model(NamedTuple):
     support: Any
 
 
+# --- at the entries -----------------------------------------------------------------------------
+
+
+def check_inputs(
+    function: str,
+    vae: VAE,
+    params: VAEParams,
+    rng_key: jax.Array,
+    images: Any,
+    *,
+    posteriors: Any = None,
+    gradients: bool = False,
+) -> None:
+    """Checks what a measurement of images is given; traces the model and computes nothing.
+
+    Args:
+      function: that was called, for the message.
+      vae: the model; anything else is not looked at, as a bound of one's own may not need one.
+      params: its parameters.
+      rng_key: one key.
+      images: [N, *event].
+      posteriors: a q for every image, a pytree with a leading axis [N], in place of the encoder's.
+      gradients: whether they are taken through samples of q.
+    """
+    instead = "there use jax.vmap over gapjax.elbo, which is a function of one example"
+    check_concrete(function, instead, params=params, rng_key=rng_key, images=images)
+    check_array("images", images)
+    check_key(rng_key)
+    if posteriors is not None:
+        for leaf in jax.tree.leaves(posteriors):
+            if np.shape(leaf)[:1] != images.shape[:1]:
+                raise ValueError(
+                    f"posteriors has an array of shape {np.shape(leaf)}; each needs a leading axis "
+                    f"of {images.shape[0]}, as there are {images.shape[0]} images"
+                )
+        first = jax.tree.map(lambda leaf: leaf[0], posteriors)
+        vae, params = local_inference(vae), VAEParams(first, params.decoder)
+    if isinstance(vae, VAE):
+        model = check_model(vae, params, jax.ShapeDtypeStruct(images.shape[1:], images.dtype))
+        if gradients:
+            check_reparameterized(model)
+        check_images("images", images, model)
+
+
 def check_model(vae: VAE, params: VAEParams, x: Any) -> Model:
-    """Checks the three distributions of a model; nothing is computed.
+    """Checks the three distributions of a model on x, one example or its shape and dtype.
 
     Each must be a distribution of one whole example: its `log_prob` is a scalar. Latents of q
     have the shape of those of the prior, and p(x given z) is over an x of the shape given.
-
-    Args:
-      vae: the model.
-      params: its parameters, arrays or their shapes.
-      x: one example [*event], or its shape and dtype.
-
-    Returns:
-      A `Model`.
-
-    Raises:
-      TypeError: `params` has no encoder and decoder, or a distribution is none.
-      ValueError: a distribution is not of one whole example or latent, shapes do not agree, or
-        `encode` or `decode` fails on one example. The message names the culprit.
     """
     if not (hasattr(params, "encoder") and hasattr(params, "decoder")):
         hint = "; give its .params" if hasattr(params, "params") else ""
         raise TypeError(f"params is of type {type(params).__name__}, not a VAEParams{hint}")
-    leaves, treedef = jax.tree.flatten((params, x))
-    specs = tuple(jax.tree.map(_spec, leaves))
-    try:
-        return _inspect(vae, treedef, specs)
-    except TypeError as error:
-        if "unhashable" not in str(error):
-            raise
-        return _inspect.__wrapped__(vae, treedef, specs)
+    return _inspect(parallel.Static({"vae": vae, "inputs": jax.tree.map(_spec, (params, x))}))
 
 
 def check_reparameterized(model: Model) -> None:
@@ -87,16 +109,7 @@ def check_reparameterized(model: Model) -> None:
 
 
 def check_images(name: str, images: Any, model: Model) -> None:
-    """Checks that images are in the support of the likelihood, where that is known.
-
-    Args:
-      name: of the argument, for the message.
-      images: [N, *event].
-      model: of `check_model`.
-
-    Raises:
-      ValueError: an image has a value outside the support (a NaN is outside of every one).
-    """
+    """Raises ValueError where an image is not in the support of the likelihood, if it is known."""
     if model.support is None:
         return
     images = np.asarray(images)
@@ -109,84 +122,86 @@ def check_images(name: str, images: Any, model: Model) -> None:
         index = first + int(np.argmin(valid))
         raise ValueError(
             f"{name}: image {index} {_outside(model.support, images[index])}, outside of the "
-            f"support of p(x given z): {model.likelihood} takes {_innermost(model.support)}"
+            f"support of p(x given z): {model.likelihood} takes {_inner_constraint(model.support)}"
         )
 
 
-def check_inputs(
-    function: str, vae: VAE, params: VAEParams, rng_key: jax.Array, images: Any
-) -> Model | None:
-    """Checks what a measurement of images is given: the model, the key and the images.
+def check_trainable(params: VAEParams) -> None:
+    """Raises TypeError for a leaf that is no float, or belongs to Linen's `batch_stats`.
 
-    Args:
-      function: that was called, for the message.
-      vae: the model; anything else is not looked at, as a bound of one's own may not need one.
-      params: its parameters.
-      rng_key: one key.
-      images: [N, *event].
-
-    Returns:
-      What is known of the model.
-
-    Raises:
-      TypeError: see `check_array`, `check_key`, `check_concrete` and `check_model`.
-      ValueError: see `check_array`, `check_key`, `check_model` and `check_images`.
+    Running means under another name cannot be told from weights.
     """
-    check_concrete(
-        function, "there use jax.vmap over gapjax.elbo, which is a function of one example",
-        params=params, rng_key=rng_key, images=images,
-    )  # fmt: skip
-    check_array("images", images)
-    check_key(rng_key)
-    if not isinstance(vae, VAE):
-        return None
-    model = check_model(vae, params, jax.ShapeDtypeStruct(images.shape[1:], images.dtype))
-    check_images("images", images, model)
-    return model
-
-
-def check_local(
-    function: str, vae: VAE, params: VAEParams, rng_key: jax.Array, images: Any, posteriors: Any
-) -> None:
-    """The checks of `check_inputs` where every image has a posterior of its own.
-
-    Args:
-      function: that was called, for the message.
-      vae: the model.
-      params: its parameters.
-      rng_key: one key.
-      images: [N, *event].
-      posteriors: a q for every image, a pytree with a leading axis [N]; None takes the encoder's.
-
-    Raises:
-      TypeError: as of `check_inputs`.
-      ValueError: as of `check_inputs`, or there is not a posterior for each image.
-    """
-    if posteriors is None:
-        check_inputs(function, vae, params, rng_key, images)
-        return
-    check_array("images", images)
-    for leaf in jax.tree.leaves(posteriors):
-        if np.shape(leaf)[:1] != images.shape[:1]:
-            raise ValueError(
-                f"posteriors has an array of shape {np.shape(leaf)}; each needs a leading axis of "
-                f"{images.shape[0]}, as there are {images.shape[0]} images"
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        name = f"params{jax.tree_util.keystr(path)}"
+        if "batch_stats" in jax.tree_util.keystr(path):
+            raise TypeError(
+                f"{name} would be trained as a weight; keep batch statistics out of the "
+                "parameters: freeze them into encode and decode"
             )
-    first = jax.tree.map(lambda leaf: leaf[0], posteriors)
-    check_inputs(function, local_inference(vae), VAEParams(first, params.decoder), rng_key, images)
+        dtype = getattr(leaf, "dtype", None) or np.result_type(leaf)
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise TypeError(
+                f"{name} is of type {dtype}, and a parameter must be a float; keep counters, keys "
+                "and other state out of the parameters: freeze them into encode and decode"
+            )
+
+
+# --- single arguments ---------------------------------------------------------------------------
+
+
+def check_array(name: str, images: Any) -> None:
+    """Raises TypeError unless this is an array [N, *event], and ValueError if N is 0."""
+    if not (hasattr(images, "shape") and hasattr(images, "dtype")):
+        fields = [field for field in ("test", "images") if hasattr(images, field)]
+        hint = "".join(f"; its .{field} is one" for field in fields[:1])
+        raise TypeError(
+            f"{name} is of type {type(images).__name__}, not an array [N, *event]{hint}"
+        )
+    if images.ndim == 0:
+        raise TypeError(f"{name} is a scalar, not an array [N, *event]")
+    if images.shape[0] == 0:
+        raise ValueError(f"{name} is empty; at least one image is needed")
+
+
+def check_concrete(function: str, instead: str, **arguments: Any) -> None:
+    """Raises TypeError where an argument is traced; `instead` says what to use there."""
+    for name, tree in arguments.items():
+        if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree)):
+            raise TypeError(
+                f"{name} is traced: {function} compiles and runs its programs itself and cannot be "
+                f"called inside jax.jit, jax.grad or jax.vmap; {instead}"
+            )
+
+
+def check_key(rng_key: Any, name: str = "rng_key") -> None:
+    """Raises TypeError unless this is one key, and ValueError where it is an array of keys."""
+    if not hasattr(rng_key, "dtype"):
+        raise TypeError(
+            f"{name} is of type {type(rng_key).__name__}, not a key; see jax.random.key"
+        )
+    if jnp.issubdtype(rng_key.dtype, jax.dtypes.prng_key):
+        number = rng_key.shape
+    elif rng_key.dtype == jnp.uint32 and rng_key.ndim:  # of the old kind, an array [2]
+        number = rng_key.shape[:-1]
+    else:
+        raise TypeError(f"{name} is an array of {rng_key.dtype}, not a key; see jax.random.key")
+    if number:
+        raise ValueError(f"{name} holds keys of the shape {number}; one key is needed")
+
+
+def check_integer(name: str, value: Any) -> None:
+    """Raises ValueError unless this is an integer, NumPy's among them."""
+    try:
+        operator.index(value)
+    except TypeError:
+        raise ValueError(f"{name} is {value!r}; it must be an integer") from None
+
+
+# --- single values ------------------------------------------------------------------------------
 
 
 def one_log_prob(role: str, distribution: Any, value: jax.Array) -> jax.Array:
-    """Log-probability of one whole example or latent, checked to be a scalar.
-
-    Args:
-      role: "prior", "posterior" or "likelihood".
-      distribution: in that role.
-      value: one example or latent.
-
-    Raises:
-      ValueError: the log-probability is not a scalar.
-    """
+    """Log-probability of one whole example or latent, checked to be a scalar."""
     result = log_prob(distribution, value)
     check_scalar(role, distribution, jnp.shape(result))
     return result
@@ -203,10 +218,68 @@ def check_scalar(role: str, distribution: Any, shape: tuple[int, ...]) -> None:
         )
 
 
-@functools.lru_cache(64)
-def _inspect(vae: VAE, treedef: Any, specs: tuple) -> Model:
-    """See `check_model`; of equal models and shapes the result is known."""
-    params, x = jax.tree.unflatten(treedef, specs)
+def explain(
+    vae: VAE, params: VAEParams, rng_key: jax.Array, x: jax.Array, num_samples: int = 1
+) -> str | None:
+    """Which part of a bound of one example is not finite, in words; None if all are.
+
+    `rng_key` and `num_samples` are those with which the bound was computed.
+    """
+    for name in ("encoder", "decoder"):
+        if _has_nan(getattr(params, name)):
+            return f"params.{name} has a NaN"
+    if not bool(jnp.isfinite(x).all()):
+        return "x has a value that is not finite"
+    # One sample takes the key itself, see `bounds`.
+    keys = [rng_key] if num_samples == 1 else jax.random.split(rng_key, num_samples)
+    doing = "encode"
+    try:  # NumPyro raises ValueError for parameters that it takes for invalid, such as a NaN
+        posterior = vae.encode(params.encoder, x)
+        if _has_nan(posterior):
+            return f"encode returns a {type_name(posterior)} whose parameters are NaN"
+        for key in keys:
+            z = sample(posterior, key)
+            if not bool(jnp.isfinite(z).all()):
+                return f"encode returns a {type_name(posterior)} whose samples are not finite"
+            doing = "decode"
+            likelihood = vae.decode(params.decoder, z)
+            if _has_nan(likelihood):
+                return f"decode returns a {type_name(likelihood)} whose parameters are NaN"
+            if not bool(jnp.isfinite(log_prob(likelihood, observed(x)))):
+                return _explain_likelihood(likelihood, observed(x))
+            for role, distribution in (("prior", vae.prior), ("posterior", posterior)):
+                value = log_prob(distribution, z)
+                if not bool(jnp.isfinite(value)):
+                    return f"log_prob of the {role}, a {type_name(distribution)}, is {float(value)}"
+    except ValueError as error:
+        return f"{doing} raises: {error}"
+    return None
+
+
+def _has_nan(tree: Any) -> bool:
+    """Whether a float array of a tree has a NaN. Infinite parameters may be meant."""
+    floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(jnp.result_type(x), jnp.floating)]
+    return any(bool(jnp.isnan(x).any()) for x in floats)
+
+
+def _explain_likelihood(likelihood: Any, x: jax.Array) -> str:
+    """Names the first pixel whose log-probability is not finite, where there is one for each."""
+    single = innermost(likelihood)
+    values = np.asarray(log_prob(single, x))
+    if single is likelihood or values.shape != x.shape:
+        return f"log p(x given z) is {float(log_prob(likelihood, x))}: {type_name(likelihood)}"
+    place = np.unravel_index(int(np.argmin(np.isfinite(values))), x.shape)
+    where = tuple(map(int, place))
+    return (
+        f"log p(x given z) is {values[place]} at {where}, where x is {np.asarray(x)[place]}: "
+        f"{type_name(likelihood)} has no finite density there"
+    )
+
+
+@functools.lru_cache(64)  # tracing a model takes 25 to 50 ms
+def _inspect(static: parallel.Static) -> Model:
+    """See `check_model`."""
+    vae, (params, x) = static.values["vae"], static.values["inputs"]
     found: dict[str, Any] = {}
 
     def trace(params: VAEParams, x: jax.Array, rng_key: jax.Array) -> None:
@@ -227,7 +300,11 @@ def _inspect(vae: VAE, treedef: Any, specs: tuple) -> Model:
         likelihood = _call("decode", vae.decode, params.decoder, z, f"one z of shape {z.shape}")
         _check_type("likelihood", likelihood, ("log_prob",))
         event_shape = getattr(likelihood, "event_shape", None)
-        if event_shape is not None and tuple(event_shape) != x.shape and not _batch(likelihood):
+        if (
+            event_shape is not None
+            and tuple(event_shape) != x.shape
+            and not getattr(likelihood, "batch_shape", ())
+        ):
             raise ValueError(
                 f"the likelihood p(x given z), which decode returns, is over an x of shape "
                 f"{tuple(event_shape)}, but an example has the shape {x.shape}"
@@ -244,19 +321,19 @@ def _inspect(vae: VAE, treedef: Any, specs: tuple) -> Model:
     return Model(**found)
 
 
-def _call(name: str, function: Any, params: Params, value: jax.Array, where: str) -> Any:
+def _call(name: str, function: Any, params: Any, value: jax.Array, where: str) -> Any:
     """`encode` or `decode`; an error in it is told with what it was given."""
     try:
         return function(params, value)
     except Exception as error:
         raise ValueError(
-            f"{name} fails on {where}: {type(error).__name__}: {str(error).splitlines()[0]}"
-            if str(error)
-            else f"{name} fails on {where}: {type(error).__name__}"
+            ": ".join(
+                [f"{name} fails on {where}", type(error).__name__, *str(error).split("\n")[:1]]
+            )
         ) from error
 
 
-def _check_type(role: str, distribution: Any, methods: Sequence[str]) -> None:
+def _check_type(role: str, distribution: Any, methods: tuple[str, ...]) -> None:
     missing = [name for name in methods if not callable(getattr(distribution, name, None))]
     if missing:
         kind = type(distribution).__name__
@@ -278,15 +355,17 @@ def _spec(leaf: Any) -> Any:
     return jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype, weak_type=weak)
 
 
-def _batch(distribution: Any) -> tuple[int, ...]:
-    return tuple(getattr(distribution, "batch_shape", ()))
+def innermost(distribution: Any) -> Any:
+    """The distribution inside NumPyro's `Independent` and `ExpandedDistribution`, or itself."""
+    wrappers = {"Independent", "ExpandedDistribution"}
+    while wrappers & {kind.__name__ for kind in type(distribution).__mro__}:
+        distribution = distribution.base_dist
+    return distribution
 
 
 def type_name(distribution: Any) -> str:
     """The name of a distribution's type; of NumPyro's wrappers that of what they wrap."""
-    while type(distribution).__name__ in ("Independent", "ExpandedDistribution"):
-        distribution = distribution.base_dist
-    return type(distribution).__name__
+    return type(innermost(distribution)).__name__
 
 
 def _support(likelihood: Any) -> Any:
@@ -311,7 +390,7 @@ def _is_valid(support: Any, images: np.ndarray) -> np.ndarray | None:
     return np.asarray(valid.reshape(len(images), -1).all(axis=1))
 
 
-def _innermost(support: Any) -> Any:
+def _inner_constraint(support: Any) -> Any:
     while hasattr(support, "base_constraint"):
         support = support.base_constraint
     return support
@@ -319,7 +398,7 @@ def _innermost(support: Any) -> Any:
 
 def _outside(support: Any, image: np.ndarray) -> str:
     """Which value of an image is outside, where the support is one of single values."""
-    valid = _is_valid(_innermost(support), image.reshape(-1))
+    valid = _is_valid(_inner_constraint(support), image.reshape(-1))
     if valid is None or valid.all():
         return "is"
     place = int(np.argmin(valid))

@@ -1,14 +1,12 @@
-"""The discretized logistic, a likelihood for integer pixel levels; the free parameters of any q."""
+"""The discretized logistic, a likelihood for integer pixel levels; and the layer of a flow."""
 
 import functools
-from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import ArrayLike
-from numpyro.distributions import Distribution, biject_to, constraints
+from numpyro.distributions import Distribution, constraints
 from numpyro.distributions.flows import InverseAutoregressiveTransform
 from numpyro.distributions.util import promote_shapes
 
@@ -271,86 +269,3 @@ class AutoregressiveFlow(InverseAutoregressiveTransform):
         """The network is data; the clips of the log scale are not."""
         clips = ("log_scale_min_clip", "log_scale_max_clip")
         return (self.arn,), (("arn",), {name: getattr(self, name) for name in clips})
-
-
-def to_free(distribution: Any) -> list[jax.Array]:
-    """The parameters of a distribution as unconstrained real arrays, which an optimizer may move.
-
-    A parameter that NumPyro knows a constraint of (a scale is positive) is mapped to the reals by
-    the bijection of that constraint; every other float leaf of the pytree is taken as it is.
-
-    Args:
-      distribution: NumPyro's, or any registered pytree of arrays.
-
-    Returns:
-      One array for each float leaf, in the order of its path, which is the same in every process.
-
-    Raises:
-      TypeError: it is no pytree of arrays, has no float leaf, or no gradient passes through its
-        samples.
-    """
-    leaves, treedef = jax.tree.flatten(distribution)
-    places = _places(distribution, treedef, leaves)
-    values = [jnp.asarray(leaves[i], jnp.result_type(leaves[i])) for i, _ in places]
-    return [biject_to(place[1]).inv(value) for place, value in zip(places, values, strict=True)]
-
-
-def from_free(like: Any, free: list[jax.Array]) -> Any:
-    """The distribution of these free parameters: the inverse of `to_free`.
-
-    Args:
-      like: a distribution of the same form; its other leaves (integers, ...) are kept.
-      free: as `to_free` gives them.
-
-    Returns:
-      A distribution of the type of `like`.
-    """
-    leaves, treedef = jax.tree.flatten(like)
-    leaves = list(leaves)
-    for (i, constraint), value in zip(_places(like, treedef, leaves), free, strict=True):
-        leaves[i] = biject_to(constraint)(value)
-    return jax.tree.unflatten(treedef, leaves)
-
-
-def _places(distribution: Any, treedef: Any, leaves: list) -> list[tuple[int, Any]]:
-    """(leaf number, constraint) of every float leaf, in the order of names and not of hashes."""
-    name = type(distribution).__name__
-    if not getattr(distribution, "has_rsample", True):
-        raise TypeError(f"{name} cannot be optimised: no gradient passes through its samples")
-    if not all(isinstance(leaf, jax.Array | np.ndarray | float | int) for leaf in leaves):
-        raise TypeError(
-            f"{name} cannot be optimised: it is no pytree of arrays; return a NumPyro "
-            "distribution from encode, or register yours with jax.tree_util.register_dataclass"
-        )
-    numbered = jax.tree.unflatten(treedef, list(range(len(leaves))))
-    places = [
-        (i, constraint)
-        for i, constraint in _walk(numbered, constraints.real)
-        if jnp.issubdtype(jnp.result_type(leaves[i]), jnp.floating)
-    ]
-    if not places:
-        raise TypeError(f"{name} cannot be optimised: it has no parameter of a float type")
-    return places
-
-
-def _walk(node: Any, constraint: Any) -> Iterator[tuple[int, Any]]:
-    """Yields (leaf number, constraint) under a node of a pytree whose leaves are their numbers."""
-    if isinstance(node, int):
-        yield node, constraint
-    elif isinstance(node, Distribution):
-        for name in sorted(node.gather_pytree_data_fields()):
-            known = node.arg_constraints.get(name, constraints.real)
-            free = known if _has_bijection(known) else constraints.real
-            yield from _walk(node.__dict__.get(name), free)
-    elif node is not None:
-        children = jax.tree_util.tree_leaves_with_path(node, is_leaf=lambda leaf: leaf is not node)
-        for _, child in sorted(children, key=lambda pair: jax.tree_util.keystr(pair[0])):
-            yield from _walk(child, constraints.real)
-
-
-def _has_bijection(constraint: Any) -> bool:
-    try:
-        biject_to(constraint)
-    except NotImplementedError:
-        return False
-    return True

@@ -1,23 +1,21 @@
 """The paper's model: feed-forward networks, and the families of its posterior."""
 
+import dataclasses
 import functools
 import math
-from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 
 from gapjax.model import networks
 from gapjax.model.distributions import AutoregressiveFlow, DiscretizedLogistic
-from gapjax.model.vae import VAE, Encoder, Params, VAEParams
+from gapjax.vae import VAE, Encoder, Params, VAEParams
 
 LIKELIHOODS = ("bernoulli", "discretized_logistic")
-
-
 _FLOW_LAYERS, _FLOW_HIDDEN = 2, 64
-
 
 # The least log scale of a pixel with 256 levels in [0, 1], 0.23 of a bin, as in the authors' code
 # (PixelCNN++ has half of it). Without it the pixels at the border, 0 in all but a handful of
@@ -26,14 +24,9 @@ _FLOW_LAYERS, _FLOW_HIDDEN = 2, 64
 # 1.56.
 _MIN_LOG_SCALE = -7.0
 
-
 # The weight of the uniform over the levels in a grey pixel's likelihood. The authors' code has
 # log(p + 1e-7); with 256 levels this is the normalised distribution with that floor.
 UNIFORM_WEIGHT = 256e-7
-
-
-# How encoder parameters are made and used, and the prior.
-_Family = tuple[Callable, Callable, dist.Distribution]
 
 
 def mlp_vae(
@@ -50,8 +43,6 @@ def mlp_vae(
 
     Richer posteriors are there to test the paper's claim that the gap is not reduced by a more
     flexible family.
-
-    Equal arguments give the same object, so programs compiled for it are found again.
 
     Args:
       event_shape: shape of one x, whose entries are integer levels.
@@ -89,44 +80,11 @@ def mlp_vae(
         levels, uniform_weight = 2, 0.0
     else:
         DiscretizedLogistic(0.0, 1.0, levels, uniform_weight=uniform_weight)  # checks the weight
-    return _mlp_vae(
-        tuple(event_shape), likelihood, latent_dim, tuple(hidden_sizes), levels, uniform_weight,
-        posterior,
-    )  # fmt: skip
-
-
-@functools.cache
-def _mlp_vae(
-    event_shape: tuple[int, ...],
-    likelihood: str,
-    latent_dim: int,
-    hidden_sizes: tuple[int, ...],
-    levels: int,
-    uniform_weight: float,
-    posterior: str,
-) -> VAE:
-    """See `mlp_vae`; the arguments are checked and in one spelling."""
-    bernoulli = likelihood == "bernoulli"
-    encoder, prior = _mlp_encoder(event_shape, latent_dim, hidden_sizes, levels, posterior)
-    decoder = networks.MLPDecoder(hidden_sizes[::-1], event_shape, 1 if bernoulli else 2)
-
-    def init(rng_key: jax.Array) -> VAEParams:
-        encoder_key, decoder_key = jax.random.split(rng_key)
-        return VAEParams(
-            encoder=encoder.init(encoder_key),
-            decoder=_init_of(decoder)(decoder_key, jnp.zeros(latent_dim)),
-        )
-
-    def decode(decoder_params: Params, z: jax.Array) -> dist.Distribution:
-        out = _apply(decoder, decoder_params, z)
-        if bernoulli:
-            pixels = dist.Bernoulli(logits=out[0])
-        else:
-            scale = jnp.exp(jnp.maximum(out[1], min_log_scale(levels)))
-            pixels = DiscretizedLogistic(out[0], scale, levels, uniform_weight=uniform_weight)
-        return pixels.to_event(len(event_shape))
-
-    return VAE(init, encoder.encode, decode, prior)
+    sizes = tuple(event_shape), latent_dim, tuple(hidden_sizes), levels
+    encode = _ENCODERS[posterior](*sizes)
+    decode = _Decode(*sizes, likelihood, uniform_weight)
+    prior = _FullNormal if posterior == "full_covariance" else _DiagonalNormal
+    return VAE(_Init(encode, decode), encode, decode, prior(latent_dim))
 
 
 def mlp_encoder(
@@ -139,7 +97,7 @@ def mlp_encoder(
 ) -> Encoder:
     """The encoder of `mlp_vae` by itself, of any size: for another encoder of the same decoder.
 
-    Equal arguments give the same object. See `with_encoder`.
+    See `with_encoder`.
 
     Args:
       event_shape: shape of one x, whose entries are integer levels.
@@ -155,27 +113,8 @@ def mlp_encoder(
       ValueError: an unknown posterior, or sizes that are not positive.
     """
     _check_encoder(event_shape, latent_dim, hidden_sizes, levels, posterior)
-    return _mlp_encoder(tuple(event_shape), latent_dim, tuple(hidden_sizes), levels, posterior)[0]
-
-
-@functools.cache
-def _mlp_encoder(
-    event_shape: tuple[int, ...],
-    latent_dim: int,
-    hidden_sizes: tuple[int, ...],
-    levels: int,
-    posterior: str,
-) -> tuple[Encoder, dist.Distribution]:
-    """See `mlp_encoder`; also the prior that has a KL with this family."""
-    init_encoder, infer, prior = _FAMILIES[posterior](hidden_sizes, latent_dim)
-
-    def init(rng_key: jax.Array) -> Params:
-        return init_encoder(rng_key, jnp.zeros(event_shape))
-
-    def encode(encoder_params: Params, x: jax.Array) -> dist.Distribution:
-        return infer(encoder_params, x.astype(jnp.float32) / (levels - 1))
-
-    return Encoder(init, encode), prior
+    encode = _ENCODERS[posterior](tuple(event_shape), latent_dim, tuple(hidden_sizes), levels)
+    return Encoder(_Init(encode), encode)
 
 
 def _check_encoder(
@@ -201,55 +140,139 @@ def min_log_scale(levels: int) -> float:
     return _MIN_LOG_SCALE + math.log(255 / (levels - 1))
 
 
-def _diagonal(hidden_sizes: tuple[int, ...], latent_dim: int) -> _Family:
-    encoder = networks.MLPEncoder(hidden_sizes, latent_dim)
+# The functions of a model are values of its sizes, so that models that are made alike share
+# compiled programs.
+@dataclasses.dataclass(frozen=True)
+class _Network:
+    """What encoders and decoders have in common: their sizes."""
 
-    def infer(params: Params, x: jax.Array) -> dist.Distribution:
-        return dist.Normal(*_apply(encoder, params, x)).to_event(1)
+    event_shape: tuple[int, ...]
+    latent_dim: int
+    hidden_sizes: tuple[int, ...]
+    levels: int
 
-    return _init_of(encoder), infer, _standard_normal(latent_dim)
+
+class _Diagonal(_Network):
+    """A diagonal Gaussian q(z given x)."""
+
+    module: ClassVar = networks.MLPEncoder
+
+    def init(self, rng_key: jax.Array) -> Params:
+        module = self.module(self.hidden_sizes, self.latent_dim)
+        return _init(module, rng_key, jnp.zeros(self.event_shape))
+
+    def __call__(self, params: Params, x: jax.Array) -> dist.Distribution:
+        return dist.Normal(*self._outputs(params, x)).to_event(1)
+
+    def _outputs(self, params: Params, x: jax.Array) -> Any:
+        module = self.module(self.hidden_sizes, self.latent_dim)
+        return _apply(module, params, x.astype(jnp.float32) / (self.levels - 1))
 
 
-def _full_covariance(hidden_sizes: tuple[int, ...], latent_dim: int) -> _Family:
-    encoder = networks.FullCovarianceEncoder(hidden_sizes, latent_dim)
+class _FullCovariance(_Diagonal):
+    """A Gaussian q(z given x) with a full covariance."""
 
-    def infer(params: Params, x: jax.Array) -> dist.Distribution:
-        loc, scale_tril = _apply(encoder, params, x)
+    module: ClassVar = networks.FullCovarianceEncoder
+
+    def __call__(self, params: Params, x: jax.Array) -> dist.Distribution:
+        loc, scale_tril = self._outputs(params, x)
         return dist.MultivariateNormal(loc, scale_tril=scale_tril)
 
-    # N(0, I) in the form that has a KL with this posterior.
-    prior = dist.MultivariateNormal(jnp.zeros(latent_dim), scale_tril=jnp.eye(latent_dim))
-    return _init_of(encoder), infer, prior
 
+class _Flow(_Diagonal):
+    """A diagonal Gaussian through inverse autoregressive layers."""
 
-def _flow(hidden_sizes: tuple[int, ...], latent_dim: int) -> _Family:
-    encoder = networks.FlowEncoder(hidden_sizes, latent_dim, _FLOW_HIDDEN)
-    layer = networks.Autoregressive(_FLOW_HIDDEN)
+    module: ClassVar = functools.partial(networks.FlowEncoder, context_size=_FLOW_HIDDEN)
 
-    def init(rng_key: jax.Array, x: jax.Array) -> Params:
+    def init(self, rng_key: jax.Array) -> Params:
         start_key, *layer_keys = jax.random.split(rng_key, 1 + _FLOW_LAYERS)
-        nothing = jnp.zeros(latent_dim), jnp.zeros(_FLOW_HIDDEN)
-        layers = [_init_of(layer)(layer_key, *nothing) for layer_key in layer_keys]
-        return {"start": _init_of(encoder)(start_key, x), "layers": layers}
+        layer = networks.Autoregressive(_FLOW_HIDDEN)
+        nothing = jnp.zeros(self.latent_dim), jnp.zeros(_FLOW_HIDDEN)
+        layers = [_init(layer, layer_key, *nothing) for layer_key in layer_keys]
+        return {"start": super().init(start_key), "layers": layers}
 
-    def infer(params: Params, x: jax.Array) -> dist.Distribution:
-        loc, scale, context = _apply(encoder, params["start"], x)
+    def __call__(self, params: Params, x: jax.Array) -> dist.Distribution:
+        loc, scale, context = self._outputs(params["start"], x)
+        reverse = dist.transforms.PermuteTransform(jnp.arange(self.latent_dim)[::-1])
         transforms = []
         for weights in params["layers"]:
             network = jax.tree_util.Partial(_apply_layer, weights, context)
-            transforms += [AutoregressiveFlow(network), _reversal(latent_dim)]
+            transforms += [AutoregressiveFlow(network), reverse]
         return dist.TransformedDistribution(dist.Normal(loc, scale).to_event(1), transforms)
 
-    return init, infer, _standard_normal(latent_dim)
+
+_ENCODERS = {"diagonal": _Diagonal, "full_covariance": _FullCovariance, "flow": _Flow}
+POSTERIORS = tuple(_ENCODERS)
 
 
-_FAMILIES = {"diagonal": _diagonal, "full_covariance": _full_covariance, "flow": _flow}
-POSTERIORS = tuple(_FAMILIES)
+@dataclasses.dataclass(frozen=True)
+class _Decode(_Network):
+    """p(x given z); the hidden layers of the encoder in reverse."""
+
+    likelihood: str
+    uniform_weight: float
+
+    def init(self, rng_key: jax.Array) -> Params:
+        return _init(self._module(), rng_key, jnp.zeros(self.latent_dim))
+
+    def __call__(self, params: Params, z: jax.Array) -> dist.Distribution:
+        out = _apply(self._module(), params, z)
+        if self.likelihood == "bernoulli":
+            pixels = dist.Bernoulli(logits=out[0])
+        else:
+            scale = jnp.exp(jnp.maximum(out[1], min_log_scale(self.levels)))
+            pixels = DiscretizedLogistic(
+                out[0], scale, self.levels, uniform_weight=self.uniform_weight
+            )
+        return pixels.to_event(len(self.event_shape))
+
+    def _module(self) -> Any:
+        num_outputs = 1 if self.likelihood == "bernoulli" else 2
+        return networks.MLPDecoder(self.hidden_sizes[::-1], self.event_shape, num_outputs)
 
 
-def _init_of(module: Any) -> Callable[..., Params]:
-    """Linen's `init` as a function of a key and inputs that returns the parameters alone."""
-    return lambda rng_key, *inputs: module.init(rng_key, *inputs)["params"]
+@dataclasses.dataclass(frozen=True)
+class _Init:
+    """The parameters of an encoder, or with a decoder those of a model."""
+
+    encode: _Diagonal
+    decode: _Decode | None = None
+
+    def __call__(self, rng_key: jax.Array) -> Any:
+        if self.decode is None:
+            return self.encode.init(rng_key)
+        encoder_key, decoder_key = jax.random.split(rng_key)
+        return VAEParams(self.encode.init(encoder_key), self.decode.init(decoder_key))
+
+
+class _Value:
+    """A distribution that is equal to another of the same parameters."""
+
+    def __eq__(self, other: object) -> bool:
+        same = zip(jax.tree.leaves(self), jax.tree.leaves(other), strict=False)
+        return type(self) is type(other) and all(np.array_equal(a, b) for a, b in same)
+
+    def __hash__(self) -> int:
+        return hash((type(self), *map(np.shape, jax.tree.leaves(self))))
+
+
+class _DiagonalNormal(_Value, dist.Independent):
+    """N(0, I) [Z]."""
+
+    def __init__(self, size: int):
+        super().__init__(dist.Normal(jnp.zeros(size), jnp.ones(size)), 1)
+
+
+class _FullNormal(_Value, dist.MultivariateNormal):
+    """N(0, I) [Z] in the form that has a KL with a Gaussian of full covariance."""
+
+    def __init__(self, size: int):
+        super().__init__(jnp.zeros(size), scale_tril=jnp.eye(size))
+
+
+def _init(module: Any, rng_key: jax.Array, *inputs: jax.Array) -> Params:
+    """Linen's `init`, the parameters alone."""
+    return module.init(rng_key, *inputs)["params"]
 
 
 def _apply(module: Any, params: Params, *inputs: jax.Array) -> Any:
@@ -257,14 +280,6 @@ def _apply(module: Any, params: Params, *inputs: jax.Array) -> Any:
     return module.apply({"params": params}, *inputs)
 
 
-def _standard_normal(size: int) -> dist.Distribution:
-    return dist.Normal(jnp.zeros(size), jnp.ones(size)).to_event(1)
-
-
 def _apply_layer(weights: Params, context: jax.Array, z: jax.Array) -> tuple:
     """One layer of a flow, as a function of its parameters."""
     return _apply(networks.Autoregressive(_FLOW_HIDDEN), weights, z, context)
-
-
-def _reversal(size: int) -> dist.transforms.Transform:
-    return dist.transforms.PermuteTransform(jnp.arange(size)[::-1])

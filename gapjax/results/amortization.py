@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from gapjax.fit.posteriors import OptimalPosteriors, PosteriorSearch, optimal_posteriors
-from gapjax.measure.per_image import Images, per_image_bounds, posterior_bounds
-from gapjax.model.vae import VAE, VAEParams
+from gapjax.infer.search import BestPosteriors, PosteriorSearch, best_posteriors
+from gapjax.measure.bounds import Images, per_image_bounds, posterior_bounds
+from gapjax.vae import VAE, VAEParams
 
 
 class AmortizationGaps(NamedTuple):
@@ -35,7 +35,7 @@ class Bounds(NamedTuple):
 
     elbo: dict[str, np.ndarray]
     optimal: np.ndarray | None
-    found: OptimalPosteriors | None
+    found: BestPosteriors | None
 
 
 def amortization_gaps(
@@ -69,8 +69,8 @@ def amortization_gaps(
       `AmortizationGaps`.
 
     Raises:
-      ValueError: as of `optimal_posteriors`.
-      TypeError: as of `optimal_posteriors`.
+      ValueError: as of `best_posteriors`.
+      TypeError: as of `best_posteriors`.
 
     References:
       Cremer, Li, Duvenaud, Inference Suboptimality in Variational Autoencoders, 2018.
@@ -112,7 +112,7 @@ def measure_bounds(
       num_samples: posterior samples for every ELBO.
       search: how q* is looked for; None leaves it out.
       batch_size: images at once.
-      on_progress: see `optimal_posteriors`.
+      on_progress: see `best_posteriors`.
     """
     elbo = {
         name: np.asarray(
@@ -125,7 +125,7 @@ def measure_bounds(
     }  # fmt: skip
     if search is None:
         return Bounds(elbo, None, None)
-    found = optimal_posteriors(
+    found = best_posteriors(
         vae, params, search_key, images, encoders=list(encoders.values()), search=search,
         batch_size=batch_size, on_progress=on_progress,
     )  # fmt: skip

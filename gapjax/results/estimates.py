@@ -6,10 +6,10 @@ import jax
 import numpy as np
 
 from gapjax import parallel
-from gapjax.measure.per_image import Bound, Images, check_finite, per_image_bounds
+from gapjax.measure.bounds import Bound, Images, check_finite, per_image_bounds
 from gapjax.measure.statistics import effective_number, mean_and_stderr
 from gapjax.model.bounds import bits_per_dim, elbo
-from gapjax.model.vae import VAE, VAEParams
+from gapjax.vae import VAE, VAEParams
 
 
 class Difference(NamedTuple):

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from gapjax.measure.per_image import Images
+from gapjax.measure.bounds import Images
 from gapjax.measure.statistics import mean_and_stderr
-from gapjax.model.vae import VAE, VAEParams
 from gapjax.results.measurements import Measured, measure, subset
+from gapjax.vae import VAE, VAEParams
 
 
 class Estimate(NamedTuple):

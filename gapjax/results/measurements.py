@@ -6,12 +6,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from gapjax.fit.posteriors import PosteriorSearch
+from gapjax.infer.search import PosteriorSearch
 from gapjax.measure.annealing import Annealing
-from gapjax.measure.likelihoods import log_likelihood
-from gapjax.measure.per_image import Images
-from gapjax.model.vae import VAE, VAEParams
+from gapjax.measure.bounds import Images
+from gapjax.measure.log_likelihood import log_likelihood
 from gapjax.results.amortization import measure_bounds
+from gapjax.vae import VAE, VAEParams
 
 
 class Measured(NamedTuple):

@@ -1,21 +1,21 @@
 """Encoders with learned refinement: networks that improve q by the gradient of log p(x, z).
 
-The encoder of a `refining_vae` holds the encoder that it starts from, a small network for each
+The encoder of a `with_refinement` holds the encoder that it starts from, a small network for each
 step, and a frozen copy of the decoder. To all else it is an encoder like any other: a refit trains
 it, and `evaluate` measures it.
 """
 
-import functools
+import dataclasses
 from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 
+from gapjax.infer.newton import diagonal_normal
 from gapjax.model import networks
 from gapjax.model.bounds import log_joint
-from gapjax.model.distributions import from_free
-from gapjax.model.families import diagonal_normal
-from gapjax.model.vae import VAE, Distribution, Frozen, Params, VAEParams
+from gapjax.model.free import from_free
+from gapjax.vae import VAE, Distribution, Frozen, Params, VAEParams
 
 # Without these bounds a step that goes too far can make the next one overflow the scale of q, and
 # training on grey MNIST failed. At the encoder's own q slopes are below 50 there, most below 3.
@@ -23,7 +23,7 @@ _LARGE_SLOPE = 10.0  # up to about here a slope is taken as it is
 _MAX_GROWTH = 2.0  # of the log scale in one step
 
 
-class RefiningParams(NamedTuple):
+class RefinementParams(NamedTuple):
     """The parameters of an encoder with learned refinement.
 
     Attributes:
@@ -37,7 +37,7 @@ class RefiningParams(NamedTuple):
     decoder: Frozen
 
 
-def refining_vae(vae: VAE, num_steps: int = 1, hidden_sizes: tuple[int, ...] = (128,)) -> VAE:
+def with_refinement(vae: VAE, num_steps: int = 1, hidden_sizes: tuple[int, ...] = (128,)) -> VAE:
     """The same model, whose encoder ends with steps of learned refinement.
 
     From q = N(m, diag(s^2)) of the encoder each step computes, by a network f of its own,
@@ -51,8 +51,8 @@ def refining_vae(vae: VAE, num_steps: int = 1, hidden_sizes: tuple[int, ...] = (
     own q. No gradient passes through g. A step costs a pass through the decoder and one back, at
     test time too: this is no encoder of the cost of the one that it starts from.
 
-    `refining_params` says where a refit starts. Do not `train` from scratch with it: the steps
-    would use the decoder as it was at the start. Equal arguments give the same object.
+    `refinement_params` says where a refit starts. Do not `train` from scratch with it: the steps
+    would use the decoder as it was at the start.
 
     Args:
       vae: the model; its q(z given x) is a diagonal Gaussian.
@@ -60,7 +60,7 @@ def refining_vae(vae: VAE, num_steps: int = 1, hidden_sizes: tuple[int, ...] = (
       hidden_sizes: widths of the hidden layers of the networks.
 
     Returns:
-      A `VAE`, the parameters of whose encoder are `RefiningParams`.
+      A `VAE`, the parameters of whose encoder are `RefinementParams`.
 
     Raises:
       ValueError: a size that is not positive. Its `encode` raises TypeError for another q.
@@ -73,14 +73,16 @@ def refining_vae(vae: VAE, num_steps: int = 1, hidden_sizes: tuple[int, ...] = (
         raise ValueError(
             f"num_steps is {num_steps} and hidden_sizes {hidden_sizes}; all must be positive"
         )
-    return _refining_vae(vae, num_steps, tuple(hidden_sizes))
+    (latent_dim,) = vae.prior.event_shape
+    network = networks.Refinement(tuple(hidden_sizes), latent_dim)
+    return vae._replace(init=_Init(vae, num_steps, network), encode=_Encode(vae, network))
 
 
-def refining_params(vae: VAE, params: VAEParams, rng_key: jax.Array) -> VAEParams:
-    """Where the refit of a `refining_vae` starts: at the posteriors of the encoder of `params`.
+def refinement_params(vae: VAE, params: VAEParams, rng_key: jax.Array) -> VAEParams:
+    """Where the refit of a `with_refinement` starts: at the posteriors of the encoder of `params`.
 
     Args:
-      vae: the `refining_vae`.
+      vae: the `with_refinement`.
       params: of the model that it was made from; the decoder is kept as it is.
       rng_key: of the networks of the steps.
 
@@ -88,32 +90,42 @@ def refining_params(vae: VAE, params: VAEParams, rng_key: jax.Array) -> VAEParam
       `VAEParams` with the same decoder.
 
     Example:
-      >>> refining = refining_vae(vae, num_steps=2)
-      >>> start = refining_params(refining, params, jax.random.key(0))
+      >>> refining = with_refinement(vae, num_steps=2)
+      >>> start = refinement_params(refining, params, jax.random.key(0))
       >>> refit = refit_encoder(refining, start, source, jax.random.key(1), num_epochs=100)
     """
-    fresh = jax.jit(vae.init)(rng_key).encoder
+    fresh = vae.init(rng_key).encoder
     encoder = fresh._replace(base=params.encoder, decoder=Frozen(params.decoder))
     return VAEParams(encoder, params.decoder)
 
 
-@functools.lru_cache(64)
-def _refining_vae(vae: VAE, num_steps: int, hidden_sizes: tuple[int, ...]) -> VAE:
-    """See `refining_vae`; the arguments are checked and in one spelling."""
-    (latent_dim,) = vae.prior.event_shape
-    network = networks.Refinement(hidden_sizes, latent_dim)
+@dataclasses.dataclass(frozen=True)
+class _Init:
+    """The parameters of a model of `with_refinement`."""
 
-    def init(rng_key: jax.Array) -> VAEParams:
-        model_key, *step_keys = jax.random.split(rng_key, 1 + num_steps)
-        base, decoder = vae.init(model_key)
-        nothing = jnp.zeros(3 * latent_dim)
-        steps = [network.init(step_key, nothing)["params"] for step_key in step_keys]
-        return VAEParams(RefiningParams(base, steps, Frozen(decoder)), decoder)
+    vae: VAE
+    num_steps: int
+    network: networks.Refinement
 
-    def encode(params: RefiningParams, x: jax.Array) -> Distribution:
-        posterior = vae.encode(params.base, x)
+    def __call__(self, rng_key: jax.Array) -> VAEParams:
+        model_key, *step_keys = jax.random.split(rng_key, 1 + self.num_steps)
+        base, decoder = self.vae.init(model_key)
+        nothing = jnp.zeros(3 * self.network.latent_dim)
+        steps = [self.network.init(step_key, nothing)["params"] for step_key in step_keys]
+        return VAEParams(RefinementParams(base, steps, Frozen(decoder)), decoder)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Encode:
+    """The encoder of a model of `with_refinement`."""
+
+    vae: VAE
+    network: networks.Refinement
+
+    def __call__(self, params: RefinementParams, x: jax.Array) -> Distribution:
+        posterior = self.vae.encode(params.base, x)
         decoder = jax.lax.stop_gradient(params.decoder.params)
-        slope_at = jax.grad(lambda z: log_joint(vae, decoder, x, z))
+        slope_at = jax.grad(lambda z: log_joint(self.vae, decoder, x, z))
         loc, scale = diagonal_normal(posterior, "the posterior")
         log_scale = jnp.log(scale)
         for weights in params.networks:
@@ -121,10 +133,8 @@ def _refining_vae(vae: VAE, num_steps: int, hidden_sizes: tuple[int, ...]) -> VA
             slope = jax.lax.stop_gradient(scale * slope_at(loc))
             slope = _LARGE_SLOPE * jnp.arcsinh(slope / _LARGE_SLOPE)
             inputs = jnp.concatenate([slope, loc, log_scale])
-            moved = network.apply({"params": weights}, inputs)
+            moved = self.network.apply({"params": weights}, inputs)
             shift, growth = cast(tuple[jax.Array, jax.Array], moved)
             growth = _MAX_GROWTH * jnp.tanh(growth / _MAX_GROWTH)
             loc, log_scale = loc + scale * shift, log_scale + growth
         return from_free(posterior, [loc, log_scale])
-
-    return vae._replace(init=init, encode=encode)

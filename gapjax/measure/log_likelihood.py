@@ -14,20 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from gapjax import parallel
-from gapjax.measure.annealing import (
-    Annealing,
-    annealed_importance_sampling,
-    reverse_annealing,
-)
+from gapjax.measure.annealing import Annealing, annealed_importance_sampling, reverse_annealing
+from gapjax.measure.bounds import Images
 from gapjax.measure.importance import LogLikelihood, importance_sampling
-from gapjax.measure.per_image import Images
 from gapjax.measure.statistics import mean_and_stderr
-from gapjax.model.arguments import check_concrete, check_key
-from gapjax.model.checks import check_local, check_model
-from gapjax.model.vae import VAE, VAEParams, local_inference, sample_model
-from gapjax.model.vae import sample as vae_sample
-
-_MAX_PROGRAMS = 64  # that are kept; they hold the models for which they were compiled
+from gapjax.model.checks import check_concrete, check_inputs, check_key, check_model
+from gapjax.vae import VAE, VAEParams, local_inference, sample, sample_model
 
 
 class Sandwich(NamedTuple):
@@ -92,21 +84,18 @@ def log_likelihood(
     annealing = method if isinstance(method, Annealing) else None
     if annealing is None and method != "importance":
         raise ValueError(f"method is {method!r}; it must be 'importance' or an Annealing")
-    check_local("log_likelihood", vae, params, rng_key, images, posteriors)
+    check_inputs("log_likelihood", vae, params, rng_key, images, posteriors=posteriors)
     if min(num_samples, chunk_size, batch_size, *(annealing or ())) <= 0:
         raise ValueError(
             f"num_samples {num_samples}, chunk_size {chunk_size}, batch_size {batch_size} and "
             f"{method} must be positive"
         )
-    devices = parallel.all_devices(devices)
     inference = params.encoder if posteriors is None else posteriors
-    arrays = parallel.replicate(
-        (inference, params.decoder, rng_key, jnp.asarray(images)), devices, commit=False
-    )
-    program = _log_likelihood_program(
-        vae, annealing, posteriors is not None, num_samples, chunk_size, devices
-    )
-    return _in_batches(program, arrays, len(images), batch_size, devices, on_progress)
+    return _in_batches(
+        _log_likelihoods, (inference, params.decoder, rng_key, jnp.asarray(images)), len(images),
+        batch_size, devices, on_progress, vae=vae, annealing=annealing,
+        local=posteriors is not None, num_samples=num_samples, chunk_size=chunk_size,
+    )  # fmt: skip
 
 
 def sandwich(
@@ -153,12 +142,10 @@ def sandwich(
     check_model(
         vae, params, jax.eval_shape(functools.partial(sample_model, vae), params.decoder, rng_key)
     )
-    devices = parallel.all_devices(devices)
-    arrays = parallel.replicate((params, rng_key), devices, commit=False)
-    program = _sandwich_program(vae, annealing, devices)
     images, upper, lower = _in_batches(
-        program, arrays, num_images, batch_size, devices, on_progress
-    )
+        _sandwiches, (params, rng_key), num_images, batch_size, devices, on_progress, vae=vae,
+        annealing=annealing,
+    )  # fmt: skip
     gap, gap_stderr = mean_and_stderr(np.asarray(upper, np.float64) - lower.log_prob)
     return Sandwich(
         images=images,
@@ -172,49 +159,34 @@ def sandwich(
 
 
 def _in_batches(
-    program: Callable[..., Any],
+    program: parallel.Program,
     arrays: tuple,
     num_images: int,
     batch_size: int,
-    devices: parallel.Devices,
+    devices: parallel.Devices | None,
     on_progress: Callable[[int], None] | None,
+    **static: Any,
 ) -> Any:
     """The program's results for images 0 to N - 1, [N, ...] of NumPy; the last batch is padded."""
+    devices = parallel.all_devices(devices)
+    arrays = parallel.replicate(arrays, devices, commit=False)
     batch_size = min(batch_size, num_images)
     parts = []
     for start in range(0, num_images, batch_size):
         batch = np.minimum(np.arange(start, start + batch_size), num_images - 1)
-        part = program(None, *arrays, parallel.replicate(batch, devices, commit=False))
-        parts.append(parallel.unreplicate(part))
+        parts.append(program(*arrays, batch, devices=devices, **static))
         if on_progress is not None:
             jax.block_until_ready(parts[-1])
             on_progress(min(start + batch_size, num_images))
     return jax.tree.map(lambda *leaves: np.concatenate(leaves)[:num_images], *parts)
 
 
-@functools.lru_cache(_MAX_PROGRAMS)
-def _log_likelihood_program(vae, annealing, local, num_samples, chunk_size, devices):
-    """The compiled `_log_likelihoods` of these constants."""
-    function = functools.partial(
-        _log_likelihoods, vae=vae, annealing=annealing, local=local, num_samples=num_samples,
-        chunk_size=chunk_size,
-    )  # fmt: skip
-    return parallel.data_parallel(function, devices)
-
-
-@functools.lru_cache(_MAX_PROGRAMS)
-def _sandwich_program(vae, annealing, devices):
-    """The compiled `_sandwiches` of these constants."""
-    function = functools.partial(_sandwiches, vae=vae, annealing=annealing)
-    return parallel.data_parallel(function, devices)
-
-
+@parallel.program
 def _log_likelihoods(
-    shard, donated, inference, decoder, rng_key, images, batch,
+    shard, inference, decoder, rng_key, images, batch,
     *, vae, annealing, local, num_samples, chunk_size,
 ) -> LogLikelihood:  # fmt: skip
     """Estimates for the images of `batch`; `inference` is an encoder or a q for each image."""
-    del donated
 
     def one(index: jax.Array) -> LogLikelihood:
         own = jax.tree.map(lambda leaf: leaf[index], inference) if local else inference
@@ -229,14 +201,14 @@ def _log_likelihoods(
     return _vmap_shares(shard, one, batch)
 
 
-def _sandwiches(shard, donated, params, rng_key, batch, *, vae, annealing) -> tuple:
+@parallel.program
+def _sandwiches(shard, params, rng_key, batch, *, vae, annealing) -> tuple:
     """The simulated images of these indices, their upper and their lower estimates."""
-    del donated
 
     def one(index: jax.Array) -> tuple[jax.Array, jax.Array, LogLikelihood]:
         latent_key, pixel_key, chain_key = jax.random.split(jax.random.fold_in(rng_key, index), 3)
-        z = vae_sample(vae.prior, latent_key)
-        x = vae_sample(vae.decode(params.decoder, z), pixel_key)
+        z = sample(vae.prior, latent_key)
+        x = sample(vae.decode(params.decoder, z), pixel_key)
         upper = reverse_annealing(vae, params, chain_key, x, z, annealing)
         return x, upper, annealed_importance_sampling(vae, params, chain_key, x, annealing)
 

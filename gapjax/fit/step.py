@@ -9,20 +9,25 @@ Evaluating, interrupting and resuming, the number of devices, and being one run 
 change it.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from gapjax import parallel
-from gapjax.fit.checks import check_run
-from gapjax.fit.optimizers import adam
-from gapjax.fit.sources import Source, draw_examples
-from gapjax.model.arguments import check_integer
+from gapjax.fit.sources import Source, check_source, draw_examples, drawn_images, first_example
 from gapjax.model.bounds import elbo
-from gapjax.model.vae import VAE, VAEParams, library_promotion
+from gapjax.model.checks import (
+    check_images,
+    check_integer,
+    check_model,
+    check_reparameterized,
+    check_trainable,
+)
+from gapjax.optimizers import adam
+from gapjax.vae import VAE, VAEParams
 
 Objective = Callable[[VAE, VAEParams, jax.Array, jax.Array], jax.Array]
 
@@ -110,24 +115,44 @@ def kernel(
       ...     state, info = step(state)
     """
     check_batch_size(batch_size, source.num_examples)
-
-    @jax.jit
-    def step_on(state: TrainState, source: Source) -> tuple[TrainState, StepInfo]:
-        _, _, size = _batch_positions(state.step, source.num_examples, batch_size, 1)
-        state, sums, is_finite = run_steps(
-            parallel.WHOLE, state, source, vae=vae, optimizer=optimizer, batch_size=batch_size,
-            objective=objective, num_steps=1,
-        )  # fmt: skip
-        return state, StepInfo(sums[0], size[0], is_finite)
+    step = _one_step.on(vae=vae, optimizer=optimizer, batch_size=batch_size, objective=objective)
 
     def init(params: VAEParams, rng_key: jax.Array) -> TrainState:
         check_run(vae, params, [source], objective)
         return init_state(params, rng_key, optimizer)
 
-    return Kernel(
-        init=init,
-        step=lambda state: step_on(state, source),
+    return Kernel(init=init, step=lambda state: step(state, source))
+
+
+@parallel.on_one_device
+def _one_step(
+    state: TrainState, source: Source, *, batch_size: int, **static: Any
+) -> tuple[TrainState, StepInfo]:
+    """The step of `kernel`."""
+    _, _, size = _batch_positions(state.step, source.num_examples, batch_size, 1)
+    state, sums, is_finite = run_steps.function(
+        parallel.WHOLE, state, source, batch_size=batch_size, num_steps=1, **static
     )
+    return state, StepInfo(sums[0], size[0], is_finite)
+
+
+def check_run(vae: VAE, params: VAEParams, sources: Sequence[Source], objective: Objective) -> None:
+    """Checks the model and the data of a run, whose parameters may be given by their shapes.
+
+    Gradients are taken through the samples of q(z given x), unless the objective has an attribute
+    `needs_rsample` that is False.
+    """
+    for source in sources:
+        check_source(source)
+    model = check_model(vae, params, jax.eval_shape(first_example, sources[0]))
+    while not hasattr(objective, "needs_rsample") and hasattr(objective, "func"):
+        objective = getattr(objective, "func")  # noqa: B009 (of functools.partial)
+    if getattr(objective, "needs_rsample", True):
+        check_reparameterized(model)
+    check_trainable(params)
+    arrays = {id(images): images for source in sources for images in drawn_images(source)}
+    for images in arrays.values():
+        check_images("the data of source", images, model)
 
 
 def init_state(
@@ -172,6 +197,7 @@ def check_batch_size(batch_size: int, num_examples: int) -> None:
         )
 
 
+@parallel.donating
 def run_steps(
     shard: parallel.Shard,
     state: TrainState,
@@ -188,19 +214,8 @@ def run_steps(
     Each device takes its share of the positions of every batch. Where the batch does not divide
     evenly, and at the end of an epoch, a share is padded with examples of weight zero.
 
-    Args:
-      shard: the share of this device.
-      state: where to start.
-      source: where x comes from.
-      vae: the model.
-      optimizer: optax transformation over `VAEParams`.
-      batch_size: examples in a step, over all devices.
-      objective: per-example objective, in nats.
-      num_steps: number of steps, static.
-
-    Returns:
-      The state after them; the sum of the objective over each step's examples [num_steps], nats;
-      whether every parameter is finite.
+    Returns the state after them; the sum of the objective over each step's examples [num_steps],
+    nats; and whether every parameter is finite.
     """
     epoch, first_positions, num_examples = _batch_positions(
         state.step, source.num_examples, batch_size, num_steps
@@ -243,7 +258,8 @@ def train_step(
 
         loss = -(sum_b weights_b objective(x_b)) / num_examples,   summed over the devices
 
-    This is where examples are vmapped and where the gradients of the devices are summed.
+    This is where examples are vmapped and where the gradients of the devices are summed. Returns
+    the state after the step, and the sum of the objective over the batch, nats.
 
     Args:
       shard: the share of this device.
@@ -255,9 +271,6 @@ def train_step(
       vae: the model.
       optimizer: optax transformation over `VAEParams`.
       objective: per-example objective, in nats.
-
-    Returns:
-      The state after the step, and the sum of the objective over the batch, nats.
     """
 
     def loss(params: VAEParams) -> jax.Array:
@@ -265,8 +278,7 @@ def train_step(
         return -jnp.vdot(weights, values) / num_examples.astype(values.dtype)
 
     value, gradients = shard.sum(jax.value_and_grad(loss)(state.params))
-    with library_promotion():
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params = jax.tree.map(lambda p, u: p + u.astype(p.dtype), state.params, updates)
     return TrainState(
         params, opt_state, state.step + 1, state.rng_key
@@ -276,16 +288,10 @@ def train_step(
 def batch_keys(
     state: TrainState, num_examples: int, batch_size: int
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """What the next step draws its batch with, for one who looks at it afterwards.
+    """What the next step draws its batch with.
 
-    Args:
-      state: before the step.
-      num_examples: of an epoch.
-      batch_size: examples in a step.
-
-    Returns:
-      The key of the epoch's plan; positions [B] in the epoch; keys [B] to draw the examples; keys
-      [B] for their objective.
+    Returns the key of the epoch's plan; positions [B] in the epoch; keys [B] to draw the examples;
+    keys [B] for their objective.
     """
     epoch, first, size = _batch_positions(state.step, num_examples, batch_size, 1)
     plan_key, examples_key = jax.random.split(jax.random.fold_in(state.rng_key, epoch))

@@ -1,10 +1,10 @@
 """A VAE as pure functions of one example, and what is drawn from it.
 
 Letters: x [*event] one example, z [Z] one latent. Nothing here knows of batches: `jax.vmap` is
-applied where batches are made, in `fit` and `measure`.
+applied where batches are made, in `fit`, `infer` and `measure`.
 """
 
-import functools
+import dataclasses
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol, cast
@@ -63,7 +63,8 @@ class VAE(NamedTuple):
     """A latent variable model and its inference model: three pure functions and a prior.
 
     Any pure functions will do; `mlp_vae` makes the paper's. A distribution is NumPyro's or any
-    object that has `log_prob`, `sample(rng_key)` and `event_shape`; see `Distribution`.
+    object that has `log_prob`, `sample(rng_key)` and `event_shape`; see `Distribution`. Models
+    whose functions are equal share compiled programs, so make them once, or as frozen dataclasses.
 
     Attributes:
       init: `init(rng_key) -> VAEParams`.
@@ -76,34 +77,6 @@ class VAE(NamedTuple):
     encode: Callable[[Params, jax.Array], Distribution]
     decode: Callable[[Params, jax.Array], Distribution]
     prior: Distribution
-
-    # A VAE is a static argument of compiled programs and a key of their caches. A prior that is
-    # a dataclass of arrays has no hash, and an encoder may be a callable object without one.
-    # Such fields are compared by identity.
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, VAE):
-            return NotImplemented
-        return all(map(_same_field, self, other))
-
-    def __ne__(self, other: object) -> bool:
-        return not self == other
-
-    def __hash__(self) -> int:
-        return hash(tuple(hash(field) if _has_hash(field) else id(field) for field in self))
-
-
-def _has_hash(field: object) -> bool:
-    try:
-        hash(field)
-    except TypeError:
-        return False
-    return True
-
-
-def _same_field(first: object, second: object) -> bool:
-    if first is second:
-        return True
-    return _has_hash(first) and _has_hash(second) and bool(first == second)
 
 
 class Encoder(NamedTuple):
@@ -118,27 +91,30 @@ class Encoder(NamedTuple):
     encode: Callable[[Params, jax.Array], Distribution]
 
 
-@functools.lru_cache(64)
 def with_encoder(vae: VAE, encoder: Encoder) -> VAE:
     """The same generative model with another encoder: fresh, wider, deeper, of any architecture.
 
     A refit of it starts from `VAEParams(encoder.init(rng_key), params.decoder)` and leaves the
-    decoder as it is, bit for bit. Equal arguments give the same object.
+    decoder as it is, bit for bit.
 
     Args:
       vae: the model, whose decoder and prior are kept.
       encoder: returns a q over the same latent; of another family its KL to the prior may have no
         closed form, and is then estimated.
-
-    Returns:
-      A `VAE`.
     """
+    return vae._replace(init=_InitBoth(encoder.init, vae.init), encode=encoder.encode)
 
-    def init(rng_key: jax.Array) -> VAEParams:
+
+@dataclasses.dataclass(frozen=True)
+class _InitBoth:
+    """The parameters of one model's encoder beside those of another's decoder."""
+
+    init_encoder: Callable[[jax.Array], Params]
+    init_other: Callable[[jax.Array], VAEParams]
+
+    def __call__(self, rng_key: jax.Array) -> VAEParams:
         encoder_key, other_key = jax.random.split(rng_key)
-        return VAEParams(encoder.init(encoder_key), vae.init(other_key).decoder)
-
-    return vae._replace(init=init, encode=encoder.encode)
+        return VAEParams(self.init_encoder(encoder_key), self.init_other(other_key).decoder)
 
 
 def local_inference(vae: VAE) -> VAE:
@@ -172,22 +148,21 @@ def reconstruct(vae: VAE, params: VAEParams, rng_key: jax.Array, x: jax.Array) -
 
 
 def sample(distribution: Distribution, rng_key: jax.Array) -> jax.Array:
-    """One sample, as the array that it is under JAX."""
+    """One sample of a distribution."""
     with library_promotion():
         return cast(jax.Array, distribution.sample(rng_key))
 
 
 def log_prob(distribution: Distribution, value: jax.Array) -> jax.Array:
-    """Log-probability of one value, as the array that it is under JAX."""
+    """Log-probability of one value, in nats."""
     with library_promotion():
         return cast(jax.Array, distribution.log_prob(value))
 
 
 def library_promotion() -> AbstractContextManager:
-    """The dtype promotion that distributions are written for, NumPyro's among them.
+    """JAX's default promotion, for functions of one example that a user compiles under another.
 
-    They mix dtypes (a Bernoulli subtracts a boolean from a float), which a user's
-    `jax_numpy_dtype_promotion="strict"` would forbid.
+    NumPyro's distributions mix dtypes; what `parallel.program` compiles needs no such care.
     """
     return jax.numpy_dtype_promotion("standard")
 

@@ -4,7 +4,6 @@ A decoder must find the very probabilities that the encoder coded with. So both 
 same programs on arrays of the same shapes, and the file says what the programs gave on a probe.
 """
 
-import functools
 import hashlib
 import importlib.metadata
 import math
@@ -14,21 +13,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
 
+from gapjax import parallel
 from gapjax.codec import stack
 from gapjax.codec.stack import GRID, CodecError
-from gapjax.fit.refine import Refiner, refine_one
-from gapjax.model.families import (
-    block_probs,
-    block_size,
-    diagonal_normal,
-    level_probs,
-    num_levels,
-)
-from gapjax.model.vae import VAE, VAEParams
+from gapjax.infer.newton import Refiner, diagonal_normal, refine_one
+from gapjax.model.checks import innermost, type_name
+from gapjax.model.distributions import DiscretizedLogistic
+from gapjax.vae import VAE, VAEParams
 
 SEED = 0  # of the points or samples of the refinement
-_MAX_PROGRAMS = 16  # see `executor`
 _LIBRARIES = ("jax", "jaxlib", "numpyro", "optax")
 
 
@@ -85,42 +80,45 @@ def describe(vae: VAE, params: VAEParams) -> Model:
     return Model(event_shape, levels, len(prior_loc), digest.digest()[:8])
 
 
-# Bounded, because the programs hold the models for which they were compiled.
-@functools.lru_cache(_MAX_PROGRAMS)
 def programs(vae: VAE, refiner: Refiner) -> Programs:
     """The programs of a model; each is compiled for the shapes that it is called with."""
+    return Programs(_infer.on(vae=vae, refiner=refiner), _blocks.on(vae=vae), _within.on())
 
-    def infer(params: VAEParams, images: jax.Array) -> tuple[jax.Array, jax.Array]:
-        prior_loc, prior_scale = diagonal_normal(vae.prior, "the prior")
 
-        def one(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-            q = refine_one(vae, params, jax.random.key(SEED), x, refiner).posteriors
-            loc, scale = diagonal_normal(q, "the posterior")
-            step = prior_scale / GRID
-            return (
-                jnp.clip((loc - prior_loc) / step, -stack.MAX_LOC, stack.MAX_LOC),
-                jnp.clip(scale / step, 0.01, stack.MAX_SCALE),
-            )
+@parallel.on_one_device
+def _infer(params, images, *, vae, refiner) -> tuple[jax.Array, jax.Array]:
+    prior_loc, prior_scale = diagonal_normal(vae.prior, "the prior")
 
-        return jax.vmap(one)(images)
+    def one(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        q = refine_one(vae, params, jax.random.key(SEED), x, refiner).posteriors
+        loc, scale = diagonal_normal(q, "the posterior")
+        step = prior_scale / GRID
+        return (
+            jnp.clip((loc - prior_loc) / step, -stack.MAX_LOC, stack.MAX_LOC),
+            jnp.clip(scale / step, 0.01, stack.MAX_SCALE),
+        )
 
-    def blocks(params: VAEParams, indices: jax.Array) -> tuple[Any, jax.Array]:
-        prior_loc, prior_scale = diagonal_normal(vae.prior, "the prior")
+    return jax.vmap(one)(images)
 
-        def decode(index: jax.Array) -> Any:
-            z = prior_loc + prior_scale * (index.astype(jnp.float32) / GRID)
-            return vae.decode(params.decoder, z)
 
-        likelihoods = jax.vmap(decode)(indices)
-        return likelihoods, jax.vmap(lambda likelihood: _flat(block_probs(likelihood)))(likelihoods)
+@parallel.on_one_device
+def _blocks(params, indices, *, vae) -> tuple[Any, jax.Array]:
+    prior_loc, prior_scale = diagonal_normal(vae.prior, "the prior")
 
-    def within(likelihoods: Any, chosen: jax.Array) -> jax.Array:
-        def one(likelihood: Any, chosen: jax.Array) -> jax.Array:
-            return _flat(level_probs(likelihood, chosen.reshape(likelihood.event_shape)))
+    def decode(index: jax.Array) -> Any:
+        z = prior_loc + prior_scale * (index.astype(jnp.float32) / GRID)
+        return vae.decode(params.decoder, z)
 
-        return jax.vmap(one)(likelihoods, chosen)
+    likelihoods = jax.vmap(decode)(indices)
+    return likelihoods, jax.vmap(lambda likelihood: _flat(block_probs(likelihood)))(likelihoods)
 
-    return Programs(jax.jit(infer), jax.jit(blocks), jax.jit(within))
+
+@parallel.on_one_device
+def _within(likelihoods, chosen) -> jax.Array:
+    def one(likelihood: Any, chosen: jax.Array) -> jax.Array:
+        return _flat(level_probs(likelihood, chosen.reshape(likelihood.event_shape)))
+
+    return jax.vmap(one)(likelihoods, chosen)
 
 
 def numerics(model: Model, compiled: Programs, params: VAEParams, num_chains: int) -> bytes:
@@ -159,6 +157,76 @@ def check_finite(*arrays: np.ndarray) -> None:
     """Raises CodecError where a network gave something that is no number."""
     if not all(np.isfinite(array).all() for array in arrays):
         raise CodecError("the model gives values that are not finite; it cannot code with them")
+
+
+def num_levels(likelihood: Any) -> int:
+    """The number of levels that an entry of x can have: 2 of a Bernoulli.
+
+    Raises:
+      TypeError: the likelihood is neither a Bernoulli nor a `DiscretizedLogistic`.
+    """
+    base = innermost(likelihood)
+    if isinstance(base, dist.BernoulliLogits | dist.BernoulliProbs):
+        return 2
+    if isinstance(base, DiscretizedLogistic):
+        return base.levels
+    raise TypeError(
+        f"{type_name(likelihood)} has no table of levels to code with; the codec takes "
+        "Bernoulli and DiscretizedLogistic"
+    )
+
+
+def block_size(levels: int) -> int:
+    """How many neighbouring levels make a block: about the root of their number; 1 for two."""
+    return 1 if levels == 2 else math.isqrt(levels - 1) + 1
+
+
+def block_probs(likelihood: Any) -> jax.Array:
+    """P(the level of x is in block b), [*event, number of blocks].
+
+    Block b holds the levels b B .. (b + 1) B - 1 with B = `block_size`; the last may hold fewer.
+
+    Raises:
+      TypeError: see `num_levels`.
+    """
+    base, levels = innermost(likelihood), num_levels(likelihood)
+    size = block_size(levels)
+    first = jnp.arange(0, levels, size, dtype=jnp.float32)
+    if not isinstance(base, DiscretizedLogistic):
+        log_prob = lambda level: base.log_prob(jnp.full(base.batch_shape, level))
+        return jnp.exp(jax.vmap(log_prob, out_axes=-1)(first))
+    # On a CPU, XLA takes ten times as long with levels that are constants of the program.
+    first = jax.vmap(lambda level: level + 0.0 * base.in_bins()[0], out_axes=-1)(first)
+
+    def log_prob_of_block(first: jax.Array) -> jax.Array:
+        return base.log_prob_between(first, jnp.minimum(first + size - 1, levels - 1))
+
+    return jnp.exp(jax.vmap(log_prob_of_block, in_axes=-1, out_axes=-1)(first))
+
+
+def level_probs(likelihood: Any, blocks: jax.Array) -> jax.Array:
+    """P(the level of x is the i-th of its block, given the block), [*event, B].
+
+    Args:
+      likelihood: p(x given z) at one z.
+      blocks: the block of each entry of x, int [*event].
+
+    Returns:
+      Probabilities; those beyond the last level are zero.
+
+    Raises:
+      TypeError: see `num_levels`.
+    """
+    levels = num_levels(likelihood)
+    size = block_size(levels)
+
+    def one(i: jax.Array) -> jax.Array:
+        level = blocks * size + i
+        inside = jnp.minimum(level, levels - 1).astype(jnp.float32)
+        return jnp.where(level < levels, innermost(likelihood).log_prob(inside), -jnp.inf)
+
+    log_probs = jax.vmap(one, out_axes=-1)(jnp.arange(size))
+    return jax.nn.softmax(log_probs, axis=-1)
 
 
 def _flat(table: jax.Array) -> jax.Array:

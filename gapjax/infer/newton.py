@@ -1,33 +1,35 @@
 """Test-time inference: an encoder's posterior of each image, improved by a few steps of its own.
 
-Between the encoder, which costs one pass, and `optimal_posteriors`, which costs hundreds. All is
+Between the encoder, which costs one pass, and `best_posteriors`, which costs hundreds. All is
 deterministic: equal arguments give equal bits. The mathematics is written for one example;
-`_refine_shard` is where images are vmapped and divided among the devices.
+`_refine_all` is where images are vmapped and divided among the devices.
 """
 
-import functools
+import dataclasses
 import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
 
 from gapjax import parallel
-from gapjax.fit.optimizers import adam
-from gapjax.measure.per_image import Images
+from gapjax.measure.bounds import Images
 from gapjax.model.bounds import bound_at, elbo, log_joint
-from gapjax.model.checks import check_inputs, check_reparameterized
-from gapjax.model.distributions import from_free, to_free
-from gapjax.model.families import diagonal_normal, information
-from gapjax.model.vae import VAE, Params, VAEParams, local_inference
+from gapjax.model.checks import check_inputs, innermost, type_name
+from gapjax.model.distributions import DiscretizedLogistic
+from gapjax.model.free import from_free, to_free
+from gapjax.optimizers import adam
+from gapjax.vae import VAE, Params, VAEParams, local_inference
 
 METHODS = ("newton", "adam")
 _STEP_SIZES = (1.0, 0.5, 0.2)
-_MAX_PROGRAMS = 64  # see `executor`
+_NUM_CELLS = 12
 
 
-class Refiner(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Refiner:
     """How a posterior is improved.
 
     Attributes:
@@ -38,7 +40,7 @@ class Refiner(NamedTuple):
         which the decoder's Jacobian is taken.
       num_judged: pairs of points +-u at which Newton's method takes gradients and its line search
         judges, at most Z; half the samples of `Refined.bound` with Adam.
-      learning_rate: of Adam, on the free parameters of q (see `distributions.to_free`).
+      learning_rate: of Adam, on the free parameters of q (see `model.free`).
     """
 
     method: str = "newton"
@@ -68,7 +70,7 @@ def refine(
     params: VAEParams,
     rng_key: jax.Array,
     images: Images,
-    refiner: Refiner = Refiner(),  # noqa: B008 (an immutable tuple)
+    refiner: Refiner = Refiner(),
     *,
     batch_size: int = 50,
     devices: parallel.Devices | None = None,
@@ -115,16 +117,14 @@ def refine(
       Khan, Lin, Conjugate-Computation Variational Inference, 2017; Arasaratnam, Haykin, Cubature
       Kalman Filters, 2009.
     """
-    model = check_inputs("refine", vae, params, rng_key, images)
-    if model is not None and refiner.method == "adam":
-        check_reparameterized(model)
+    check_inputs("refine", vae, params, rng_key, images, gradients=refiner.method == "adam")
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; it must be positive")
     check(refiner)
-    devices = parallel.all_devices(devices)
-    program = _program(vae, refiner, min(batch_size, len(images)), devices)
-    arrays = parallel.replicate((params, rng_key, jnp.asarray(images)), devices, commit=False)
-    refined = parallel.unreplicate(program(None, *arrays))
+    refined = _refine_all(
+        params, rng_key, jnp.asarray(images), devices=devices, vae=vae, refiner=refiner,
+        batch_size=min(batch_size, len(images)),
+    )  # fmt: skip
     return Refined(refined.posteriors, np.asarray(refined.start), np.asarray(refined.bound))
 
 
@@ -241,17 +241,122 @@ def _points(rng_key: jax.Array, size: int, num_pairs: int) -> jax.Array:
     return math.sqrt(size) * jnp.stack([directions, -directions], 1).reshape(-1, size)
 
 
-# Bounded, because the programs hold the models for which they were compiled.
-@functools.lru_cache(_MAX_PROGRAMS)
-def _program(vae, refiner, batch_size, devices):
-    """The compiled `_refine_shard` of these constants."""
-    function = functools.partial(_refine_shard, vae=vae, refiner=refiner, batch_size=batch_size)
-    return parallel.data_parallel(function, devices)
-
-
-def _refine_shard(shard, donated, params, rng_key, images, *, vae, refiner, batch_size) -> Refined:
+@parallel.program
+def _refine_all(shard, params, rng_key, images, *, vae, refiner, batch_size) -> Refined:
     """`refine_one` of every image."""
-    del donated
     one = lambda x: refine_one(vae, params, rng_key, x, refiner)
     refined = jax.lax.map(one, shard.split(images), batch_size=-(-batch_size // shard.count))
     return shard.merge(refined, len(images))
+
+
+class Information(NamedTuple):
+    """The parameters of a likelihood at one z, and the Fisher information of x about them.
+
+    Attributes:
+      parameters: eta [P, *event]; the entries of x are independent given eta.
+      fisher: [P, P, *event], E[d log p(x)/d eta_i d log p(x)/d eta_j] of each entry of x.
+    """
+
+    parameters: jax.Array
+    fisher: jax.Array
+
+
+def diagonal_normal(distribution: Any, role: str) -> tuple[jax.Array, jax.Array]:
+    """The mean and the scale, both [Z], of a diagonal Gaussian over one vector.
+
+    Args:
+      distribution: `numpyro.distributions.Normal(loc, scale).to_event(1)`.
+      role: what it is in the model, for the error.
+
+    Raises:
+      TypeError: it is anything else.
+    """
+    base = innermost(distribution)
+    event_shape = tuple(getattr(distribution, "event_shape", ()))
+    if not isinstance(base, dist.Normal) or len(event_shape) != 1:
+        raise TypeError(
+            f"{role} is {type_name(distribution)} with event shape {event_shape}; it must be a "
+            "diagonal Gaussian, numpyro.distributions.Normal(loc, scale).to_event(1)"
+        )
+    loc, scale = (jnp.broadcast_to(jnp.asarray(x), event_shape) for x in (base.loc, base.scale))
+    return loc, scale
+
+
+def information(likelihood: Any) -> Information:
+    """Parameters and Fisher information of a likelihood p(x given z) at one z.
+
+    Known are NumPyro's Bernoulli, by logits or by probabilities, its Normal, and
+    `DiscretizedLogistic`, each by itself or in `Independent`. The information does not depend on
+    x, and with J = d eta/dz
+
+        J' F J = E[grad_z log p(x given z) grad_z log p(x given z)'],   x ~ p(x given z),
+
+    is the Gauss-Newton approximation of the negative Hessian of log p(x given z) by z. It is
+    positive semi-definite.
+
+    Of a discretized logistic with more than 12 levels it is the information of 12 cells of
+    neighbouring levels: never more than that of the levels, and about a tenth less where the cells
+    are half a scale wide.
+
+    Raises:
+      TypeError: another family.
+
+    References:
+      Martens, New Insights and Perspectives on the Natural Gradient Method, 2020.
+    """
+    base = innermost(likelihood)
+    if isinstance(base, dist.BernoulliLogits):
+        logits = jnp.asarray(base.logits)
+        mean = jax.nn.sigmoid(logits)
+        return _scalar(logits, mean * (1.0 - mean))
+    if isinstance(base, dist.BernoulliProbs):
+        probs = jnp.asarray(base.probs)
+        variance = jnp.maximum(probs * (1.0 - probs), jnp.finfo(probs.dtype).tiny)
+        return _scalar(probs, 1.0 / variance)
+    if isinstance(base, dist.Normal):
+        loc, scale = jnp.broadcast_arrays(jnp.asarray(base.loc), jnp.asarray(base.scale))
+        zeros, precision = jnp.zeros_like(scale), scale**-2
+        rows = [[precision, zeros], [zeros, 2.0 * precision]]
+        return Information(jnp.stack([loc, scale]), jnp.stack([jnp.stack(row) for row in rows]))
+    if isinstance(base, DiscretizedLogistic):
+        return _logistic_information(base)
+    raise TypeError(
+        f"the Fisher information of {type_name(likelihood)} is not known here; a Newton step takes "
+        "Bernoulli, Normal and DiscretizedLogistic; method='adam' takes every likelihood"
+    )
+
+
+def _logistic_information(likelihood: DiscretizedLogistic) -> Information:
+    """See `information`: sum over cells c of P(c) grad log P(c) grad log P(c)'."""
+    loc, scale = jnp.broadcast_arrays(*likelihood.in_bins())
+    levels, number = likelihood.levels, min(_NUM_CELLS, likelihood.levels)
+    width = jnp.clip(jnp.ceil(scale / 2), 1.0, -(-levels // number))
+    lowest = jnp.clip(jnp.round(loc) - number / 2 * width, 0.0, levels - number * width)
+    steps = jnp.arange(number + 1.0).reshape(-1, *(1,) * loc.ndim)
+    edges = jnp.clip(jnp.floor(lowest[None] + steps * width[None]), 0, levels)
+    edges = jax.lax.stop_gradient(edges.at[0].set(0).at[-1].set(levels))
+    first, last = edges[:-1], jnp.maximum(edges[1:] - 1, edges[:-1])
+
+    def log_prob(loc: jax.Array, scale: jax.Array) -> jax.Array:
+        cells = DiscretizedLogistic(
+            loc / bins, scale / bins, levels, uniform_weight=likelihood.uniform_weight
+        )
+        return cells.log_prob_between(first, last)
+
+    bins = levels - 1
+    zeros, ones = jnp.zeros_like(loc), jnp.ones_like(loc)
+    log_probs, by_loc = jax.jvp(log_prob, (loc, scale), (ones, zeros))
+    by_scale = jax.jvp(log_prob, (loc, scale), (zeros, ones))[1]
+    probs = jnp.exp(log_probs)
+    used = (edges[1:] > edges[:-1]) & (probs > 0)
+
+    def mean(first: jax.Array, second: jax.Array) -> jax.Array:
+        return jnp.where(used, probs * first * second, 0.0).sum(0)
+
+    mixed = mean(by_loc, by_scale)
+    rows = [[mean(by_loc, by_loc), mixed], [mixed, mean(by_scale, by_scale)]]
+    return Information(jnp.stack([loc, scale]), jnp.stack([jnp.stack(row) for row in rows]))
+
+
+def _scalar(parameter: jax.Array, fisher: jax.Array) -> Information:
+    return Information(parameter[None], fisher[None, None])

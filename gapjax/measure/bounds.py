@@ -9,16 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from gapjax import parallel
-from gapjax.model.arguments import check_integer
 from gapjax.model.bounds import elbo
-from gapjax.model.checks import check_inputs, check_local, check_reparameterized
-from gapjax.model.explanation import explain
-from gapjax.model.vae import VAE, VAEParams, local_inference
+from gapjax.model.checks import check_inputs, check_integer, explain
+from gapjax.vae import VAE, Params, VAEParams, local_inference
 
 Images = jax.Array | np.ndarray  # [N, *event]
 Bound = Callable[[VAE, VAEParams, jax.Array, jax.Array, int], jax.Array]
 
-_MAX_PROGRAMS = 64  # that are kept; they hold the models for which they were compiled
 _GRADIENTS = 10  # held at once, each as large as the encoder
 
 
@@ -63,11 +60,10 @@ def per_image_bounds(
             f"num_samples is {num_samples} and batch_size {batch_size}; both must be positive"
         )
     check_inputs("this evaluation", vae, params, rng_key, images)
-    devices = parallel.all_devices(devices)
-    images = jnp.asarray(images)
-    program = _program(vae, num_samples, min(batch_size, len(images)), bound, devices)
-    arguments = parallel.replicate((params, rng_key, images), devices)
-    return parallel.unreplicate(program(None, *arguments))
+    return bounds(
+        params, rng_key, jnp.asarray(images), devices=devices, vae=vae, num_samples=num_samples,
+        batch_size=min(batch_size, len(images)), bound=bound,
+    )  # fmt: skip
 
 
 def encoder_gradient_norms(
@@ -101,9 +97,7 @@ def encoder_gradient_norms(
       ValueError: as of `evaluate`.
       TypeError: as of `evaluate`; or no gradient passes through the samples of q.
     """
-    model = check_inputs("encoder_gradient_norms", vae, params, rng_key, images)
-    if model is not None:
-        check_reparameterized(model)
+    check_inputs("encoder_gradient_norms", vae, params, rng_key, images, gradients=True)
     norms = per_image_bounds(
         vae, params, rng_key, images, num_samples=num_samples, batch_size=_GRADIENTS,
         bound=_encoder_gradient_norm, devices=devices,
@@ -145,12 +139,13 @@ def posterior_bounds(
       TypeError: as of `evaluate`.
       FloatingPointError: the bound of an image is NaN or infinite.
     """
-    check_local("posterior_bounds", vae, params, rng_key, images, posteriors)
-    devices = parallel.all_devices(devices)
-    arrays = (params.decoder, rng_key, jnp.asarray(images), posteriors)
-    program = _posterior_bounds_program(vae, num_samples, min(batch_size, len(images)), devices)
-    nats = program(None, *parallel.replicate(arrays, devices, commit=False))
-    nats = np.asarray(parallel.unreplicate(nats))
+    check_inputs("posterior_bounds", vae, params, rng_key, images, posteriors=posteriors)
+    nats = np.asarray(
+        _posterior_bounds(
+            params.decoder, rng_key, jnp.asarray(images), posteriors, devices=devices, vae=vae,
+            num_samples=num_samples, batch_size=min(batch_size, len(images)),
+        )
+    )  # fmt: skip
     bad = np.flatnonzero(~np.isfinite(nats))
     if len(bad):
         raise FloatingPointError(
@@ -168,16 +163,7 @@ def check_finite(
     nats: np.ndarray,
     num_samples: int = 1,
 ) -> None:
-    """Raises FloatingPointError where a bound is NaN or infinite, and says why.
-
-    Args:
-      vae: the model.
-      params: its parameters.
-      rng_key: as given to `per_image_bounds`.
-      images: [N, *event].
-      nats: [N], their bounds.
-      num_samples: as given to `per_image_bounds`.
-    """
+    """Raises FloatingPointError where one of the bounds [N] is NaN or infinite, and says why."""
     bad = np.flatnonzero(~np.isfinite(nats))
     if not len(bad):
         return
@@ -192,12 +178,12 @@ def check_finite(
     )
 
 
+@functools.partial(parallel.program, commit=True)
 def bounds(
-    shard: parallel.Shard, donated: None, params: VAEParams, rng_key: jax.Array, images: jax.Array,
+    shard: parallel.Shard, params: VAEParams, rng_key: jax.Array, images: jax.Array,
     *, vae: VAE, num_samples: int, batch_size: int, bound: Bound,
 ) -> jax.Array:  # fmt: skip
     """The bound of every image [N], in nats; each device computes its share of every batch."""
-    del donated
     num_images = images.shape[0]
 
     def one(index: jax.Array) -> jax.Array:
@@ -221,29 +207,12 @@ def _encoder_gradient_norm(
     return jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in gradient))
 
 
-@functools.lru_cache(_MAX_PROGRAMS)
-def _program(vae, num_samples, batch_size, bound, devices):
-    """The compiled program of these constants; equal constants give the same one."""
-    one = functools.partial(
-        bounds, vae=vae, num_samples=num_samples, batch_size=batch_size, bound=bound
-    )
-    return parallel.data_parallel(one, devices)
-
-
-@functools.lru_cache(_MAX_PROGRAMS)
-def _posterior_bounds_program(vae, num_samples, batch_size, devices):
-    """The compiled `_posterior_bounds` of these constants."""
-    function = functools.partial(
-        _posterior_bounds, vae=vae, num_samples=num_samples, batch_size=batch_size
-    )
-    return parallel.data_parallel(function, devices)
-
-
+@parallel.program
 def _posterior_bounds(
-    shard, donated, decoder, rng_key, images, posteriors, *, vae, num_samples, batch_size
-) -> jax.Array:
+    shard: parallel.Shard, decoder: Params, rng_key: jax.Array, images: jax.Array, posteriors: Any,
+    *, vae: VAE, num_samples: int, batch_size: int,
+) -> jax.Array:  # fmt: skip
     """The ELBO [N] of every image with its own posterior, nats."""
-    del donated
 
     def one(xs: tuple) -> jax.Array:
         index, x, posterior = xs

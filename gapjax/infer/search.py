@@ -5,7 +5,6 @@ divided among the devices. All randomness is a function of (rng_key, image, step
 depend on the batch size, the devices, or when other images were finished.
 """
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -14,17 +13,22 @@ import jax.numpy as jnp
 import numpy as np
 
 from gapjax import parallel
-from gapjax.fit import plateau
-from gapjax.fit.optimizers import adam, scale_learning_rate
-from gapjax.fit.plateau import PlateauState, Value
-from gapjax.fit.refine import Refiner, refine
-from gapjax.measure.per_image import Images
+from gapjax.infer.newton import Refiner, refine
+from gapjax.measure.bounds import Images
 from gapjax.model.bounds import elbo
-from gapjax.model.checks import check_inputs, check_reparameterized
-from gapjax.model.distributions import from_free, to_free
-from gapjax.model.vae import VAE, Params, VAEParams, library_promotion, local_inference
+from gapjax.model.checks import check_inputs
+from gapjax.model.free import from_free, to_free
+from gapjax.optimizers import (
+    Convergence,
+    PlateauState,
+    Value,
+    adam,
+    is_finished,
+    judge,
+    scale_learning_rate,
+)
+from gapjax.vae import VAE, Params, VAEParams, local_inference
 
-_MAX_PROGRAMS = 64  # see `executor`
 _REFINER = 2**32 - 1  # folded into the key of the refiner; no image has this index
 
 
@@ -40,7 +44,7 @@ class PosteriorSearch(NamedTuple):
 
     Attributes:
       num_samples: S, posterior samples in each gradient.
-      learning_rate: of Adam on the free parameters of q (see `distributions.to_free`).
+      learning_rate: of Adam on the free parameters of q (see `model.free`).
       steps_per_round: optimizer steps between two judgements.
       max_rounds: most rounds for an image.
       num_heldout: posterior samples in a judgement.
@@ -59,7 +63,7 @@ class PosteriorSearch(NamedTuple):
     num_decays: int = 3
 
 
-class OptimalPosteriors(NamedTuple):
+class BestPosteriors(NamedTuple):
     """The best posteriors of N images, with statistics of the search.
 
     Attributes:
@@ -99,7 +103,7 @@ class _Search(NamedTuple):
     improved: jax.Array
 
 
-def optimal_posteriors(
+def best_posteriors(
     vae: VAE,
     params: VAEParams,
     rng_key: jax.Array,
@@ -111,7 +115,7 @@ def optimal_posteriors(
     batch_size: int = 50,
     devices: parallel.Devices | None = None,
     on_progress: Callable[[int], None] | None = None,
-) -> OptimalPosteriors:
+) -> BestPosteriors:
     """The q of the encoder's family with the highest ELBO, for each image by itself (eq. 10).
 
         q*(z given x) = argmax over q of E_q[log p(x, z) - log q(z)]
@@ -136,8 +140,8 @@ def optimal_posteriors(
       on_progress: called with the number of images that are finished.
 
     Returns:
-      `OptimalPosteriors`; none is worse than its start on the held-out noise. Measure them on
-      fresh noise, see `gapjax.posterior_bounds`.
+      `BestPosteriors`; none is worse than its start on the held-out noise. Measure them on
+      fresh noise, see `gapjax.measure.bounds.posterior_bounds`.
 
     Raises:
       ValueError: no images, no encoders, a size that is not positive, or as of `evaluate`.
@@ -147,9 +151,7 @@ def optimal_posteriors(
     References:
       Cremer, Li, Duvenaud, Inference Suboptimality in Variational Autoencoders, 2018.
     """
-    model = check_inputs("optimal_posteriors", vae, params, rng_key, images)
-    if model is not None:
-        check_reparameterized(model)
+    check_inputs("best_posteriors", vae, params, rng_key, images, gradients=True)
     if encoders is not None and not len(encoders):
         raise ValueError("encoders is empty; give at least one to start from, or None")
     if batch_size < 1 or search.num_decays < 0 or min(search._replace(num_decays=1)) <= 0:
@@ -161,7 +163,7 @@ def optimal_posteriors(
     rng_key, starts, _, images = parallel.unreplicate(on_all)
     _, (encoder, *_), decoder, all_images = on_all
     batch_size = min(batch_size, len(images))
-    free = [_encode(each, images, vae=vae) for each in starts]
+    free = [_encode.on(vae=vae)(each, images) for each in starts]
     if refiner is not None:
         key = jax.random.fold_in(rng_key, _REFINER)
         for encoder in encoders or (params.encoder,):
@@ -170,19 +172,19 @@ def optimal_posteriors(
                 batch_size=batch_size, devices=devices,
             )  # fmt: skip
             free.append(jax.vmap(to_free)(refined.posteriors))
-    walk, judge = (_program(function, vae, search, devices) for function in (_walk, _judge))
-    active = np.arange(len(images))
+    walk, compare = (step.on(devices, vae=vae, search=search) for step in (_walk, _judge))
+    active, rule = np.arange(len(images)), _rule(search)
 
     def advance(state: _Search, steps: int) -> _Search:
         for batch in _batches(active, batch_size):
             if steps:
                 num_steps = parallel.unreplicate(state.num_steps)
-                keys = _keys(rng_key, batch, num_steps, steps, search.num_samples)
+                keys = _keys.on(steps=steps, count=search.num_samples)(rng_key, batch, num_steps)
                 keys, where = parallel.replicate((keys, batch), devices, commit=False)
                 state = walk(state, encoder, decoder, keys, all_images, where)
-            keys = _keys(rng_key, batch, None, 1, search.num_heldout)
+            keys = _keys.on(steps=1, count=search.num_heldout)(rng_key, batch, None)
             keys, where = parallel.replicate((keys, batch), devices, commit=False)
-            state = judge(state, encoder, decoder, keys, all_images, where)
+            state = compare(state, encoder, decoder, keys, all_images, where)
         return state
 
     state: Any = None
@@ -195,24 +197,22 @@ def optimal_posteriors(
     for _ in range(search.max_rounds):
         state = advance(state, search.steps_per_round)
         plateaus = np.asarray(parallel.unreplicate(state.plateaus))
-        active = np.flatnonzero(np.logical_not(plateau.is_finished(search, plateaus)))
+        active = np.flatnonzero(np.logical_not(is_finished(rule, plateaus)))
         if on_progress is not None:
             on_progress(len(images) - len(active))
         if not len(active):
             break
     state = parallel.unreplicate(state)
-    return OptimalPosteriors(
-        posteriors=_finish(state.best, starts[0], images, vae=vae),
+    return BestPosteriors(
+        posteriors=_finish.on(vae=vae)(state.best, starts[0], images),
         kept_start=~np.asarray(state.improved),
-        converged=np.asarray(plateau.is_finished(search, state.plateaus)),
+        converged=np.asarray(is_finished(rule, state.plateaus)),
         num_steps=np.asarray(state.num_steps),
     )
 
 
-@functools.lru_cache(_MAX_PROGRAMS)
-def _program(function, vae, search, devices):
-    """The compiled `_walk` or `_judge` of these constants; the state is donated."""
-    return parallel.data_parallel(functools.partial(function, vae=vae, search=search), devices)
+def _rule(search: PosteriorSearch) -> Convergence:
+    return Convergence(search.tolerance, search.decay, search.num_decays)
 
 
 def _batches(indices: np.ndarray, batch_size: int) -> list[np.ndarray]:
@@ -239,8 +239,8 @@ def _place(state: _Search | None, free: list[jax.Array], search: PosteriorSearch
     )
 
 
-@functools.partial(jax.jit, static_argnames=("steps", "count"))
-def _keys(rng_key, batch, num_steps, steps, count) -> jax.Array:
+@parallel.on_one_device
+def _keys(rng_key, batch, num_steps, *, steps, count) -> jax.Array:
     """Keys [B, steps, count]: of the next steps, or of the held-out noise.
 
     They are made by a program of their own, because hashing slows the compilation of the others.
@@ -255,12 +255,13 @@ def _keys(rng_key, batch, num_steps, steps, count) -> jax.Array:
     return jax.vmap(one)(batch, 1 + num_steps[batch] if num_steps is not None else 0 * batch)
 
 
-@functools.partial(jax.jit, static_argnames="vae")
+@parallel.on_one_device
 def _encode(encoder, images, *, vae) -> list[jax.Array]:
     """The free parameters of the posterior that an encoder gives for each image."""
     return jax.vmap(lambda x: to_free(vae.encode(encoder, x)))(images)
 
 
+@parallel.donating
 def _walk(shard, state, encoder, decoder, keys, images, batch, *, vae, search) -> _Search:
     """A round of optimizer steps for the images of `batch`; the others are not changed."""
     optimizer = adam(search.learning_rate)
@@ -272,8 +273,7 @@ def _walk(shard, state, encoder, decoder, keys, images, batch, *, vae, search) -
             free, opt_state = carry
             loss = lambda free: -_value(vae, decoder, sample_keys, x, like, free)
             gradient = jax.grad(loss)(free)
-            with library_promotion():
-                updates, opt_state = optimizer.update(gradient, opt_state, free)
+            updates, opt_state = optimizer.update(gradient, opt_state, free)
             free = jax.tree.map(jnp.add, free, updates)
             return (free, opt_state), free
 
@@ -288,6 +288,7 @@ def _walk(shard, state, encoder, decoder, keys, images, batch, *, vae, search) -
     return _put(shard, state, batch, new)
 
 
+@parallel.donating
 def _judge(shard, state, encoder, decoder, keys, images, batch, *, vae, search) -> _Search:
     """Compares the candidates of `batch` with their best; the others are not changed."""
 
@@ -295,7 +296,7 @@ def _judge(shard, state, encoder, decoder, keys, images, batch, *, vae, search) 
         like = vae.encode(encoder, x)
         value = _value(vae, decoder, heldout_keys[0], x, like, state.candidate)
         seen = PlateauState(state.best_value, state.plateaus)
-        seen, judgement = plateau.judge(search, seen, value)
+        seen, judgement = judge(_rule(search), seen, value)
         pick = lambda new, old: jnp.where(judgement.is_best, new, old)
         best = jax.tree.map(pick, state.candidate, state.best)
         return state._replace(
@@ -319,7 +320,7 @@ def _put(shard: parallel.Shard, state: _Search, batch: jax.Array, part: _Search)
     return jax.tree.map(lambda leaf, new: leaf.at[batch].set(new), state, new)
 
 
-@functools.partial(jax.jit, static_argnames="vae")
+@parallel.on_one_device
 def _finish(best, encoder, images, *, vae) -> Any:
     """The distributions that have these free parameters."""
     return jax.vmap(lambda x, free: from_free(vae.encode(encoder, x), free))(images, best)

@@ -1,0 +1,302 @@
+"""What a user calls: training, refits of the encoder alone, and several refits at once.
+
+`refit_encoder` is a `refit_members` of one member; `recipes` has the refits that have names.
+Training runs the same loop on the whole VAE.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gapjax import parallel
+from gapjax.fit.executor import Executor
+from gapjax.fit.loop import Curve, Measuring, Monitor, OnEpoch, Progress, run_members
+from gapjax.fit.sources import Source, check_source
+from gapjax.fit.step import Objective, TrainState, check_run, init_state, steps_per_epoch
+from gapjax.model.bounds import elbo
+from gapjax.model.checks import check_concrete, check_integer, check_key
+from gapjax.optimizers import Convergence, adam, check_learning_rate, encoder_only, is_finished
+from gapjax.vae import VAE, VAEParams
+
+INSTEAD = "there use gapjax.kernel, whose step is a pure function"
+
+
+class Member(NamedTuple):
+    """One refit among several; see `refit_members`.
+
+    Attributes:
+      params: where it starts.
+      source: where x comes from.
+      rng_key: of the refit.
+      monitor: measures a BPD of the parameters, for the curve.
+      resume: continue from a `Progress` that `on_chunk` was given.
+    """
+
+    params: VAEParams
+    source: Source
+    rng_key: jax.Array
+    monitor: Monitor | None = None
+    resume: Progress | None = None
+
+
+class Refit(NamedTuple):
+    """The result of an encoder refit.
+
+    Attributes:
+      params: the refitted encoder, with the decoder given, bit for bit.
+      averaged_params: the same with the mean of the encoder's weights at the ends of all epochs of
+        the refit, which removes the noise of the last steps at a constant learning rate
+        (Izmailov et al., Averaging Weights Leads to Wider Optima, 2018).
+      curve: what the refit did.
+      num_steps: number of optimizer steps taken.
+      converged: whether a `Convergence` rule was met; None without a rule.
+      last_improvement: improvement of the last measurement on the best before it, BPD (negative
+        where it was worse); None without a rule.
+    """
+
+    params: VAEParams
+    averaged_params: VAEParams
+    curve: Curve
+    num_steps: int
+    converged: bool | None
+    last_improvement: float | None
+
+
+def train(
+    vae: VAE,
+    source: Source,
+    rng_key: jax.Array | None = None,
+    *,
+    num_epochs: int,
+    batch_size: int = 100,
+    optimizer: optax.GradientTransformation | None = None,
+    objective: Objective = elbo,
+    state: TrainState | None = None,
+    resume: Progress | None = None,
+    on_epoch: OnEpoch | None = None,
+    on_chunk: Callable[[Progress], None] | None = None,
+    devices: parallel.Devices | None = None,
+) -> tuple[TrainState, Curve]:
+    """Trains encoder and decoder together on `source`.
+
+    Args:
+      vae: the model.
+      source: where x comes from; `data_source(train_images)` for a usual VAE.
+      rng_key: of the run; not needed where `state` or `resume` is given.
+      num_epochs: epochs in all, those of a given `state` counted in.
+      batch_size: examples in a step; the last step of an epoch takes the examples that are left.
+      optimizer: optax transformation over `VAEParams`; Adam at 1e-3 by default.
+      objective: per-example objective to maximise, in nats.
+      state: continue from it instead of from new parameters; it is not changed. In the midst of
+        an epoch the loss of that epoch is the mean over its remaining examples; with `resume` it
+        is the mean over all.
+      resume: continue from a `Progress` that `on_chunk` was given, at any step of an epoch.
+      on_epoch: called with (epochs done, mean loss of that epoch in BPD).
+      on_chunk: called after every compiled call with the `Progress`. The arrays of its state are
+        donated to the next call: save or copy them. It may raise to end the run.
+      devices: to run on, data-parallel; all by default.
+
+    Returns:
+      The state after `num_epochs` epochs, and the curve of the epochs run here.
+
+    Raises:
+      ValueError: a size that is not a positive integer or does not fit, neither key nor state, a
+        distribution that is not of one whole example, or data outside of the support of the
+        likelihood.
+      TypeError: an argument of another type or one that is traced, or a q that cannot be
+        reparameterized, unless the objective has `needs_rsample = False`.
+      FloatingPointError: the loss or a parameter became NaN or infinite; the message says which
+        example and which part of the bound is not finite from the start.
+    """
+    optimizer = optimizer or adam(1e-3)
+    if rng_key is None and state is None and resume is None:
+        raise ValueError("train needs an rng_key, or a state to go on from")
+    _check_positive(num_epochs=num_epochs)
+    check_concrete("train", INSTEAD, rng_key=rng_key, source=source, state=state, resume=resume)
+    if rng_key is not None:
+        check_key(rng_key)
+    check_source(source)
+
+    def begin() -> Progress:
+        if resume is not None:
+            return resume._replace(state=jax.tree.map(jnp.copy, resume.state))
+        if state is not None:
+            num_steps = steps_per_epoch(source.num_examples, batch_size)
+            skipped = int(state.step) % num_steps * batch_size
+            return Progress(jax.tree.map(jnp.copy, state), None, Curve(), 0.0, 0, skipped)
+        init_key, run_key = jax.random.split(rng_key)
+        fresh = init_state(init_params.on(vae=vae)(init_key), run_key, optimizer)
+        return Progress(fresh, None, Curve(), 0.0, 0)
+
+    given = state if resume is None else resume.state
+    params = given.params if given else jax.eval_shape(vae.init, rng_key)
+    check_run(vae, params, [source], objective)
+    executor = Executor(
+        vae, [source], optimizer, batch_size=batch_size, objective=objective, devices=devices
+    )
+    (done,) = run_members(
+        executor, [begin], num_epochs, Measuring([None]), on_epoch, _of_one(on_chunk)
+    )
+    return done.state, done.curve
+
+
+@parallel.on_one_device
+def init_params(rng_key: jax.Array, *, vae: VAE) -> VAEParams:
+    """New parameters."""
+    return vae.init(rng_key)
+
+
+def refit_encoder(
+    vae: VAE,
+    params: VAEParams,
+    source: Source,
+    rng_key: jax.Array,
+    *,
+    num_epochs: int,
+    monitor: Monitor | None = None,
+    resume: Progress | None = None,
+    on_chunk: Callable[[Progress], None] | None = None,
+    **options: Any,
+) -> Refit:
+    """Trains the encoder alone on `source`, from given parameters; the decoder is frozen.
+
+    The one operation behind optimal inference (eq. 12: the source is the test set) and
+    self-consistent training (eqs. 14-16: the source is a mixture of model and training data).
+
+    Args:
+      vae: the model.
+      params: where to start.
+      source: where x comes from.
+      rng_key: of the refit.
+      num_epochs: epochs of `source` to run; with `until`, at most.
+      monitor: measures a BPD of the parameters, for the curve. Without `until` it does not
+        influence the refit.
+      resume: continue from a `Progress` that `on_chunk` was given.
+      on_chunk: see `train`.
+      **options: see `refit_members`.
+
+    Returns:
+      A `Refit`; its decoder is the one given, bit for bit.
+
+    Raises:
+      ValueError: as `refit_members`.
+      TypeError: as `train`.
+      FloatingPointError: as `train`.
+    """
+    member = Member(params, source, rng_key, monitor, resume)
+    return refit_members(
+        vae, [member], num_epochs=num_epochs, on_chunk=_of_one(on_chunk), **options
+    )[0]
+
+
+def refit_members(
+    vae: VAE,
+    members: Sequence[Member],
+    *,
+    num_epochs: int,
+    batch_size: int = 100,
+    optimizer: optax.GradientTransformation | None = None,
+    objective: Objective = elbo,
+    monitor_every: int = 5,
+    until: Convergence | None = None,
+    on_epoch: OnEpoch | None = None,
+    on_chunk: Callable[[list[Progress]], None] | None = None,
+    devices: parallel.Devices | None = None,
+    sweep: str = "auto",
+) -> list[Refit]:
+    """Several refits of one model in one compiled program; of one member it is `refit_encoder`.
+
+    Args:
+      vae: the model.
+      members: the refits. Their sources differ in their arrays alone; arrays that they share are
+        kept once.
+      num_epochs: epochs of each source to run; with `until`, at most.
+      batch_size: examples in a step; the last step of an epoch takes the examples that are left.
+      optimizer: optax transformation over `VAEParams`; it is restricted to the encoder here.
+        Adam at 1e-3 by default.
+      objective: per-example objective to maximise, in nats.
+      monitor_every: epochs between two measurements.
+      until: end each by this rule on its monitored BPD, and keep its best parameters.
+      on_epoch: called with (epochs done, mean loss of that epoch in BPD over the members).
+      on_chunk: called after every compiled call with the `Progress` of every member; see `train`.
+      devices: among which the members are divided; all by default. One member is data-parallel.
+      sweep: how one device computes its members: "vmap" together, "map" one after another, or
+        "auto", which is "vmap" on GPUs and TPUs and "map" on a CPU.
+
+    Returns:
+      A `Refit` for each.
+
+    Raises:
+      ValueError: no member, a size that is not a positive integer or does not fit, `until` without
+        a monitor or with an optimizer whose learning rate cannot be lowered, sources that cannot
+        be swept together, or as `train`.
+      TypeError: as `train`.
+      FloatingPointError: as `train`.
+    """
+    _check_positive(num_epochs=num_epochs, monitor_every=monitor_every)
+    if not members:
+        raise ValueError("members is empty; at least one is needed")
+    optimizer = encoder_only(optimizer or adam(1e-3))
+    for params, source, rng_key, monitor, resume in members:
+        if until is not None and monitor is None:
+            raise ValueError("until is given without monitor; the rule needs a BPD to judge by")
+        check_concrete("refit_encoder", INSTEAD, rng_key=rng_key, params=params, source=source)
+        if resume is None:
+            check_key(rng_key)
+        check_source(source)
+    if until is not None:
+        check_learning_rate(optimizer, members[0].params)
+    sources = [member.source for member in members]
+    check_run(vae, members[0].params, sources, objective)
+
+    def begin(member: Member) -> Progress:
+        if member.resume is not None:
+            state, encoders = jax.tree.map(jnp.copy, (member.resume.state, member.resume.encoders))
+            return member.resume._replace(state=state, encoders=encoders)
+        state = init_state(member.params, member.rng_key, optimizer)
+        copy = lambda: jax.tree.map(jnp.copy, member.params.encoder)
+        return Progress(state, {"best": copy(), "averaged": copy()}, Curve(), 0.0, 0)
+
+    executor = Executor(
+        vae, sources, optimizer, batch_size=batch_size, objective=objective, devices=devices,
+        sweep=sweep,
+    )  # fmt: skip
+    done = run_members(
+        executor,
+        [lambda member=member: begin(member) for member in members],
+        num_epochs,
+        Measuring([member.monitor for member in members], monitor_every, until),
+        on_epoch,
+        on_chunk,
+    )
+    decoders = [member.params.decoder for member in members]
+    return [_refit(*pair, until, executor.num_steps) for pair in zip(done, decoders, strict=True)]
+
+
+def _refit(done: Progress, decoder: Any, until: Convergence | None, num_steps: int) -> Refit:
+    """The result of a refit whose epochs have `num_steps` steps."""
+    curve, encoders = done.curve, done.encoders
+    assert encoders is not None
+    measured = curve.monitor_bpd
+    return Refit(
+        params=VAEParams(done.state.params.encoder if until is None else encoders["best"], decoder),
+        averaged_params=VAEParams(encoders["averaged"], decoder),
+        curve=curve,
+        num_steps=curve.epoch[-1] * num_steps,
+        converged=None if until is None else bool(is_finished(until, done.plateaus)),
+        last_improvement=min(measured[:-1]) - measured[-1] if until is not None else None,
+    )
+
+
+def _check_positive(**numbers: int) -> None:
+    for name, number in numbers.items():
+        check_integer(name, number)
+        if number < 1:
+            raise ValueError(f"{name} is {number}; it must be positive")
+
+
+def _of_one(on_chunk: Callable[[Progress], None] | None) -> Callable[[list], None] | None:
+    return None if on_chunk is None else lambda members: on_chunk(members[0])

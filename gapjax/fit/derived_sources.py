@@ -1,0 +1,275 @@
+"""Sources that are made from another: decoded codes of its images, moved images, noisy ones.
+
+None sees test data, and none needs a label: the decoder is frozen, and says which z belongs to an
+image that it was never trained on. The encoder and decoder that they are given stay as they are
+during a refit, so a source is the same from its first epoch to its last.
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.ndimage import map_coordinates
+from jax.typing import ArrayLike
+
+from gapjax.fit.sources import DerivedSource, Plan, Source, as_source
+from gapjax.measure.bounds import Images
+from gapjax.vae import VAE, VAEParams, sample
+
+_STATIC = {"static": True}
+PARTNERS = ("data", "prior")
+
+
+def reconstruction_source(
+    vae: VAE, params: VAEParams, images: Images | Source, num_steps: int = 1
+) -> "ReconstructionSource":
+    """Reconstructions: z ~ q(z given x_0), x ~ p(x given z), with x_0 a training image.
+
+    With more steps the reconstruction is encoded and decoded again. The chain moves from the
+    training data towards the model's own samples: with the exact posterior in place of q, every
+    step would leave p(x) as it is.
+
+    Args:
+      vae: the model.
+      params: encoder and decoder that make the reconstructions.
+      images: training images [N, *event], or a source of them.
+      num_steps: times that x is encoded and decoded.
+
+    Returns:
+      A source with as many examples per epoch as there are images, in their dtype.
+
+    Raises:
+      ValueError: no images, or `num_steps` is not positive.
+    """
+    if num_steps < 1:
+        raise ValueError(f"num_steps is {num_steps}; a reconstruction needs at least 1")
+    return ReconstructionSource(params, as_source(images), vae, num_steps)
+
+
+def interpolation_source(
+    vae: VAE,
+    params: VAEParams,
+    images: Images | Source,
+    *,
+    partner: str = "data",
+    max_angle: ArrayLike = math.pi / 4,
+) -> "InterpolationSource":
+    """Decoded codes between a training image's and another code.
+
+        z = cos(t) z_1 + sin(t) z_2,   t ~ U(0, max_angle),   x ~ p(x given z)
+
+    z_1 ~ q(z given x) of a training image. z_2 is the code of another training image, or a sample
+    of the prior. At t = 0 this is a reconstruction. With a standard Gaussian prior and the
+    partner "prior" it is a widened posterior for small t and a sample of the model at
+    t = pi / 2; where the codes of the data follow the prior, so does z for every t.
+
+    Args:
+      vae: the model; z is a vector.
+      params: encoder and decoder that make the images.
+      images: training images [N, *event], or a source of them.
+      partner: what z_2 is, "data" or "prior".
+      max_angle: largest t, in radians; a number, or an array that may be traced.
+
+    Returns:
+      A source with as many examples per epoch as there are images, in their dtype.
+
+    Raises:
+      ValueError: no images, or an unknown partner.
+    """
+    if partner not in PARTNERS:
+        raise ValueError(f"partner is {partner!r}; it must be one of {', '.join(PARTNERS)}")
+    angle = jnp.asarray(max_angle, jnp.float32)
+    return InterpolationSource(params, as_source(images), angle, vae, partner)
+
+
+def augmented_source(
+    source: Source,
+    *,
+    max_shift: int = 1,
+    max_rotation: ArrayLike = 0.0,
+    max_scale: ArrayLike = 0.0,
+    max_shear: ArrayLike = 0.0,
+) -> "AugmentedSource":
+    """Images of another source, each moved by a random small affine map.
+
+    Every image is rotated, scaled and sheared about its centre, and shifted by whole pixels, each
+    uniformly within its limits. Pixels in between are interpolated linearly; what comes in from
+    outside is 0. Integer levels are rounded, so binary images stay binary. With the shift alone
+    no pixel is interpolated.
+
+    Args:
+      source: of images [H, W] or [H, W, C].
+      max_shift: most pixels in either direction.
+      max_rotation: most radians in either direction.
+      max_scale: largest |log| of the scale of either axis.
+      max_shear: largest shear in either direction.
+
+    Returns:
+      A source with the number of examples and the dtype of `source`.
+
+    Raises:
+      ValueError: `max_shift` is negative.
+    """
+    if max_shift < 0:
+        raise ValueError(f"max_shift is {max_shift}; it must be at least 0")
+    rotation, scale, shear = (
+        jnp.asarray(limit, jnp.float32) for limit in (max_rotation, max_scale, max_shear)
+    )
+    return AugmentedSource(source, rotation, scale, shear, max_shift=max_shift)
+
+
+def noisy_source(source: Source, rate: ArrayLike) -> "NoisySource":
+    """Images of another source, some of whose pixels are those of another of its images.
+
+    Each pixel is replaced with probability `rate` by the pixel at the same place of a second image,
+    drawn anew. So every pixel keeps its distribution, and only what holds between pixels is
+    disturbed. On binary images it flips pixels, the more often the more they differ between
+    images.
+
+    Args:
+      source: of images.
+      rate: probability for each pixel, in [0, 1]; it may be traced.
+
+    Returns:
+      A source with the number of examples and the dtype of `source`.
+    """
+    return NoisySource(source, jnp.asarray(rate, jnp.float32))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class ReconstructionSource(DerivedSource):
+    """See `reconstruction_source`. The plan is that of the source of images."""
+
+    params: VAEParams
+    source: Source
+    vae: VAE = dataclasses.field(metadata=_STATIC)
+    num_steps: int = dataclasses.field(default=1, metadata=_STATIC)
+
+    def draw(self, plan: Plan, rng_key: jax.Array, position: jax.Array) -> jax.Array:
+        """The end of a chain that starts at one image."""
+        source_key, chain_key = jax.random.split(rng_key)
+        first = self.source.draw(plan, source_key, position)
+
+        def step(x: jax.Array, step_key: jax.Array) -> tuple[jax.Array, None]:
+            latent_key, pixel_key = jax.random.split(step_key)
+            z = sample(self.vae.encode(self.params.encoder, x), latent_key)
+            return _decoded(self.vae, self.params, z, pixel_key, x.dtype), None
+
+        return jax.lax.scan(step, first, jax.random.split(chain_key, self.num_steps))[0]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class InterpolationSource(DerivedSource):
+    """See `interpolation_source`. The plan is that of the source of images."""
+
+    params: VAEParams
+    source: Source
+    max_angle: jax.Array
+    vae: VAE = dataclasses.field(metadata=_STATIC)
+    partner: str = dataclasses.field(metadata=_STATIC)
+
+    def draw(self, plan: Plan, rng_key: jax.Array, position: jax.Array) -> jax.Array:
+        """A decoded code between two."""
+        first_key, second_key, angle_key, pixel_key = jax.random.split(rng_key, 4)
+        z_1, dtype = self._code(plan, first_key, position)
+        if self.partner == "prior":
+            z_2 = sample(self.vae.prior, second_key)
+        else:
+            other_key, second_key = jax.random.split(second_key)
+            other = jax.random.randint(other_key, (), 0, self.num_examples)
+            z_2, _ = self._code(plan, second_key, other)
+        angle = self.max_angle * jax.random.uniform(angle_key)
+        z = jnp.cos(angle) * z_1 + jnp.sin(angle) * z_2
+        return _decoded(self.vae, self.params, z, pixel_key, dtype)
+
+    def _code(
+        self, plan: Plan, rng_key: jax.Array, position: jax.Array
+    ) -> tuple[jax.Array, jnp.dtype]:
+        """A code z ~ q(z given x) of the image at a position, and the dtype of images."""
+        source_key, latent_key = jax.random.split(rng_key)
+        x = self.source.draw(plan, source_key, position)
+        return sample(self.vae.encode(self.params.encoder, x), latent_key), x.dtype
+
+
+def _decoded(
+    vae: VAE, params: VAEParams, z: jax.Array, rng_key: jax.Array, dtype: jnp.dtype
+) -> jax.Array:
+    """A sample x ~ p(x given z), in the dtype of the images."""
+    return sample(vae.decode(params.decoder, z), rng_key).astype(dtype)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class AugmentedSource(DerivedSource):
+    """See `augmented_source`. The plan is that of the source."""
+
+    source: Source
+    max_rotation: jax.Array
+    max_scale: jax.Array
+    max_shear: jax.Array
+    max_shift: int = dataclasses.field(metadata=_STATIC)
+
+    def draw(self, plan: Plan, rng_key: jax.Array, position: jax.Array) -> jax.Array:
+        """One image of the source, moved."""
+        source_key, shift_key, map_key = jax.random.split(rng_key, 3)
+        x = self.source.draw(plan, source_key, position)
+        most = self.max_shift
+        shift = jax.random.randint(shift_key, (2,), -most, most + 1).astype(jnp.float32)
+        return affine(x, _random_matrix(self, map_key), shift)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class NoisySource(DerivedSource):
+    """See `noisy_source`. The plan is that of the source."""
+
+    source: Source
+    rate: jax.Array
+
+    def draw(self, plan: Plan, rng_key: jax.Array, position: jax.Array) -> jax.Array:
+        """One image of the source, with pixels of another."""
+        first_key, second_key, other_key, mask_key = jax.random.split(rng_key, 4)
+        x = self.source.draw(plan, first_key, position)
+        other = jax.random.randint(other_key, (), 0, self.num_examples)
+        replaced = jax.random.bernoulli(mask_key, self.rate, x.shape)
+        return jnp.where(replaced, self.source.draw(plan, second_key, other), x)
+
+
+def affine(x: jax.Array, matrix: jax.Array, shift: jax.Array) -> jax.Array:
+    """One image, mapped about its centre: output pixel u is the input's at A (u - c - s) + c.
+
+    Args:
+      x: [H, W] or [H, W, C].
+      matrix: A [2, 2].
+      shift: s [2], in pixels: rows, columns.
+
+    Returns:
+      The image in its shape and dtype, interpolated linearly; 0 where the input ends.
+
+    Raises:
+      ValueError: x is no image.
+    """
+    if x.ndim not in (2, 3):
+        raise ValueError(f"an image is [H, W] or [H, W, C], not {x.shape}")
+    height, width = x.shape[:2]
+    centre = jnp.array([(height - 1) / 2, (width - 1) / 2])[:, None, None]
+    places = jnp.stack(jnp.mgrid[:height, :width]).astype(jnp.float32)
+    places = jnp.einsum("ij,jhw->ihw", matrix, places - centre - shift[:, None, None]) + centre
+
+    def moved(channel: jax.Array) -> jax.Array:
+        return map_coordinates(channel.astype(jnp.float32), list(places), order=1)
+
+    out = moved(x) if x.ndim == 2 else jax.vmap(moved, in_axes=-1, out_axes=-1)(x)
+    return (out if jnp.issubdtype(x.dtype, jnp.floating) else jnp.round(out)).astype(x.dtype)
+
+
+def _random_matrix(limits: AugmentedSource, rng_key: jax.Array) -> jax.Array:
+    """A rotation times a scaling times a shear [2, 2], each uniform within its limits."""
+    angle, shear, *logs = jax.random.uniform(rng_key, (4,), minval=-1.0, maxval=1.0)
+    angle, shear = limits.max_rotation * angle, limits.max_shear * shear
+    turn = jnp.array([[jnp.cos(angle), -jnp.sin(angle)], [jnp.sin(angle), jnp.cos(angle)]])
+    scale = jnp.exp(limits.max_scale * jnp.stack(logs))
+    return turn @ jnp.diag(scale) @ jnp.array([[1.0, 0.0], [0.0, 1.0]]).at[0, 1].set(shear)

@@ -1,0 +1,1 @@
+"""Inference at test time: a posterior of its own for each image, with the decoder frozen."""

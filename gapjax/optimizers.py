@@ -1,0 +1,190 @@
+"""Optimizers of the whole VAE or of its encoder alone, and the rule that ends a search."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.typing import ArrayLike
+
+from gapjax.vae import Frozen, VAEParams
+
+
+def adam(learning_rate: float) -> optax.GradientTransformation:
+    """Adam as in the paper, with the learning rate in its state, so that it can be lowered.
+
+    Optimizers of this module that are made alike are equal, and share compiled programs.
+    """
+    return _value(_adam, learning_rate)
+
+
+def cosine_adam(
+    learning_rate: float, num_steps: int, *, warmup: float = 0.0, clip: float | None = None
+) -> optax.GradientTransformation:
+    """Adam whose learning rate falls to 0 as half a cosine, so that no noise is left at the end.
+
+    Args:
+      learning_rate: the highest.
+      num_steps: number of steps in all; see `fit.step.steps_per_epoch`.
+      warmup: share of the steps in which the rate rises from 0 to `learning_rate`.
+      clip: largest global norm of the gradient; None for any.
+    """
+    return _value(_cosine_adam, learning_rate, num_steps, warmup, clip)
+
+
+def encoder_only(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Restricts `optimizer` to the encoder of `VAEParams`; the decoder is frozen.
+
+    The decoder, and what is `Frozen` in the encoder, get updates of zero and no optimizer state.
+    (`optax.masked` would not do: it passes raw gradients through where the mask is false.) The
+    gradient of the decoder is then unused, and the compiler removes it.
+
+    Args:
+      optimizer: any optax transformation.
+
+    Returns:
+      A transformation over `VAEParams`.
+
+    Example:
+      >>> optimizer = encoder_only(optax.adam(1e-3))
+      >>> opt_state = optimizer.init(params)
+    """
+    return _value(_encoder_only, optimizer)
+
+
+def scale_learning_rate(opt_state: optax.OptState, factor: ArrayLike) -> optax.OptState:
+    """Multiplies the learning rate held in `opt_state` (see `adam`) by `factor`.
+
+    Args:
+      opt_state: the state of an optimizer.
+      factor: a number, or an array that may be traced.
+
+    Returns:
+      A state of the same structure.
+
+    Raises:
+      KeyError: the state holds no learning rate; wrap with `optax.inject_hyperparams`.
+    """
+    learning_rate = optax.tree.get(opt_state, "learning_rate")
+    if learning_rate is None:
+        raise KeyError("opt_state holds no learning_rate; wrap with optax.inject_hyperparams")
+    return optax.tree.set(opt_state, learning_rate=learning_rate * factor)
+
+
+def check_learning_rate(optimizer: optax.GradientTransformation, params: VAEParams) -> None:
+    """Raises ValueError unless the optimizer's state holds one learning rate, see `adam`."""
+    opt_state = jax.eval_shape(optimizer.init, params)
+    found = optax.tree.get_all_with_path(opt_state, "learning_rate")
+    if len(found) != 1:
+        raise ValueError(
+            f"until lowers the learning rate, but the optimizer's state holds {len(found)} entries "
+            "named learning_rate; use gapjax.adam(...) or optax.inject_hyperparams, or until=None"
+        )
+
+
+Value = float | jax.Array | np.ndarray
+
+
+class Convergence(NamedTuple):
+    """When a refit has converged, judged by its monitored BPD.
+
+    The BPD is measured every `monitor_every` epochs on fixed noise, and the best parameters so
+    far are kept. A measurement that does not improve on the best by `tolerance` is a plateau.
+    The learning rate is multiplied by `decay` at each plateau, and the refit ends at the
+    (`num_decays` + 1)th. It returns the best parameters, so the result is never worse than its
+    start.
+
+    Attributes:
+      tolerance: smallest improvement that counts, bits per dimension.
+      decay: factor on the learning rate at a plateau.
+      num_decays: how many times the learning rate is lowered before the refit ends.
+    """
+
+    tolerance: float = 2e-4
+    decay: float = 0.3
+    num_decays: int = 3
+
+
+class PlateauState(NamedTuple):
+    """What the rule remembers: the largest value so far, and how many values were a plateau."""
+
+    best: Value
+    num_plateaus: Value
+
+
+class Judgement(NamedTuple):
+    """What the rule says of a value.
+
+    Attributes:
+      is_best: whether it is larger than the best before it; never where it is NaN.
+      factor: on the learning rate: `decay` at a plateau, otherwise 1.
+    """
+
+    is_best: Value
+    factor: Value
+
+
+def judge(rule: Convergence, state: PlateauState, value: Value) -> tuple[PlateauState, Judgement]:
+    """Judges a value, of which larger ones are better, by the best before it. NaN is a plateau.
+
+    Elementwise: it takes Python floats, which stay float64, and JAX arrays, also traced ones.
+    """
+    xp = jnp if isinstance(value, jax.Array) else np
+    is_best = value > state.best
+    is_plateau = xp.logical_not(value - state.best >= rule.tolerance)
+    number = state.num_plateaus + xp.where(is_plateau, 1, 0)
+    factor = xp.where(is_plateau, rule.decay, 1.0)
+    return PlateauState(xp.where(is_best, value, state.best), number), Judgement(is_best, factor)
+
+
+def is_finished(rule: Convergence, num_plateaus: Value) -> bool | jax.Array | np.ndarray:
+    """Whether the search is over: the rate was lowered `num_decays` times and it did not help."""
+    return num_plateaus > rule.num_decays
+
+
+def _adam(learning_rate: float) -> optax.GradientTransformation:
+    return optax.inject_hyperparams(optax.adam)(learning_rate=learning_rate)
+
+
+def _cosine_adam(
+    learning_rate: float, num_steps: int, warmup: float, clip: float | None
+) -> optax.GradientTransformation:
+    rising = int(warmup * num_steps)
+    schedule = optax.warmup_cosine_decay_schedule(
+        0.0 if rising else learning_rate, learning_rate, rising, num_steps
+    )
+    if clip is None:
+        return optax.adam(schedule)
+    return optax.chain(optax.clip_by_global_norm(clip), optax.adam(schedule))
+
+
+def _encoder_only(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+    is_frozen = lambda node: isinstance(node, Frozen)
+
+    def labels(params: VAEParams) -> VAEParams:
+        label = lambda node: "freeze" if is_frozen(node) else "train"
+        return VAEParams(jax.tree.map(label, params.encoder, is_leaf=is_frozen), "freeze")
+
+    return optax.partition({"train": optimizer, "freeze": optax.set_to_zero()}, labels)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Half:
+    """`init` or `update` of the transformation that `make(*arguments)` gives, as a value."""
+
+    name: str
+    make: Callable[..., optax.GradientTransformation]
+    arguments: tuple
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        made = optax.with_extra_args_support(self.make(*self.arguments))
+        return getattr(made, self.name)(*args, **options)
+
+
+def _value(make: Callable[..., Any], *arguments: Any) -> optax.GradientTransformation:
+    """What `make(*arguments)` gives, equal to another that is made of equal arguments."""
+    halves = (_Half(name, make, arguments) for name in ("init", "update"))
+    return optax.GradientTransformationExtraArgs(*halves)
