@@ -45,14 +45,7 @@ class Programs(NamedTuple):
 
 
 class Model(NamedTuple):
-    """What the codec must know of a model.
-
-    Attributes:
-      event_shape: shape of one image.
-      levels: number of pixel levels.
-      latent_dim: Z.
-      fingerprint: 8 bytes of a SHA-256 of all this and of the parameters.
-    """
+    """What the codec must know of a model; `fingerprint` is of all this and of the parameters."""
 
     event_shape: tuple[int, ...]
     levels: int
@@ -61,11 +54,7 @@ class Model(NamedTuple):
 
 
 def describe(vae: VAE, params: VAEParams) -> Model:
-    """The model that is coded with.
-
-    Raises:
-      TypeError: its prior, its posterior or its likelihood is of a family that is not coded.
-    """
+    """The model that is coded with."""
     prior = prior_loc, _ = diagonal_normal(vae.prior, "the prior")
     likelihood = jax.eval_shape(vae.decode, params.decoder, jnp.zeros(prior_loc.shape))
     levels, event_shape = num_levels(likelihood), tuple(likelihood.event_shape)
@@ -122,17 +111,7 @@ def _within(likelihoods, chosen) -> jax.Array:
 
 
 def numerics(model: Model, compiled: Programs, params: VAEParams, num_chains: int) -> bytes:
-    """Fingerprint of the arithmetic: versions, device, and what the programs give on a probe.
-
-    Args:
-      model: of `describe`.
-      compiled: its programs.
-      params: its parameters.
-      num_chains: L.
-
-    Returns:
-      8 bytes.
-    """
+    """Fingerprint of the arithmetic: versions, device, and what the programs give on a probe."""
     device = jax.devices()[0]
     versions = [f"{name} {importlib.metadata.version(name)}" for name in _LIBRARIES]
     versions += [f"constriction {stack.library_version()}", device.platform, device.device_kind]
@@ -160,11 +139,7 @@ def check_finite(*arrays: np.ndarray) -> None:
 
 
 def num_levels(likelihood: Any) -> int:
-    """The number of levels that an entry of x can have: 2 of a Bernoulli.
-
-    Raises:
-      TypeError: the likelihood is neither a Bernoulli nor a `DiscretizedLogistic`.
-    """
+    """The number of levels that an entry of x can have: 2 of a Bernoulli."""
     base = innermost(likelihood)
     if isinstance(base, dist.BernoulliLogits | dist.BernoulliProbs):
         return 2
@@ -185,9 +160,6 @@ def block_probs(likelihood: Any) -> jax.Array:
     """P(the level of x is in block b), [*event, number of blocks].
 
     Block b holds the levels b B .. (b + 1) B - 1 with B = `block_size`; the last may hold fewer.
-
-    Raises:
-      TypeError: see `num_levels`.
     """
     base, levels = innermost(likelihood), num_levels(likelihood)
     size = block_size(levels)
@@ -205,17 +177,9 @@ def block_probs(likelihood: Any) -> jax.Array:
 
 
 def level_probs(likelihood: Any, blocks: jax.Array) -> jax.Array:
-    """P(the level of x is the i-th of its block, given the block), [*event, B].
+    """P(x given its block) of each level of the block that each entry of x is in [*event, B].
 
-    Args:
-      likelihood: p(x given z) at one z.
-      blocks: the block of each entry of x, int [*event].
-
-    Returns:
-      Probabilities; those beyond the last level are zero.
-
-    Raises:
-      TypeError: see `num_levels`.
+    `blocks` are int [*event]. Probabilities beyond the last level are zero.
     """
     levels = num_levels(likelihood)
     size = block_size(levels)

@@ -83,13 +83,11 @@ def train(
     """Trains encoder and decoder together on `source`.
 
     Args:
-      vae: the model.
       source: where x comes from; `data_source(train_images)` for a usual VAE.
       rng_key: of the run; not needed where `state` or `resume` is given.
       num_epochs: epochs in all, those of a given `state` counted in.
       batch_size: examples in a step; the last step of an epoch takes the examples that are left.
       optimizer: optax transformation over `VAEParams`; Adam at 1e-3 by default.
-      objective: per-example objective to maximise, in nats.
       state: continue from it instead of from new parameters; it is not changed. In the midst of
         an epoch the loss of that epoch is the mean over its remaining examples; with `resume` it
         is the mean over all.
@@ -97,7 +95,6 @@ def train(
       on_epoch: called with (epochs done, mean loss of that epoch in BPD).
       on_chunk: called after every compiled call with the `Progress`. The arrays of its state are
         donated to the next call: save or copy them. It may raise to end the run.
-      devices: to run on, data-parallel; all by default.
 
     Returns:
       The state after `num_epochs` epochs, and the curve of the epochs run here.
@@ -167,24 +164,15 @@ def refit_encoder(
     self-consistent training (eqs. 14-16: the source is a mixture of model and training data).
 
     Args:
-      vae: the model.
       params: where to start.
-      source: where x comes from.
-      rng_key: of the refit.
       num_epochs: epochs of `source` to run; with `until`, at most.
       monitor: measures a BPD of the parameters, for the curve. Without `until` it does not
         influence the refit.
       resume: continue from a `Progress` that `on_chunk` was given.
-      on_chunk: see `train`.
       **options: see `refit_members`.
 
     Returns:
       A `Refit`; its decoder is the one given, bit for bit.
-
-    Raises:
-      ValueError: as `refit_members`.
-      TypeError: as `train`.
-      FloatingPointError: as `train`.
     """
     member = Member(params, source, rng_key, monitor, resume)
     return refit_members(
@@ -210,14 +198,12 @@ def refit_members(
     """Several refits of one model in one compiled program; of one member it is `refit_encoder`.
 
     Args:
-      vae: the model.
       members: the refits. Their sources differ in their arrays alone; arrays that they share are
         kept once.
       num_epochs: epochs of each source to run; with `until`, at most.
       batch_size: examples in a step; the last step of an epoch takes the examples that are left.
       optimizer: optax transformation over `VAEParams`; it is restricted to the encoder here.
         Adam at 1e-3 by default.
-      objective: per-example objective to maximise, in nats.
       monitor_every: epochs between two measurements.
       until: end each by this rule on its monitored BPD, and keep its best parameters.
       on_epoch: called with (epochs done, mean loss of that epoch in BPD over the members).

@@ -31,16 +31,12 @@ def reconstruction_source(
     step would leave p(x) as it is.
 
     Args:
-      vae: the model.
       params: encoder and decoder that make the reconstructions.
       images: training images [N, *event], or a source of them.
       num_steps: times that x is encoded and decoded.
 
     Returns:
       A source with as many examples per epoch as there are images, in their dtype.
-
-    Raises:
-      ValueError: no images, or `num_steps` is not positive.
     """
     if num_steps < 1:
         raise ValueError(f"num_steps is {num_steps}; a reconstruction needs at least 1")
@@ -73,9 +69,6 @@ def interpolation_source(
 
     Returns:
       A source with as many examples per epoch as there are images, in their dtype.
-
-    Raises:
-      ValueError: no images, or an unknown partner.
     """
     if partner not in PARTNERS:
         raise ValueError(f"partner is {partner!r}; it must be one of {', '.join(PARTNERS)}")
@@ -107,9 +100,6 @@ def augmented_source(
 
     Returns:
       A source with the number of examples and the dtype of `source`.
-
-    Raises:
-      ValueError: `max_shift` is negative.
     """
     if max_shift < 0:
         raise ValueError(f"max_shift is {max_shift}; it must be at least 0")
@@ -239,18 +229,9 @@ class NoisySource(DerivedSource):
 
 
 def affine(x: jax.Array, matrix: jax.Array, shift: jax.Array) -> jax.Array:
-    """One image, mapped about its centre: output pixel u is the input's at A (u - c - s) + c.
+    """One image [H, W] or [H, W, C], mapped about its centre c by A [2, 2] and moved by s [2].
 
-    Args:
-      x: [H, W] or [H, W, C].
-      matrix: A [2, 2].
-      shift: s [2], in pixels: rows, columns.
-
-    Returns:
-      The image in its shape and dtype, interpolated linearly; 0 where the input ends.
-
-    Raises:
-      ValueError: x is no image.
+    Output pixel u is the input's at A (u - c - s) + c, interpolated linearly; 0 where it ends.
     """
     if x.ndim not in (2, 3):
         raise ValueError(f"an image is [H, W] or [H, W, C], not {x.shape}")

@@ -34,19 +34,8 @@ Packed = Any  # a TrainState in the layout of the devices
 class Executor:
     """Runs the steps of R members; one run is a member whose batches all devices share.
 
-    Args:
-      vae: the model.
-      sources: one for each member. They differ in the values of their arrays alone; an array that
-        all of them share is kept once.
-      optimizer: optax transformation over `VAEParams`.
-      batch_size: examples in a step.
-      objective: per-example objective, in nats.
-      devices: on which to run; all by default.
-      sweep: how a device computes its members, one of `SWEEPS`.
-
-    Raises:
-      ValueError: a size that does not fit, an unknown `sweep`, or sources that differ in more
-        than the values of their arrays.
+    The sources differ in the values of their arrays alone; an array that all of them share is kept
+    once. `sweep`, one of `SWEEPS`, says how a device computes its members.
     """
 
     def __init__(

@@ -84,21 +84,8 @@ def run_members(
 ) -> list[Progress]:
     """Runs all members up to `num_epochs` epochs, or to their convergence.
 
-    Args:
-      executor: knows the model, the sources and the devices.
-      begin: makes the progress that each member starts from, all at one step, except those that
-        have converged. It is called again where a loss is not finite, to find out why.
-      num_epochs: epochs in all, those before counted in.
-      measuring: what to measure.
-      on_epoch: called with (epochs done, mean loss of that epoch in BPD over the members).
-      on_chunk: called after every compiled call with the progress of all members.
-
-    Returns:
-      The progress of each member at its end.
-
-    Raises:
-      ValueError: the members are not at the same step.
-      FloatingPointError: a loss or a parameter became NaN or infinite.
+    `begin` makes the progress that each starts from, all at one step, except those that have
+    converged. It is called again where a loss is not finite, to find out why.
     """
     until, num_steps = measuring.until, executor.num_steps
     members = [

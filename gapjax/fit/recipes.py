@@ -61,10 +61,7 @@ def optimal_inference(
     fixed noise; see `Convergence`.
 
     Args:
-      vae: the model.
-      params: trained parameters, where the refit starts.
       test_images: [N, *event].
-      rng_key: of the refit.
       num_epochs: at most this many.
       until: the rule that ends it; None runs `num_epochs`.
       monitor_every: epochs between two measurements.
@@ -126,10 +123,7 @@ def self_consistent(
     noise and order, on training data alone.
 
     Args:
-      vae: the model.
-      params: trained parameters, where the refit starts.
       train_images: [N, *event].
-      rng_key: of the refit.
       alpha: share of model samples, in [0, 1].
       stratified: give every batch that share, instead of deciding for each example at random;
         see `mixture_source`. The authors' code takes 100 training images and 100 samples in each
@@ -304,10 +298,7 @@ def close_gap(
     """Refits the encoder by a recipe: closes a part of the gap, without test data.
 
     Args:
-      vae: the model.
-      params: trained parameters.
       train_images: [N, *event].
-      rng_key: of the refit.
       recipe: a name of `RECIPES`, or a `Recipe` of your own.
       encoder: a new encoder to train in place of the model's, e.g. `mlp_encoder(...)`; by default
         what the recipe says.

@@ -95,18 +95,10 @@ def kernel(
     `data_source` is a permutation of the data.
 
     Args:
-      vae: the model.
-      source: where x comes from.
-      optimizer: optax transformation over `VAEParams`.
       batch_size: examples in a step; the last step of an epoch takes the examples that are left.
-      objective: per-example objective to maximise, in nats.
 
     Returns:
       A `Kernel`.
-
-    Raises:
-      ValueError: `batch_size` is not positive or exceeds the examples of an epoch. `init` raises
-        as `train` does.
 
     Example:
       >>> init, step = kernel(vae, data_source(images), gapjax.adam(1e-3), batch_size=100)
@@ -160,17 +152,8 @@ def init_state(
 ) -> TrainState:
     """A state at step 0, from which `train` starts with `state=`.
 
-    It has the structure and the shapes of every later state of the run. Under `jax.eval_shape` it
-    is therefore what `checkpoints.restore` takes as `like`.
-
-    Args:
-      params: the VAE's parameters.
-      rng_key: of the run.
-      optimizer: optax transformation over `VAEParams`, the one of the run; Adam at 1e-3 by
-        default.
-
-    Returns:
-      A `TrainState`. It holds copies of the arguments, because a run donates its state.
+    It has the structure and the shapes of every later state of the run, and copies of the
+    arguments, because a run donates its state. Adam at 1e-3 by default.
 
     Example:
       >>> like = jax.eval_shape(lambda key: init_state(vae.init(key), key), jax.random.key(0))
@@ -254,23 +237,12 @@ def train_step(
     optimizer: optax.GradientTransformation,
     objective: Objective,
 ) -> tuple[TrainState, jax.Array]:
-    """One optimizer step on a given batch.
+    """One optimizer step on a batch [B] of this device, summed over the devices.
 
-        loss = -(sum_b weights_b objective(x_b)) / num_examples,   summed over the devices
+        loss = -(sum_b weights_b objective(x_b)) / num_examples
 
-    This is where examples are vmapped and where the gradients of the devices are summed. Returns
-    the state after the step, and the sum of the objective over the batch, nats.
-
-    Args:
-      shard: the share of this device.
-      state: the state before the step.
-      x: examples [B, *event] of this device.
-      rng_keys: [B], a key for the objective of each.
-      weights: [B], 1 for an example and 0 for padding.
-      num_examples: [] int32, examples of the batch over all devices.
-      vae: the model.
-      optimizer: optax transformation over `VAEParams`.
-      objective: per-example objective, in nats.
+    This is where examples are vmapped and where the gradients of the devices are summed. A weight
+    is 1 for an example and 0 for padding. Also returns the sum of the objective, nats.
     """
 
     def loss(params: VAEParams) -> jax.Array:

@@ -62,9 +62,6 @@ def with_refinement(vae: VAE, num_steps: int = 1, hidden_sizes: tuple[int, ...] 
     Returns:
       A `VAE`, the parameters of whose encoder are `RefinementParams`.
 
-    Raises:
-      ValueError: a size that is not positive. Its `encode` raises TypeError for another q.
-
     References:
       Marino, Yue, Mandt, Iterative Amortized Inference, 2018; Kim et al., Semi-Amortized
       Variational Autoencoders, 2018.
@@ -79,20 +76,12 @@ def with_refinement(vae: VAE, num_steps: int = 1, hidden_sizes: tuple[int, ...] 
 
 
 def refinement_params(vae: VAE, params: VAEParams, rng_key: jax.Array) -> VAEParams:
-    """Where the refit of a `with_refinement` starts: at the posteriors of the encoder of `params`.
-
-    Args:
-      vae: the `with_refinement`.
-      params: of the model that it was made from; the decoder is kept as it is.
-      rng_key: of the networks of the steps.
-
-    Returns:
-      `VAEParams` with the same decoder.
+    """Where the refit of a model of `with_refinement` starts: at the encoder of `params`.
 
     Example:
-      >>> refining = with_refinement(vae, num_steps=2)
-      >>> start = refinement_params(refining, params, jax.random.key(0))
-      >>> refit = refit_encoder(refining, start, source, jax.random.key(1), num_epochs=100)
+      >>> refined = with_refinement(vae, num_steps=2)
+      >>> start = refinement_params(refined, params, jax.random.key(0))
+      >>> refit = refit_encoder(refined, start, source, jax.random.key(1), num_epochs=100)
     """
     fresh = vae.init(rng_key).encoder
     encoder = fresh._replace(base=params.encoder, decoder=Frozen(params.decoder))

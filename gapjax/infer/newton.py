@@ -96,21 +96,12 @@ def refine(
     does. It takes every q and every likelihood.
 
     Args:
-      vae: the model.
       params: its parameters; they are not changed.
       rng_key: of the points, and of Adam's samples, which depend on the step and not on the image.
-      images: [N, *event].
       refiner: which steps, and how many.
-      batch_size: images at once; bounds memory.
-      devices: among which the images are divided; all by default.
 
     Returns:
       `Refined`.
-
-    Raises:
-      ValueError: an unknown method, a size that is not positive, or as of `evaluate`.
-      TypeError: a posterior, a prior or a likelihood that Newton's method does not take, or as of
-        `evaluate`.
 
     References:
       Zhang, Hayes, Barber, Generalization Gap in Amortized Inference, NeurIPS 2022 (section 5);
@@ -250,11 +241,10 @@ def _refine_all(shard, params, rng_key, images, *, vae, refiner, batch_size) -> 
 
 
 class Information(NamedTuple):
-    """The parameters of a likelihood at one z, and the Fisher information of x about them.
+    """The parameters eta [P, *event] of a likelihood at one z, and their Fisher information.
 
-    Attributes:
-      parameters: eta [P, *event]; the entries of x are independent given eta.
-      fisher: [P, P, *event], E[d log p(x)/d eta_i d log p(x)/d eta_j] of each entry of x.
+    `fisher` [P, P, *event] is E[d log p(x)/d eta_i d log p(x)/d eta_j] of each entry of x; the
+    entries are independent given eta.
     """
 
     parameters: jax.Array
@@ -262,15 +252,7 @@ class Information(NamedTuple):
 
 
 def diagonal_normal(distribution: Any, role: str) -> tuple[jax.Array, jax.Array]:
-    """The mean and the scale, both [Z], of a diagonal Gaussian over one vector.
-
-    Args:
-      distribution: `numpyro.distributions.Normal(loc, scale).to_event(1)`.
-      role: what it is in the model, for the error.
-
-    Raises:
-      TypeError: it is anything else.
-    """
+    """The mean and the scale, both [Z], of a diagonal Gaussian; `role` is for the error."""
     base = innermost(distribution)
     event_shape = tuple(getattr(distribution, "event_shape", ()))
     if not isinstance(base, dist.Normal) or len(event_shape) != 1:
@@ -297,9 +279,6 @@ def information(likelihood: Any) -> Information:
     Of a discretized logistic with more than 12 levels it is the information of 12 cells of
     neighbouring levels: never more than that of the levels, and about a tenth less where the cells
     are half a scale wide.
-
-    Raises:
-      TypeError: another family.
 
     References:
       Martens, New Insights and Perspectives on the Natural Gradient Method, 2020.

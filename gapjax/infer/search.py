@@ -80,18 +80,7 @@ class BestPosteriors(NamedTuple):
 
 
 class _Search(NamedTuple):
-    """The search of N images; every leaf has a leading axis [N].
-
-    Attributes:
-      free: free parameters of q, where the optimizer is.
-      opt_state: the optimizer's state.
-      candidate: the posterior to judge: a start, or the mean of a round's iterates.
-      best: the best candidate so far.
-      best_value: its ELBO on held-out noise, nats.
-      num_steps: optimizer steps taken.
-      plateaus: number of plateaus.
-      improved: whether any round was better than the start.
-    """
+    """The search of N images: every leaf has a leading axis [N], and values are in nats."""
 
     free: list[jax.Array]
     opt_state: Any
@@ -125,10 +114,8 @@ def best_posteriors(
     an encoder of unlimited capacity.
 
     Args:
-      vae: the model.
       params: trained parameters; the decoder is not changed.
       rng_key: of the search; folded with each image's index.
-      images: [N, *event].
       encoders: parameters of encoders to start from, by default that of `params` alone. Each
         image starts from the best of them, judged on held-out noise.
       refiner: what it makes of each encoder's posterior is another start (see `gapjax.refine`);
@@ -136,8 +123,6 @@ def best_posteriors(
       search: how to search and when to stop.
       batch_size: images that are searched for together, on all devices; bounds memory and changes
         nothing else.
-      devices: among which the images of a batch are divided; all by default.
-      on_progress: called with the number of images that are finished.
 
     Returns:
       `BestPosteriors`; none is worse than its start on the held-out noise. Measure them on

@@ -30,29 +30,7 @@ def per_image_bounds(
     bound: Bound = elbo,
     devices: parallel.Devices | None = None,
 ) -> jax.Array:
-    """A bound of every image, averaged over S posterior samples for each.
-
-    The noise of image i depends on `rng_key` and i alone: not on the batch size, and not on the
-    parameters, so that two encoders are compared on common noise.
-
-    Args:
-      vae: the model.
-      params: its parameters.
-      rng_key: a key; it is folded with each image's index.
-      images: [N, *event], any N: the last batch is padded and the padding dropped.
-      num_samples: S.
-      batch_size: images at once; bounds memory, changes nothing else.
-      bound: `elbo`, `importance_weighted_bound`, or any function of that form, in nats.
-      devices: among which the images are divided; all by default.
-
-    Returns:
-      [N], nats.
-
-    Raises:
-      ValueError: no images, images outside of the support of the likelihood, a distribution that
-        is not of one whole example, or a number of samples or batch size that is not positive.
-      TypeError: an argument of another type, or one that is traced.
-    """
+    """The bound [N] of every image in nats, averaged over S posterior samples; see `evaluate`."""
     check_integer("num_samples", num_samples)
     check_integer("batch_size", batch_size)
     if num_samples < 1 or batch_size < 1:
@@ -80,22 +58,11 @@ def encoder_gradient_norms(
         g(x) = || grad_phi ELBO(x, theta, phi) ||
 
     A step of a refit takes the mean of such gradients over a batch. If a few images have far
-    larger ones, these dominate the mean; `effective_number` of the squares estimates how many do.
-
-    Args:
-      vae: the model.
-      params: its parameters.
-      rng_key: a key; the noise of each image is that of `evaluate`.
-      images: [N, *event].
-      num_samples: S, posterior samples for each; a refit takes one.
-      devices: among which the images are divided; all by default.
+    larger ones, these dominate the mean; `statistics.effective_number` of the squares estimates how
+    many do. The arguments are those of `evaluate`; a refit takes one sample.
 
     Returns:
       [N] float32, nats per unit of the encoder's parameters.
-
-    Raises:
-      ValueError: as of `evaluate`.
-      TypeError: as of `evaluate`; or no gradient passes through the samples of q.
     """
     check_inputs("encoder_gradient_norms", vae, params, rng_key, images, gradients=True)
     norms = per_image_bounds(
@@ -122,22 +89,12 @@ def posterior_bounds(
     encoder are compared on common noise.
 
     Args:
-      vae: the model.
       params: its parameters; the encoder is not used.
-      rng_key: folded with each image's index.
-      images: [N, *event].
       posteriors: a q for every image, a pytree with a leading axis [N].
       num_samples: S, posterior samples for each image.
-      batch_size: images at once; bounds memory and changes nothing else.
-      devices: among which the images are divided; all by default.
 
     Returns:
       [N] float32, nats.
-
-    Raises:
-      ValueError: as of `evaluate`.
-      TypeError: as of `evaluate`.
-      FloatingPointError: the bound of an image is NaN or infinite.
     """
     check_inputs("posterior_bounds", vae, params, rng_key, images, posteriors=posteriors)
     nats = np.asarray(

@@ -37,20 +37,12 @@ def importance_sampling(
     num_samples: int = 5000,
     chunk_size: int = 250,
 ) -> LogLikelihood:
-    """The importance-weighted bound of one example with any number of samples.
+    """The importance-weighted bound of one example with any number of samples S.
 
         log (1/S) sum_s p(x, z_s) / q(z_s given x),   z_s ~ q(z given x)
 
-    Args:
-      vae: the model.
-      params: its parameters.
-      rng_key: folded with each sample's number.
-      x: one example [*event], as stored.
-      num_samples: S.
-      chunk_size: samples at once; bounds memory and, but for rounding, changes nothing else.
-
-    Returns:
-      A `LogLikelihood` of scalars; `log_prob` is what `importance_weighted_bound` estimates.
+    `chunk_size` samples are drawn at once: it bounds memory and, but for rounding, changes nothing
+    else.
 
     References:
       Burda, Grosse, Salakhutdinov, Importance Weighted Autoencoders, 2016.

@@ -61,25 +61,15 @@ def log_likelihood(
     """Estimates of log p(x) for every image of a set.
 
     Args:
-      vae: the model.
-      params: its parameters.
-      rng_key: folded with each image's index.
-      images: [N, *event].
       posteriors: a q for every image, as `optimal_posteriors` finds them, a pytree with a leading
         axis [N]; what the encoder gives by default. A better q makes a tighter bound.
       method: "importance", or an `Annealing`.
       num_samples: S of importance sampling.
       chunk_size: samples at once for an image.
       batch_size: images at once; with `chunk_size` it bounds memory and changes nothing else.
-      devices: among which the images of a batch are divided; all by default.
-      on_progress: called with the number of images that are done.
 
     Returns:
       A `LogLikelihood` of NumPy arrays [N].
-
-    Raises:
-      ValueError: a size that is not positive, an unknown method, or as of `evaluate`.
-      TypeError: as of `evaluate`.
     """
     annealing = method if isinstance(method, Annealing) else None
     if annealing is None and method != "importance":
@@ -114,20 +104,8 @@ def sandwich(
     How well annealing with these settings works on this model: the truth lies between the two.
 
     Args:
-      vae: the model.
-      params: its parameters.
-      rng_key: folded with each image's index.
       num_images: N, how many to simulate: z ~ p(z), x ~ p(x given z).
       annealing: the path.
-      batch_size: images at once; bounds memory and changes nothing else.
-      devices: among which the images of a batch are divided; all by default.
-      on_progress: called with the number of images that are done.
-
-    Returns:
-      A `Sandwich`.
-
-    Raises:
-      ValueError: a size that is not positive.
 
     References:
       Grosse, Ghahramani, Adams, Sandwiching the Marginal Likelihood Using Bidirectional Monte
