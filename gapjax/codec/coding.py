@@ -193,10 +193,8 @@ def _checked(images: np.ndarray, model: Model) -> np.ndarray:
     """The images as uint8, of the model's shape and levels."""
     images = np.asarray(images)
     if images.shape[1:] != model.event_shape or not images.ndim:
-        raise CodecError(
-            f"images have shape {images.shape}; the model takes [N, "
-            f"{', '.join(map(str, model.event_shape))}]"
-        )
+        shape = ", ".join(map(str, ("N", *model.event_shape)))
+        raise CodecError(f"images have shape {images.shape}; the model takes [{shape}]")
     if images.dtype.kind not in "uib":
         raise CodecError(f"images have dtype {images.dtype}; give integers 0 to levels - 1")
     if images.size and (images.min() < 0 or images.max() >= model.levels):

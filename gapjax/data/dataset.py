@@ -11,18 +11,14 @@ BINARIZATIONS: tuple[str, ...] = ("threshold", "stochastic", "none")
 
 
 class DatasetError(ValueError):
-    """Data that cannot be found or used.
-
-    The message is one line. It names the argument or file, its value, and what would work.
-    """
+    """Data that cannot be found or used; one line names the argument or file and a cure."""
 
 
 class Dataset(NamedTuple):
     """A data set with a training part and a test part.
 
     Attributes:
-      name: The name of the data set, or of its file. Aliases are resolved: `grey_mnist` is named
-        `mnist`.
+      name: The name of the data set, or of its file; that of `grey_mnist` is `mnist`.
       train: Training images, uint8 [N_train, *event].
       test: Test images, uint8 [N_test, *event].
       levels: Number of pixel levels; pixels take the values 0 .. levels - 1.
@@ -151,16 +147,13 @@ def _binarized(stored: Stored, method: str, threshold: float, seed: int) -> Stor
             f"binarization={method!r} does not fit {stored.name!r}, which is binary already; "
             "use binarization='none' or leave it out"
         )
-    parts = (stored.train, stored.test)
     if method == "threshold":
         lowest = np.argmax(np.arange(levels) / (levels - 1) >= threshold)
-        train, test = ((x >= lowest).astype(np.uint8) for x in parts)
+        train, test = ((x >= lowest).astype(np.uint8) for x in (stored.train, stored.test))
         description = f"threshold {float(threshold):g}"
     else:
-        train, test = (
-            _stochastic(x, levels, np.random.default_rng([seed, part]))
-            for part, x in enumerate(parts)
-        )
+        train = _stochastic(stored.train, levels, np.random.default_rng([seed, 0]))
+        test = _stochastic(stored.test, levels, np.random.default_rng([seed, 1]))
         description = f"stochastic, seed {int(seed)}"
     return stored._replace(train=train, test=test, levels=2, binarization=description)
 

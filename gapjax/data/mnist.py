@@ -1,7 +1,6 @@
 """MNIST and binarized MNIST, from the published files or from TensorFlow Datasets (TFDS).
 
-Every source gives the same arrays in the same order: the published order is restored from the
-shuffled order of TFDS, and checksums are verified.
+Every source gives the same arrays: the shuffle of TFDS is undone, and checksums are verified.
 """
 
 import gzip

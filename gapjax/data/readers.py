@@ -38,7 +38,6 @@ def _read_digits(name: str, _: pathlib.Path | None) -> Stored:
             f"data set {name!r} needs scikit-learn ({reason(error)}); pip install scikit-learn, "
             "or install gapjax with its extra 'experiments'"
         ) from error
-
     images, labels = load_digits(return_X_y=True)
     images = images.reshape(-1, 8, 8).astype(np.uint8)
     # The split is part of the data set and depends on no seed of the user's.
@@ -122,12 +121,10 @@ def load_dataset(
       DatasetError: if an argument is wrong, or the data are missing or not usable.
 
     References:
-      [1] Alpaydin, Kaynak. Optical Recognition of Handwritten Digits. UCI Machine Learning
-        Repository, 1998.
+      [1] Alpaydin, Kaynak. Optical Recognition of Handwritten Digits. UCI repository, 1998.
       [2] LeCun, Cortes, Burges. The MNIST database of handwritten digits. 1998.
-      [3] Larochelle, Murray. The Neural Autoregressive Distribution Estimator. AISTATS 2011; the
-        binarization of Salakhutdinov, Murray. On the Quantitative Analysis of Deep Belief
-        Networks. ICML 2008.
+      [3] Larochelle, Murray. The Neural Autoregressive Distribution Estimator. AISTATS 2011; with
+        the binarization of Salakhutdinov, Murray. ICML 2008.
     """
     check_binarization(binarization, threshold, binarization_seed)
     if levels is not None:

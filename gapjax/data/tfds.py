@@ -69,10 +69,7 @@ def check_network(url: str) -> None:
 def prepare(
     version: str, folder: pathlib.Path, manual_dir: pathlib.Path | None, timeout: float
 ) -> None:
-    """Prepares a version in a folder, in another process that is ended after `timeout` seconds.
-
-    It downloads the files where no folder `manual_dir` holds them.
-    """
+    """Prepares a version in a folder by another process, from `manual_dir` or by a download."""
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "3"}
     what = f"TFDS could not prepare {version} in {str(folder)!r}"
     with tempfile.TemporaryDirectory(prefix="gapjax-") as scratch:
