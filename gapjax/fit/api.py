@@ -212,9 +212,6 @@ def refit_members(
       sweep: how one device computes its members: "vmap" together, "map" one after another, or
         "auto", which is "vmap" on GPUs and TPUs and "map" on a CPU.
 
-    Returns:
-      A `Refit` for each.
-
     Raises:
       ValueError: no member, a size that is not a positive integer or does not fit, `until` without
         a monitor or with an optimizer whose learning rate cannot be lowered, sources that cannot

@@ -5,6 +5,7 @@ uses test data. "paper" is `self_consistent` with its defaults, bit for bit.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -23,13 +24,7 @@ from gapjax.fit.derived_sources import (
     noisy_source,
     reconstruction_source,
 )
-from gapjax.fit.sources import (
-    Source,
-    data_source,
-    mixture_source,
-    model_source,
-    weighted_source,
-)
+from gapjax.fit.sources import Source, data_source, mixture_source, model_source, weighted_source
 from gapjax.fit.step import Objective, steps_per_epoch
 from gapjax.infer.learned import RefinementParams, with_refinement
 from gapjax.infer.newton import Refiner
@@ -61,15 +56,11 @@ def optimal_inference(
     fixed noise; see `Convergence`.
 
     Args:
-      test_images: [N, *event].
       num_epochs: at most this many.
       until: the rule that ends it; None runs `num_epochs`.
       monitor_every: epochs between two measurements.
       num_samples: posterior samples for each image where convergence is judged.
       **options: see `refit_encoder`.
-
-    Returns:
-      A `Refit`.
     """
     member = optimal_member(
         vae, params, test_images, rng_key, num_samples=num_samples, devices=options.get("devices")
@@ -123,16 +114,12 @@ def self_consistent(
     noise and order, on training data alone.
 
     Args:
-      train_images: [N, *event].
       alpha: share of model samples, in [0, 1].
       stratified: give every batch that share, instead of deciding for each example at random;
         see `mixture_source`. The authors' code takes 100 training images and 100 samples in each
         step: that is `stratified=True, batch_size=200` for twice as many epochs.
       num_epochs: epochs of N examples.
       **options: see `refit_encoder`.
-
-    Returns:
-      A `Refit`.
     """
     source = self_consistent_source(vae, params, train_images, alpha, stratified)
     return refit_encoder(vae, params, source, rng_key, num_epochs=num_epochs, **options)
@@ -184,13 +171,9 @@ class Recipe:
 
 
 class RefittedModel(NamedTuple):
-    """The result of `close_gap`.
+    """The result of `close_gap`: the model with the encoder that `params` are for, and the refit.
 
-    Attributes:
-      vae: the model with the encoder that the parameters are for: the one given, unless the
-        recipe asks for another.
-      params: the refitted encoder, with the decoder given, bit for bit.
-      refit: all that the refit returns.
+    The model is the one given, unless the recipe asks for another encoder.
     """
 
     vae: VAE
@@ -202,10 +185,6 @@ def _affine(data: Source) -> Source:
     return augmented_source(data, max_rotation=0.2, max_scale=0.15, max_shear=0.2)
 
 
-def _interpolated(vae: VAE, params: VAEParams, data: Source) -> Source:
-    return interpolation_source(vae, params, data, max_angle=math.pi / 2)
-
-
 # From the name of a source to how it is made from the model as trained and its training images.
 SOURCES: Mapping[str, Callable[[VAE, VAEParams, Source], Source]] = {
     "data": lambda vae, params, data: data,
@@ -214,8 +193,8 @@ SOURCES: Mapping[str, Callable[[VAE, VAEParams, Source], Source]] = {
     "affine_reconstructions": lambda vae, params, data: reconstruction_source(
         vae, params, _affine(data)
     ),
-    "interpolations": _interpolated,
-    "widened": lambda vae, params, data: interpolation_source(vae, params, data, partner="prior"),
+    "interpolations": functools.partial(interpolation_source, max_angle=math.pi / 2),
+    "widened": functools.partial(interpolation_source, partner="prior"),
     "affine": lambda vae, params, data: _affine(data),
     "noisy": lambda vae, params, data: noisy_source(data, 0.1),
 }
@@ -247,10 +226,9 @@ _MNIST = Recipe(
 )  # fmt: skip
 # One of the four alone is as good in such trials, and its epochs take two thirds of the time.
 _WIDENED = _but(
-    _MNIST,
-    sources=(("widened", 1.0),),
+    _MNIST, sources=(("widened", 1.0),),
     evidence="compared on grey MNIST, one seed; see docs/close.md",
-)
+)  # fmt: skip
 # On binary MNIST it closes 48 % of the gap, `best_mnist` with a quarter of the epochs 44 %.
 _WIDENED_LONG = _but(
     _WIDENED, num_epochs=800, evidence="compared on binary MNIST, one seed; see docs/close.md"
@@ -268,7 +246,7 @@ RECIPES: Mapping[str, Recipe] = {
         refinement_steps=2,
         num_epochs=60,
         evidence="lowest validation BPD on binary and grey MNIST, one seed; see docs/close.md",
-    ),
+    ),  # fmt: skip
     "larger": _but(_LONG, hidden_sizes=(1000, 1000)),
     "refinement_1": _but(_REFINEMENT, refinement_steps=1),
     "refinement_2": _but(_REFINEMENT, refinement_steps=2),
@@ -298,14 +276,10 @@ def close_gap(
     """Refits the encoder by a recipe: closes a part of the gap, without test data.
 
     Args:
-      train_images: [N, *event].
       recipe: a name of `RECIPES`, or a `Recipe` of your own.
       encoder: a new encoder to train in place of the model's, e.g. `mlp_encoder(...)`; by default
         what the recipe says.
       **options: see `refit_encoder`; what is given here goes before the recipe.
-
-    Returns:
-      A `RefittedModel`.
 
     Raises:
       ValueError: an unknown recipe or source.
@@ -314,7 +288,10 @@ def close_gap(
       >>> closed = close_gap(vae, params, train_images, jax.random.key(1))
       >>> evaluate(closed.vae, closed.params, jax.random.key(2), test_images)
     """
-    recipe = _known(recipe)
+    if isinstance(recipe, str):
+        if recipe not in RECIPES:
+            raise ValueError(f"recipe is {recipe!r}; it must be one of {', '.join(RECIPES)}")
+        recipe = RECIPES[recipe]
     model = recipe_model(recipe, vae, train_images, encoder)
     member = recipe_member(recipe, vae, params, train_images, rng_key, encoder)
     options = {**recipe_options(recipe, len(train_images)), **options}
@@ -392,11 +369,3 @@ def _start(vae: VAE, params: VAEParams, rng_key: jax.Array, is_fresh: bool) -> V
 
 def _bound(num_samples: int) -> Objective:
     return elbo if num_samples == 1 else objectives.SeveralSamples(num_samples)
-
-
-def _known(recipe: str | Recipe) -> Recipe:
-    if isinstance(recipe, Recipe):
-        return recipe
-    if recipe not in RECIPES:
-        raise ValueError(f"recipe is {recipe!r}; it must be one of {', '.join(RECIPES)}")
-    return RECIPES[recipe]

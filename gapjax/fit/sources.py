@@ -68,9 +68,6 @@ def data_source(images: Images) -> "DataSource":
 
     Args:
       images: [N, *event], kept on the device in their dtype (uint8 levels, or floats).
-
-    Returns:
-      A source of N examples per epoch.
     """
     check_array("images", images)
     return DataSource(jnp.asarray(images))
@@ -82,9 +79,6 @@ def model_source(vae: VAE, decoder_params: Params, num_examples: int) -> "ModelS
     Args:
       decoder_params: theta.
       num_examples: number of draws that count as an epoch.
-
-    Returns:
-      A source of `num_examples` examples per epoch.
     """
     return ModelSource(decoder_params, vae, num_examples)
 

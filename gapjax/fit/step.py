@@ -97,9 +97,6 @@ def kernel(
     Args:
       batch_size: examples in a step; the last step of an epoch takes the examples that are left.
 
-    Returns:
-      A `Kernel`.
-
     Example:
       >>> init, step = kernel(vae, data_source(images), gapjax.adam(1e-3), batch_size=100)
       >>> state = init(vae.init(jax.random.key(0)), jax.random.key(1))
