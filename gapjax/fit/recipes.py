@@ -246,7 +246,7 @@ RECIPES: Mapping[str, Recipe] = {
         refinement_steps=2,
         num_epochs=60,
         evidence="lowest validation BPD on binary and grey MNIST, one seed; see docs/close.md",
-    ),  # fmt: skip
+    ),
     "larger": _but(_LONG, hidden_sizes=(1000, 1000)),
     "refinement_1": _but(_REFINEMENT, refinement_steps=1),
     "refinement_2": _but(_REFINEMENT, refinement_steps=2),
