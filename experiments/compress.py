@@ -20,6 +20,7 @@ import gapjax
 from experiments import program
 from experiments.config import Config, UsageError
 from experiments.files import replacing, write_atomically
+from experiments.results_json import AVERAGED, REFITS
 from experiments.run import Run, make_vae
 from experiments.stores import refitted_params, trained_params
 from experiments.workdir import Workdir
@@ -27,7 +28,6 @@ from gapjax import CodecError, checkpoints
 from gapjax.codec import container
 from gapjax.data import named_levels
 from gapjax.fit.refine import METHODS
-from gapjax.results.schema import AVERAGED, REFITS
 
 AS_TRAINED = "as_trained"
 _AVERAGED = "_averaged"

@@ -24,13 +24,13 @@ from experiments.config import epochs as config_epochs
 from experiments.draw import draw_phase
 from experiments.files import write_json
 from experiments.origins import Source
+from experiments.results_json import REFITS, plain
 from experiments.run import Run, environment, plain_bar
 from experiments.show import figures
 from experiments.stores import encoders
 from gapjax import checkpoints
 from gapjax.results import ledger as results_ledger
-from gapjax.results import measurements, schema
-from gapjax.results.schema import REFITS
+from gapjax.results import measurements
 
 _STORE = "ledger"
 _REFIT = "optimal"
@@ -151,9 +151,7 @@ def ledger_phase(run: Run, settings: Settings) -> dict:
         others = {name: record.get(name) for name in ("sandwich", "seconds")}
         paths = [run.workdir.checkpoints / name for name in ("train", *kinds, _STORE)]
         made_by = {path.name: checkpoints.record(path, epoch).get("commit") for path in paths}
-        rows.append(
-            {"epoch": epoch, **schema.plain(book), **schema.plain(others), "commits": made_by}
-        )
+        rows.append({"epoch": epoch, **plain(book), **plain(others), "commits": made_by})
     results = {
         "schema": 1,
         "unit": "nats per image",

@@ -11,9 +11,9 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from experiments.config import Config
+from experiments.results_json import REFITS
 from experiments.run import Run
 from gapjax import checkpoints
-from gapjax.results.schema import REFITS
 
 ORIGIN = "origin"  # the key under which a record has it
 UNFINISHED = ("train_partial", "refit_partial")  # the stores whose entries are not of an epoch

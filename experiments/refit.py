@@ -19,6 +19,7 @@ from absl import flags
 import gapjax
 from experiments import options, program, stores, unfinished
 from experiments.origins import Source
+from experiments.results_json import REFITS
 from experiments.run import Run, progress_bar
 from experiments.stores import (
     chosen_epochs,
@@ -32,7 +33,6 @@ from gapjax.fit.executor import SWEEPS
 from gapjax.fit.loop import Monitor, Progress
 from gapjax.fit.recipes import recipe_optimizer
 from gapjax.fit.steps import steps_per_epoch
-from gapjax.results.schema import REFITS
 
 _UNFINISHED = "refit_partial"  # the store of refits that are under way; `_number` names an entry
 _MONITOR_EVERY = 10  # epochs between two points of a refit's curve

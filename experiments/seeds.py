@@ -13,13 +13,12 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from experiments import program
+from experiments import program, results_json
 from experiments.config import UsageError
 from experiments.effects import COMPARED
 from experiments.files import write_json
 from experiments.run import OPTIMAL_NOTE, environment
 from experiments.show import figures
-from gapjax.results import schema
 
 _BPD = (
     "train", "test", "control", "self_consistent", "optimal", "control_averaged",
@@ -127,7 +126,7 @@ def read(folders: Sequence[str]) -> list[dict]:
                 f"--workdir={folder} makes it"
             )
         try:
-            runs.append(schema.loads(path.read_text()))
+            runs.append(results_json.loads(path.read_text()))
             _identity(runs[-1])
         except (ValueError, KeyError, TypeError) as error:
             raise UsageError(f"--runs: {path} is damaged ({error!r})") from error

@@ -14,11 +14,11 @@ import numpy as np
 import gapjax
 from experiments.options import checkpoints_of
 from experiments.origins import ORIGIN, UNFINISHED, Source, mismatch, origin, sources_of
+from experiments.results_json import AVERAGED, REFITS
 from experiments.run import Run, commit
 from experiments.workdir import WorkdirError
 from gapjax import checkpoints
 from gapjax.fit.steps import TrainState, init_state
-from gapjax.results.schema import AVERAGED, REFITS
 
 _CURE = "give another --workdir, or remove that folder for it to be made again"
 

@@ -1,11 +1,10 @@
 """Runs of the programs' phases on tiny models, in this process."""
 
 import gapjax
-from experiments import evaluate, options, refit, sweeps, train, workdir
+from experiments import evaluate, options, refit, results_json, sweeps, train, workdir
 from experiments import run as experiment
 from experiments.presets import PRESETS
 from gapjax import checkpoints
-from gapjax.results import schema
 
 TINY = options.Config(
     **{
@@ -15,7 +14,7 @@ TINY = options.Config(
         "batch_size": 200, "validation": 37,
     }
 )  # fmt: skip
-STORES = ("train", *schema.REFITS, "evaluation", "effects")
+STORES = ("train", *results_json.REFITS, "evaluation", "effects")
 STEPS = 7  # of an epoch: 1,400 images in batches of 200
 
 

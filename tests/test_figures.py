@@ -9,10 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import show
+from experiments import results_json, show
 from experiments.show import figures
 from experiments.show.bars import LOSSES
-from gapjax.results import schema
 
 _ROOT = Path(show.__file__).parent.parent.parent
 
@@ -53,7 +52,7 @@ def _results(epochs=_EPOCHS, shift=0.0, curves=True):
             }
         checkpoints.append(checkpoint)
     results = {
-        "schema": schema.VERSION,
+        "schema": results_json.VERSION,
         "preset": "digits",
         "dataset": "digits",
         "event_shape": [8, 8],
@@ -63,7 +62,7 @@ def _results(epochs=_EPOCHS, shift=0.0, curves=True):
         "claims": [],
         "seconds": {},
     }
-    return schema.loads(schema.dumps(results)) if epochs else results
+    return results_json.loads(results_json.dumps(results)) if epochs else results
 
 
 def _column(results, key, field="bpd"):

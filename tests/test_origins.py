@@ -8,11 +8,20 @@ import numpy as np
 import pytest
 from small_runs import STEPS, TINY, checksums, logged, run_phases, start_run
 
-from experiments import evaluate, ledger, options, origins, refit, stores, train, workdir
+from experiments import (
+    evaluate,
+    ledger,
+    options,
+    origins,
+    refit,
+    results_json,
+    stores,
+    train,
+    workdir,
+)
 from experiments import run as experiment
 from experiments.config import config_from_json
 from gapjax import checkpoints
-from gapjax.results import schema
 
 _OTHERS = {  # what makes the other run another one, and how its entries are named
     "seed": ({"seed": 1}, "--seed is 1 there and 0 here"),
@@ -20,7 +29,8 @@ _OTHERS = {  # what makes the other run another one, and how its entries are nam
     "setting": ({"learning_rate": 2e-3}, "--learning_rate is 0.002 there and 0.001 here"),
 }
 _ALL = (
-    *origins.UNFINISHED, "train", *schema.REFITS, "evaluation", "effects", "ledger", "compression"
+    *origins.UNFINISHED, "train", *results_json.REFITS, "evaluation", "effects", "ledger",
+    "compression",
 )  # fmt: skip
 
 
@@ -28,9 +38,9 @@ def _whole_run(path, config=TINY):
     """A run with an entry in every store."""
     run_phases(path, config=config, every=1)
     run = start_run(path, config=config)
-    measured = ledger._like(run, ledger.Settings(num_images=4), list(schema.REFITS))
+    measured = ledger._like(run, ledger.Settings(num_images=4), list(results_json.REFITS))
     for epoch in run.epochs:
-        sources = [origins.Source(name, epoch) for name in ("train", *schema.REFITS)]
+        sources = [origins.Source(name, epoch) for name in ("train", *results_json.REFITS)]
         stores.save(run, "ledger", epoch, measured, 0.0, sources=sources, settings={})
         stores.save(run, "compression", epoch, {"a": np.zeros(1)}, 0.0, sources=sources)
         number = refit._number("control", [epoch])
@@ -188,7 +198,7 @@ def test_a_run_of_before_origins_goes_on_with_one_line(copy, undisturbed, capsys
     run = start_run(undisturbed)
     likes = {
         "train": stores.state_like(run),
-        **dict.fromkeys(schema.REFITS, stores.refitted_like(run)),
+        **dict.fromkeys(results_json.REFITS, stores.refitted_like(run)),
         "evaluation": stores.evaluated_like(run),
     }
     run.workdir.close()

@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 
 import jinja2
 
+from experiments.claims import sign_test_contradicts_mean
 from experiments.files import write_atomically
 from experiments.show import Results, tables
 from experiments.show.formatting import decimals_of, duration, finite, measured, percent
 from experiments.show.tables import Table
-from gapjax.results.claims import sign_test_contradicts_mean
 
 __all__ = ["headline", "write_report"]
 
