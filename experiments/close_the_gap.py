@@ -10,7 +10,6 @@ the test set is touched, then closing.json and closing.png. The same command res
 it refits alone.
 """
 
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,21 +19,13 @@ import numpy as np
 from absl import flags
 
 import gapjax
-from experiments import amortization, options, program, stores
+from experiments import program, stores, studies
 from experiments.config import UsageError
 from experiments.files import write_json
-from experiments.recipe_refits import named, refit, refitted
 from experiments.run import Run, environment
 from experiments.show import figures
 from experiments.show.labels import chosen_note
-from experiments.sweeps import (
-    checkpoint_facts,
-    is_kept,
-    open_runs,
-    over_seeds,
-    over_seeds_and_images,
-    plain_recipe,
-)
+from experiments.studies import named, over_seeds, over_seeds_and_images, refit, refitted
 from gapjax import checkpoints
 from gapjax.fit.recipes import RECIPES, recipe_model
 from gapjax.measure.statistics import ratio_of_means
@@ -67,19 +58,14 @@ def score(run: Run, name: str | None, epoch: int, out: Path, images: np.ndarray)
     else:
         vae = recipe_model(named(name), run.vae, run.dataset.train)
         params = refitted(run, name, out)
-    samples = run.config.num_eval_samples
-    return gapjax.evaluate(vae, params, run.key("evaluate"), images, num_samples=samples).per_image
+    return studies.bpd(run, vae, params, images)
 
 
 def choose(runs: Sequence[Run], names: Sequence[str], epoch: int, out: Path) -> dict:
     """The recipes with the lowest validation BPD: of the trained encoder's cost, and of any.
 
     Without validation images it is the first name of either kind, but for "paper" and "control".
-
-    Returns:
-      "best", the name of the first, "best_of_any_size", "ranking", the best first, "chosen_on",
-      which is "validation" or "nothing", and "validation_bpd": by recipe, the mean of every seed,
-      or None.
+    "validation_bpd" is by recipe the mean of every seed, or None; "ranking" has the best first.
     """
     bpds: dict[str, list[float]] | None = None
     ranked = sorted(names, key=lambda name: name in _NEEDED)
@@ -102,24 +88,15 @@ def choose(runs: Sequence[Run], names: Sequence[str], epoch: int, out: Path) -> 
 def optimal_bpd(
     run: Run, epoch: int, out: Path, start: str, number: int | None = None
 ) -> np.ndarray:
-    """BPD of the first test images [N], each with its own q*, on the noise of `score`.
+    """BPD of the first `number` test images [N], each with its own q*, on the noise of `score`.
 
     The search begins at the better of two encoders, as trained and after the recipe `start`. Its
     result is kept.
-
-    Args:
-      run: the run.
-      epoch: of the checkpoint.
-      out: the folder of the results.
-      start: a recipe that was refitted.
-      number: most images; default: all.
     """
-    store, seed = out / "checkpoints" / _OPTIMAL, run.config.seed
     test = run.dataset.test[:number]
     fewer = len(test) if len(test) < len(run.dataset.test) else None
-    made_with = checkpoint_facts(run, epoch) | {"images": fewer}
-    if not is_kept(store, run, made_with):
-        clock = time.monotonic()
+
+    def compute() -> tuple[dict, Any]:
         params = stores.trained_params(run, epoch)
         encoders = [params.encoder, refitted(run, start, out).encoder]
         found = gapjax.optimal_posteriors(
@@ -129,10 +106,11 @@ def optimal_bpd(
             run.vae, params, run.key("evaluate"), test, found.posteriors,
             num_samples=run.config.num_eval_samples,
         )  # fmt: skip
-        facts = stores.entry_metadata(clock) | made_with
-        facts["converged"] = float(found.converged.mean())
-        checkpoints.save(store, seed, {"nats": nats}, facts)
-    tree, _ = checkpoints.restore(store, seed, {"nats": np.zeros(len(test), np.float32)})
+        return {"nats": nats}, found.converged
+
+    made_with = studies.checkpoint_facts(run, epoch) | {"images": fewer}
+    like = {"nats": np.zeros(len(test), np.float32)}
+    tree = studies.once(out / "checkpoints" / _OPTIMAL, run, made_with, like, compute)
     return np.asarray(gapjax.bits_per_dim(tree["nats"], test.shape[1:]))
 
 
@@ -141,12 +119,7 @@ def leaderboard(
 ) -> list[dict]:
     """Scores every recipe on the test set; a row for each, in the order of `choose`.
 
-    Args:
-      runs: one of each seed.
-      epoch: of the checkpoint.
-      out: the folder of the results.
-      choice: see `choose`.
-      optimal: [R, N], `optimal_bpd` of every run. The share that is closed is that of its images.
+    `optimal` [R, N] is `optimal_bpd` of every run. The share that is closed is that of its images.
     """
     on_test = lambda name: np.stack(
         [score(run, name, epoch, out, run.dataset.test) for run in runs], dtype=np.float64
@@ -172,7 +145,7 @@ def leaderboard(
                 "chosen": name in (choice["best"], choice["best_of_any_size"]),
                 "refit_seconds": float(np.mean([record["seconds"] for record in records])),
                 "commits": sorted({str(record["commit"]) for record in records}),
-                "definition": plain_recipe(named(name)),
+                "definition": studies.plain_recipe(named(name)),
             }
         )
     return rows
@@ -195,18 +168,11 @@ def _shares(gain: np.ndarray, gap: np.ndarray) -> dict:
 
 def nats_from_optimal(runs: Sequence[Run], epoch: int, out: Path, best: str, number: int) -> dict:
     """On each kind of images, how far the encoders as trained, "paper" and `best` are from q*."""
-    by_kind = {
-        kind: [
-            amortization.gaps(
-                run, epoch, kind,
-                {name: refitted(run, name, out) for name in dict.fromkeys(("paper", best))},
-                number, out,
-            )
-            for run in runs
-        ]
-        for kind in amortization.KINDS
-    }  # fmt: skip
-    return amortization.summary(by_kind)
+    names = list(dict.fromkeys(("paper", best)))
+    return studies.amortization_summary({
+        kind: [studies.amortization_gaps(run, epoch, kind, names, number, out) for run in runs]
+        for kind in studies.KINDS
+    })  # fmt: skip
 
 
 def summary(
@@ -307,18 +273,16 @@ def close_the_gap(values: flags.FlagValues) -> None:
     """Refits, chooses, then scores; writes closing.json and its figure, and prints the table."""
     if values.out is None:
         raise UsageError("--out is not given; name a folder")
-    program.use_compilation_cache()
     for name in values.recipes or ():
         named(name)
     needed = _NEEDED if values.score else ()
     names = list(dict.fromkeys((*needed, *(values.recipes or RECIPES))))
-    # Where the recipes are named, they may be compared without any choice.
-    runs = open_runs(values.runs or (), values.data_dir, validation=values.recipes is None)
-    out = Path(values.out)
-    saved = checkpoints.numbers(runs[0].workdir.checkpoints / "train")
     given = None if values.epoch is None else [str(values.epoch)]
-    epoch = options.checkpoints_of("epoch", given, saved)[-1]
-    out.mkdir(parents=True, exist_ok=True)
+    # Where the recipes are named, they may be compared without any choice.
+    runs, epochs, out = studies.open_study(
+        values, "epoch", given, validation=values.recipes is None
+    )
+    epoch = epochs[-1]
     for name in names:
         refit(runs, name, epoch, out)
     if not values.score:
@@ -335,14 +299,13 @@ def close_the_gap(values: flags.FlagValues) -> None:
     print(table(results))
     print(f"mean ± standard error over {_stderr_over(runs)}; {chosen_note(results)}")
     if values.gap_images:
-        print(amortization.table(results["nats_from_optimal"]))
+        print(studies.amortization_table(results["nats_from_optimal"]))
         print("mean ± standard error over images; q* is fitted on them")
     print(f"figure: {out / 'closing.png'}")
 
 
 if __name__ == "__main__":
-    flags.DEFINE_list("runs", None, "Workdirs of trained runs, one for each seed: a,b,c.")
-    flags.DEFINE_string("out", None, "Folder for the refits and the results; made if needed.")
+    studies.define_flags("the refits and the results")
     flags.DEFINE_list(
         "recipes", None,
         f"Which to try, of {', '.join(RECIPES)}; default: all. Numbers of one can be changed, for "
@@ -351,11 +314,9 @@ if __name__ == "__main__":
     )  # fmt: skip
     flags.DEFINE_integer("epoch", None, "Of the checkpoint; default: the last.")
     flags.DEFINE_integer(
-        "optimal_images",
-        None,
-        "Test images whose q* says how large the gap is; default: all.",
+        "optimal_images", None, "Test images whose q* says how large the gap is; default: all.",
         lower_bound=1,
-    )
+    )  # fmt: skip
     flags.DEFINE_integer(
         "gap_images", 200, "Images of each kind whose q* says how far encoders are; 0 for none."
     )
@@ -364,5 +325,4 @@ if __name__ == "__main__":
         "Choose and score after the refits. --noscore leaves that, and the rows that every table "
         "has, to a later call, so that recipes can be refitted side by side.",
     )  # fmt: skip
-    flags.DEFINE_string("data_dir", None, "Where MNIST is; see experiments.train.")
     program.run_without_workdir(close_the_gap)

@@ -23,7 +23,6 @@ from experiments import baselines, options, program, stores
 from experiments.compress import AS_TRAINED, ENCODERS, encoder_params, store_of
 from experiments.config import UsageError
 from experiments.files import write_json
-from experiments.origins import Source
 from experiments.run import Run, environment
 from experiments.show import figures
 from experiments.stores import chosen_epochs
@@ -39,29 +38,18 @@ _STORE = "compression"
 
 
 class Settings(NamedTuple):
-    """What is measured.
+    """What is measured."""
 
-    Attributes:
-      encoders: of `ENCODERS`, those that the run has.
-      refiners: how posteriors are refined; `ENCODER` for not at all.
-      num_images: the first test images that are compressed; 0 for all.
-      gap_images: the first test images whose best posteriors are searched for; 0 for none.
-    """
-
-    encoders: tuple[str, ...] = (AS_TRAINED, "self_consistent")
+    encoders: tuple[str, ...] = (AS_TRAINED, "self_consistent")  # of `ENCODERS`
     refiners: tuple[Refiner, ...] = (ENCODER, Refiner(), Refiner("adam", 10))
-    num_images: int = 0
-    gap_images: int = 200
+    num_images: int = 0  # the first test images that are compressed; 0 for all
+    gap_images: int = 200  # the first whose best posteriors are searched for; 0 for none
 
 
 def compression_phase(run: Run, settings: Settings, epochs: Sequence[int]) -> dict:
     """Measures checkpoints; writes compression.json and its figure.
 
     What is measured is kept, row by row, and is not measured again.
-
-    Raises:
-      CodecError: a file did not decompress to its images.
-      KeyboardInterrupt: the run is interrupted.
     """
     images = run.dataset.test[: settings.num_images or None]
     rows = [_checkpoint(run, settings, epoch, images) for epoch in epochs]
@@ -95,7 +83,7 @@ def _checkpoint(run: Run, settings: Settings, epoch: int, images: np.ndarray) ->
             kept[name] = compute()
             stores.save(
                 run, _STORE, epoch, {"rows": np.asarray(len(kept))}, clock,
-                sources=_sources(epoch, kept), num_images=len(images), rows=kept,
+                made_from=_made_from(epoch, kept), num_images=len(images), rows=kept,
             )  # fmt: skip
         return kept[name]
 
@@ -122,10 +110,10 @@ def _kept(run: Run, epoch: int, num_images: int) -> dict[str, dict[str, Any]]:
     return record["rows"] if record["num_images"] == num_images else {}
 
 
-def _sources(epoch: int, rows: dict[str, dict[str, Any]]) -> list[Source]:
+def _made_from(epoch: int, rows: dict[str, dict[str, Any]]) -> list[tuple[str, int]]:
     """The entries that these rows were computed from."""
     names = {store_of(row["encoder"]) for row in rows.values() if "encoder" in row}
-    return [Source(name, epoch) for name in sorted({"train", *names})]
+    return [(name, epoch) for name in sorted({"train", *names})]
 
 
 def _measure(
@@ -219,11 +207,7 @@ def _line(epoch: int, row: dict) -> str:
 
 
 def settings_from_flags(values: flags.FlagValues) -> Settings:
-    """The flags, checked.
-
-    Raises:
-      UsageError: a value that cannot be used.
-    """
+    """The flags, checked."""
     encoders = tuple(values.encoders)
     for name in encoders:
         if name not in ENCODERS:

@@ -16,8 +16,7 @@ class UsageError(ValueError):
 class Config(NamedTuple):
     """What a run computes: two runs of equal configurations give equal numbers.
 
-    A field with a default was added later: the default is what runs did before it. A field that
-    is None takes the default that fits the data.
+    A field that is None takes the default that fits the data.
     """
 
     preset: str
@@ -38,35 +37,26 @@ class Config(NamedTuple):
     hidden_sizes: tuple[int, ...]
     likelihood: str | None
     num_eval_samples: int
-    validation: int = 0
-    posterior: str = "diagonal"
-    uniform_weight: float | None = 0.0
-    refit_batch_size: int | None = None
-    mixture: str = "random"
-    recipe: str = "paper"
+    validation: int
+    posterior: str
+    uniform_weight: float | None
+    refit_batch_size: int | None
+    mixture: str
+    recipe: str
 
 
 def config_from_json(values: object) -> Config:
-    """A configuration as config.json has it; fields that it lacks take their older default.
-
-    Args:
-      values: what `Config._asdict` gave, after JSON.
-
-    Raises:
-      ValueError: a field is missing, unknown or of another type; the message says which.
-    """
+    """A configuration as config.json has it; ValueError names a field that is not as it must be."""
     if not isinstance(values, dict):
         raise ValueError(f"config is {values!r}, not an object")
-    merged = {**Config._field_defaults, **values}
     for kind, names in (
-        ("lacks", set(Config._fields) - set(merged)),
-        ("does not know", set(merged) - set(Config._fields)),
+        ("lacks", set(Config._fields) - set(values)),
+        ("does not know", set(values) - set(Config._fields)),
     ):
         if names:
             raise ValueError(f"this version {kind} {', '.join(sorted(names))}")
-    for name, annotation in get_type_hints(Config).items():
-        merged[name] = _typed(name, merged[name], annotation)
-    return Config(**merged)
+    hints = get_type_hints(Config)
+    return Config(**{name: _typed(name, values[name], hints[name]) for name in Config._fields})
 
 
 def epochs(config: Config) -> range:
@@ -116,17 +106,7 @@ def check(config: Config) -> None:
 
 
 def known(flag: str, value: str, names: Iterable[str], other: str = "") -> str:
-    """The value, which must be one of the names.
-
-    Args:
-      flag: for the message.
-      value: to look for.
-      names: known ones; the closest is suggested in the message.
-      other: what else the value may be, for the message.
-
-    Raises:
-      UsageError: it is not known.
-    """
+    """The value, which must be one of the names; UsageError suggests the closest of them."""
     if value in names:
         return value
     close = closest_name(value, names)

@@ -20,15 +20,7 @@ if TYPE_CHECKING:
 
 
 def draw_phase(run: Run, results: dict) -> Path:
-    """Draws all figures and writes report.html.
-
-    Args:
-      run: a run whose checkpoints have been refitted and evaluated.
-      results: the contents of its results.json.
-
-    Returns:
-      The path of the report.
-    """
+    """Draws all figures of an evaluated run and writes report.html, whose path it gives."""
     report = run.workdir.path / "report.html"
     path = run.workdir.path / "ledger.json"
     ledger = json.loads(path.read_text()) if path.is_file() else None
@@ -110,18 +102,7 @@ def _costliest(run: Run, epoch: int, by_encoder: dict[str, gapjax.VAEParams]) ->
 def _pixel_nats(
     vae: gapjax.VAE, params: gapjax.VAEParams, rng_key: jax.Array, x: jax.Array, num_samples: int
 ) -> jax.Array:
-    """The cost of every pixel: -log p(pixel given z), averaged over samples of z.
-
-    Args:
-      vae: the model.
-      params: its parameters.
-      rng_key: of the posterior samples, the same for all images.
-      x: [N, *event].
-      num_samples: posterior samples for each image.
-
-    Returns:
-      Nats [N, *event].
-    """
+    """Nats [N, *event]: -log p(pixel given z), averaged over samples of z; one key for all x."""
 
     def one(sample_key: jax.Array, x: jax.Array) -> jax.Array:
         z = vae.encode(params.encoder, x).sample(sample_key)

@@ -18,16 +18,10 @@ from experiments.claims import claims, sign_test_contradicts_mean
 from experiments.draw import draw_phase
 from experiments.effects import effects_like
 from experiments.files import write_json
-from experiments.origins import ORIGIN
 from experiments.results_json import AVERAGED, REFITS
 from experiments.run import OPTIMAL_NOTE, Run, environment, progress_bar
 from experiments.show.formatting import at_epochs, percent, signed
-from experiments.stores import (
-    chosen_epochs,
-    encoders,
-    evaluated_like,
-    valid_entries,
-)
+from experiments.stores import ORIGIN, chosen_epochs, encoders, evaluated_like, valid_entries
 from gapjax import checkpoints
 from gapjax.results.estimates import summarize
 
@@ -35,15 +29,7 @@ _MADE = ("train", *REFITS)  # the stores of what is evaluated
 
 
 def evaluate_phase(run: Run, epochs: Sequence[int] | None = None) -> results_json.Results:
-    """Evaluates checkpoints and their refits; writes results.json.
-
-    Args:
-      run: the run.
-      epochs: of the checkpoints; None takes all of them.
-
-    Raises:
-      WorkdirError: a checkpoint or a refit is missing.
-    """
+    """Evaluates checkpoints and their refits; writes results.json."""
     epochs = list(epochs or run.epochs)
     rows, seconds = [], dict.fromkeys((*_MADE, "evaluate"), 0.0)
     commits = {phase: set() for phase in seconds}
@@ -121,11 +107,7 @@ def _load_or_compute(
     compute: Callable[[], Any],
     done: Mapping[str, list[int]],
 ) -> tuple[Any, dict]:
-    """The entry of a checkpoint in one of the run's stores, computed if missing; its record.
-
-    Raises:
-      KeyboardInterrupt: the run is interrupted; what was computed has been saved.
-    """
+    """The entry of a checkpoint in one of the run's stores, computed if missing; its record."""
     if run.interrupted():
         raise KeyboardInterrupt
     if epoch not in done[name]:

@@ -23,7 +23,6 @@ from experiments.config import Config, UsageError
 from experiments.config import epochs as config_epochs
 from experiments.draw import draw_phase
 from experiments.files import write_json
-from experiments.origins import Source
 from experiments.results_json import REFITS, plain
 from experiments.run import Run, environment, plain_bar
 from experiments.show import figures
@@ -45,21 +44,13 @@ _NOTES = (
 
 
 class Settings(NamedTuple):
-    """What a ledger is measured with.
+    """What a ledger is measured with; its flags say more."""
 
-    Attributes:
-      epochs: of the checkpoints; None takes the first, the middle and the last.
-      num_images: most images of each set, a random subset by the run's seed.
-      num_samples: posterior samples for every ELBO.
-      num_simulated: images simulated from the model, whose log p(x) is bounded from both sides.
-      batch_size: images at once; bounds memory, changes nothing else.
-    """
-
-    epochs: tuple[int, ...] | None = None
-    num_images: int = 360
-    num_samples: int = 50
+    epochs: tuple[int, ...] | None = None  # None takes the first, the middle and the last
+    num_images: int = 360  # most of each set
+    num_samples: int = 50  # for every ELBO
     num_simulated: int = 0
-    batch_size: int = 50
+    batch_size: int = 50  # images at once; bounds memory, changes nothing else
 
 
 def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
@@ -82,11 +73,7 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
 
 
 def settings_from_flags(values: flags.FlagValues) -> Settings:
-    """The flags, checked.
-
-    Raises:
-      UsageError: a value that cannot be used.
-    """
+    """The flags, checked."""
     for name, least in (("images", 2), ("samples", 1), ("simulated", 0), ("batch_size", 1)):
         if values[f"ledger_{name}"].value < least:
             raise UsageError(
@@ -105,22 +92,14 @@ def settings_from_flags(values: flags.FlagValues) -> Settings:
 
 
 def check_flags(values: flags.FlagValues, config: Config) -> None:
-    """Checks the flags before there are any checkpoints.
-
-    Raises:
-      UsageError: a value that cannot be used, or an epoch that will have no checkpoint.
-    """
+    """Checks the flags before there are any checkpoints."""
     epochs = settings_from_flags(values).epochs
     if epochs is not None:
         options.checkpoints_of("ledger_epochs", map(str, epochs), config_epochs(config))
 
 
 def ledger_phase(run: Run, settings: Settings) -> dict:
-    """Measures the checkpoints that are not measured yet; writes ledger.json and ledger.png.
-
-    Raises:
-      UsageError: an epoch that has no checkpoint.
-    """
+    """Measures the checkpoints that are not measured yet; writes ledger.json and ledger.png."""
     rows, seconds = [], 0.0
     methods = {
         "search": gapjax.PosteriorSearch()._asdict(),
@@ -140,7 +119,7 @@ def ledger_phase(run: Run, settings: Settings) -> dict:
             between = _sandwich(run, settings, epoch, *model) if settings.num_simulated else None
             stores.save(
                 run, _STORE, epoch, tree, clock, settings=measured_with, sandwich=between,
-                sources=[Source(name, epoch) for name in ("train", *kinds)],
+                made_from=[(name, epoch) for name in ("train", *kinds)],
             )  # fmt: skip
         tree, record = stores.load(run, _STORE, epoch, _like(run, settings, kinds))
         book = results_ledger.balance(

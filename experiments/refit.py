@@ -17,8 +17,7 @@ import optax
 from absl import flags
 
 import gapjax
-from experiments import options, program, stores, unfinished
-from experiments.origins import Source
+from experiments import options, program, stores
 from experiments.results_json import REFITS
 from experiments.run import Run, progress_bar
 from experiments.stores import (
@@ -42,13 +41,7 @@ _MONITOR_SAMPLES = 4
 def refit_phase(
     run: Run, epochs: Sequence[int] | None = None, kinds: Sequence[str] = REFITS
 ) -> None:
-    """Refits the encoder of these checkpoints: self-consistent, its control, and optimal.
-
-    Args:
-      run: the run.
-      epochs: of the checkpoints; None takes all of them.
-      kinds: of `REFITS`, which to make.
-    """
+    """Refits the encoder of these checkpoints: self-consistent, its control, and optimal."""
     epochs, like = list(epochs or run.epochs), refitted_like(run)
     good = {kind: valid_entries(run, kind, like) for kind in kinds}
     missing = [(epoch, kind) for epoch in epochs for kind in kinds if epoch not in good[kind]]
@@ -89,7 +82,7 @@ def _refit(
     every = run.saving.every * steps
 
     def keep(progress: list[Progress] | Progress) -> None:
-        several = unfinished.as_list(progress)
+        several = stores.as_list(progress)
         step = max(int(member.state.step) for member in several)
         interrupted = run.interrupted()
         if interrupted or (every and step % every == 0 and step < most * steps):
@@ -179,10 +172,10 @@ def _monitor(run: Run) -> Monitor:
 
 def _save_unfinished(run: Run, kind: str, epochs: list[int], several: list, clock: float) -> None:
     """Saves refits that are under way, in the place of what was saved of them before."""
-    tree, members = unfinished.packed(several)
+    tree, members = stores.packed(several)
     stores.save(
         run, _UNFINISHED, _number(kind, epochs), tree, clock, kind=kind, epochs=epochs,
-        members=members, sources=[Source("train", epoch) for epoch in epochs],
+        members=members, made_from=[("train", epoch) for epoch in epochs],
     )  # fmt: skip
 
 
@@ -193,22 +186,14 @@ def _number(kind: str, epochs: list[int]) -> int:
 
 def _unfinished(run: Run, kind: str, epochs: list[int]) -> tuple[list | None, float]:
     """Where these refits were when they were saved last, and their seconds until then."""
-    store, number = run.workdir.checkpoints / _UNFINISHED, _number(kind, epochs)
-    optimizer = gapjax.encoder_only(_optimizer(run, kind))
-    like = unfinished.packed_like(state_like(run, optimizer), len(epochs))
-    try:
-        if number not in checkpoints.numbers(store):
-            return None, 0.0
-        metadata = checkpoints.record(store, number)
-        if (metadata["kind"], metadata["epochs"]) != (kind, epochs):
-            return None, 0.0  # of another company of checkpoints
-        if not stores.is_of_run(run, _UNFINISHED, number, "the refit begins anew"):
-            return None, 0.0
-        tree, _ = checkpoints.restore(store, number, like)
-    except checkpoints.CorruptCheckpointError as error:
-        print(f"skipped: {error}; the refit begins anew", flush=True)
-        return None, 0.0
-    return unfinished.unpacked(tree, metadata["members"]), metadata["seconds"]
+    number = _number(kind, epochs)
+
+    def is_wanted(record: dict) -> bool:  # otherwise it is of other checkpoints, or another run
+        same = (record["kind"], record["epochs"]) == (kind, epochs)
+        return same and stores.is_of_run(run, _UNFINISHED, number, "the refit begins anew")
+
+    state = lambda: state_like(run, gapjax.encoder_only(_optimizer(run, kind)))
+    return stores.unfinished(run.workdir.checkpoints / _UNFINISHED, number, is_wanted, state)
 
 
 def _record(kind: str, refit: gapjax.Refit) -> dict:

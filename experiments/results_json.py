@@ -226,11 +226,7 @@ def plain(value: Any) -> Any:
 
 
 def loads(text: str) -> Results:
-    """Reads results.json, of this version or an older one.
-
-    Raises:
-      ValueError: it is not JSON, not a results.json, or of a version that is not known here.
-    """
+    """Reads results.json, of this version or an older one."""
     results = json.loads(text)
     if not isinstance(results, dict) or results.get("schema") != VERSION:
         found = results.get("schema") if isinstance(results, dict) else type(results).__name__

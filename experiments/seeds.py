@@ -36,17 +36,7 @@ _MAY_DIFFER = ("seed", "workdir", "data_dir")  # flags that need not be the same
 
 
 def summary(runs: Sequence[dict]) -> dict:
-    """Means over seeds and standard deviations across them, for each checkpoint.
-
-    Args:
-      runs: the contents of several results.json, one per seed.
-
-    Returns:
-      The contents of seeds.json. For each BPD, each closed share of the gap and each effect of the
-      refits: "values", one per run, their "mean", their standard deviation "sd" (with n - 1) and
-      the standard error of the mean "stderr" = sd / sqrt(n). For each claim: the seeds for which it
-      was tested, and those for which it holds.
-    """
+    """Means over seeds and standard deviations across them, for each checkpoint."""
     seeds = [run["config"]["seed"] for run in runs]
     rows = []
     for together in zip(*(run["checkpoints"] for run in runs), strict=True):
@@ -68,7 +58,14 @@ def summary(runs: Sequence[dict]) -> dict:
         "preset": runs[0]["preset"],
         "dataset": runs[0]["dataset"],
         "seeds": seeds,
-        "commits": sorted({commit for run in runs for commit in _commits(run["environment"])}),
+        "commits": sorted(
+            {
+                commit
+                for run in runs
+                for made in run["environment"]["commits"].values()
+                for commit in made
+            }
+        ),
         "environment": environment(),
         "checkpoints": rows,
         "claims": [
@@ -101,18 +98,7 @@ def table(results: dict) -> str:
 
 
 def read(folders: Sequence[str]) -> list[dict]:
-    """Reads the results of runs that differ only in their seeds.
-
-    Args:
-      folders: the workdirs.
-
-    Returns:
-      The contents of their results.json, ascending by seed.
-
-    Raises:
-      UsageError: there are fewer than two, one has no results, or they differ in their
-        configuration, data or checkpoints.
-    """
+    """Reads the results of runs that differ only in their seeds."""
     if len(folders) < 2:
         raise UsageError(
             f"--runs names {len(folders)} folders; a standard deviation needs at least 2 seeds"
@@ -154,15 +140,6 @@ def _identity(run: dict) -> dict:
 def _share(row: dict, name: str) -> float | None:
     gap = row["inference_gap"]["bpd"]
     return (row["test"]["bpd"] - row[name]["bpd"]) / gap if gap else None
-
-
-def _commits(environment: dict) -> list[str]:
-    """The commits that any phase of a run was made with.
-
-    Old runs know only the commit that wrote their results.
-    """
-    by_phase = environment.get("commits") or {}
-    return [commit for made in by_phase.values() for commit in made] or [str(environment["commit"])]
 
 
 def _effects(together: list[dict]) -> dict:

@@ -74,13 +74,7 @@ def train_phase(run: Run) -> None:
 
 
 def save_between(run: Run, progress: Progress, clock: float) -> None:
-    """Saves a state of joint training that is no checkpoint; the newest --keep of these stay.
-
-    Args:
-      run: the run.
-      progress: after any optimizer step; `train_phase` goes on from it.
-      clock: the time at which the work since the checkpoint before began.
-    """
+    """Saves a state of joint training that is no checkpoint; the newest --keep of these stay."""
     store, step = run.workdir.checkpoints / _BETWEEN, int(progress.state.step)
     stores.save(
         run, _BETWEEN, step, progress.state, clock, step=step, epoch_nats=progress.epoch_nats

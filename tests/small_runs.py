@@ -1,7 +1,7 @@
 """Runs of the programs' phases on tiny models, in this process."""
 
 import gapjax
-from experiments import evaluate, options, refit, results_json, sweeps, train, workdir
+from experiments import evaluate, options, refit, results_json, studies, train, workdir
 from experiments import run as experiment
 from experiments.presets import PRESETS
 from gapjax import checkpoints
@@ -11,7 +11,8 @@ TINY = options.Config(
         **PRESETS["digits"], "preset": "digits", "binarization": None, "levels": None, "seed": 0,
         "likelihood": None, "num_epochs": 4, "checkpoint_every": 2, "refit_epochs": 1,
         "optimal_epochs": 20, "hidden_sizes": (16,), "latent_dim": 2, "num_eval_samples": 2,
-        "batch_size": 200, "validation": 37,
+        "batch_size": 200, "validation": 37, "posterior": "diagonal", "uniform_weight": 0.0,
+        "refit_batch_size": None, "mixture": "random", "recipe": "paper",
     }
 )  # fmt: skip
 STORES = ("train", *results_json.REFITS, "evaluation", "effects")
@@ -50,7 +51,7 @@ def logged(path):
 def on_accelerator(monkeypatch, name):
     """Sweeps as on a GPU; the list that it returns gets the members of each call of gapjax.NAME."""
     members, function = [], getattr(gapjax, name)
-    monkeypatch.setattr(sweeps.parallel, "is_accelerated", lambda devices: True)
+    monkeypatch.setattr(studies.parallel, "is_accelerated", lambda devices: True)
     monkeypatch.setattr(
         gapjax, name,
         lambda *args, **more: members.append(len(args[1])) or function(*args, **more),

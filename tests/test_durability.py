@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from absl import flags as absl_flags
 from small_runs import STEPS, STORES, TINY, checksums, logged, run_phases, start_run
 
 import gapjax
@@ -519,25 +520,6 @@ def test_more_validation_images_than_there_are_is_refused(tmp_path):
     assert not (tmp_path / "bad").exists()
 
 
-def _make_older(path, *flags):
-    """Rewrites config.json as a version wrote it that had no checksum and not these flags."""
-    stored = json.loads((path / "config.json").read_text())
-    for name in flags:
-        del stored["config"][name]
-    del stored["sha256"]
-    (path / "config.json").write_text(json.dumps(stored))
-
-
-def test_a_folder_of_before_there_was_a_flag_is_still_its_run(tmp_path):
-    config = TINY._replace(validation=0)
-    start_run(tmp_path, config=config).workdir.close()
-    _make_older(tmp_path, "validation")
-    assert workdir.Workdir(tmp_path).config() == config
-    start_run(tmp_path, config=config).workdir.close()
-    with pytest.raises(workdir.WorkdirError, match="--validation is 0 there and 37 here"):
-        start_run(tmp_path)
-
-
 def test_the_batches_of_a_refit_are_as_the_flags_say(undisturbed, tmp_path, monkeypatch):
     """Those of self-consistent training and of its control; not those of optimal inference."""
     mixed = []
@@ -580,30 +562,24 @@ def test_lines_of_the_log_that_others_wrote_stay(tmp_path):
     assert path.read_text() == "".join(others)
 
 
-def test_a_grey_folder_of_before_the_uniform_goes_on_without_it(tmp_path):
-    """The same command, whose default is now another; but not where a flag says otherwise."""
-    from absl import flags as absl_flags
-
-    def config_of(*given):
+def test_a_grey_run_has_the_floor_of_the_authors_and_a_flag_can_take_it_away(tmp_path):
+    def run_of(*given):
         values = absl_flags.FlagValues()
         options.define_run(values)
         values(
             ["program", "--preset=grey_digits", "--num_epochs=4", "--checkpoint_every=2", *given]
         )
-        config = options.config_from_flags(values)
-        return options.with_older_defaults(config, folder.missing_fields(), values)
+        run = start_run(tmp_path, config=options.config_from_flags(values))
+        run.workdir.close()
+        return run
 
-    folder = workdir.Workdir(tmp_path)
-    run = start_run(tmp_path, config=config_of())
-    run.workdir.close()
+    run = run_of()
     assert run.config.uniform_weight == 256e-7
     assert _floor(run) == pytest.approx(np.log(256e-7 / 17), abs=1e-3)
-    _make_older(tmp_path, "uniform_weight", "mixture", "refit_batch_size")
-    run = start_run(tmp_path, config=config_of())
-    run.workdir.close()
-    assert run.config.uniform_weight == 0 and _floor(run) < -100
-    with pytest.raises(workdir.WorkdirError, match=r"--uniform_weight is 0\.0 there and 0\.5 here"):
-        start_run(tmp_path, config=config_of("--uniform_weight=0.5"))
+    with pytest.raises(workdir.WorkdirError, match=r"2\.56e-05 there and 0\.0 here"):
+        run_of("--uniform_weight=0")
+    tmp_path /= "without"
+    assert _floor(run_of("--uniform_weight=0")) < -100
 
 
 def _floor(run):

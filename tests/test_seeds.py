@@ -33,7 +33,8 @@ def _run(seed):
         rows[-1]["effects"] = results_json.effects({"model": own, "train": own}, bpds)
     results = {
         "schema": results_json.VERSION, "event_shape": [8, 8], "seconds": {},
-        "preset": "digits", "dataset": "digits", "environment": {"commit": f"c{seed % 2}"},
+        "preset": "digits", "dataset": "digits",
+        "environment": {"commits": {"train": [f"c{seed % 2}"]}},
         "config": {"seed": seed, "workdir": f"runs/{seed}", "data_dir": None, "alpha": 0.5},
         "data": {"sha256": "abc", "num_test": 50}, "checkpoints": rows, "claims": claims(rows, 0.5),
     }  # fmt: skip

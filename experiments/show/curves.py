@@ -17,11 +17,7 @@ if TYPE_CHECKING:
 
 
 def as_runs(results: Results | Sequence[Results]) -> list[Results]:
-    """The results of one run or of several as a list.
-
-    Raises:
-      ValueError: there is no run, or one without a checkpoint.
-    """
+    """The results of one run or of several as a list."""
     runs = [results] if isinstance(results, Mapping) else list(results)
     if not runs or not all(run["checkpoints"] for run in runs):
         raise ValueError("nothing to draw: results hold no checkpoint")
@@ -103,13 +99,7 @@ def draw_figure2(axes: Axes, runs: Sequence[Results]) -> list[Annotation]:
 
 
 def draw_effects(axes: Axes, runs: Sequence[Results], kind: str) -> list[Annotation]:
-    """Draws the BPD that the refits gain on one kind of image.
-
-    Args:
-      axes: where to draw.
-      runs: results with "effects".
-      kind: "model", "train" or "test".
-    """
+    """Draws the BPD that the refits gain on one kind of image."""
     labels = {"control": LABELS["control"], "self_consistent": self_consistent_label(runs[0])}
     axes.axhline(0.0, color=MUTED, linewidth=0.8)
     gains = [
@@ -135,13 +125,7 @@ def recorded_refits(checkpoint: Results) -> dict[str, tuple[np.ndarray, np.ndarr
 
 
 def draw_refit(axes: Axes, checkpoint: Results, label: str) -> list[Annotation]:
-    """Draws test BPD over the refits of one checkpoint.
-
-    Args:
-      axes: where to draw.
-      checkpoint: one that has `recorded_refits`.
-      label: of self-consistent training.
-    """
+    """Draws test BPD over the refits of one checkpoint."""
     curves = recorded_refits(checkpoint)
     labels = {"control": LABELS["control"], "self_consistent": label}
     ends = []

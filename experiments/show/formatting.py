@@ -13,11 +13,7 @@ def measured(
 ) -> str:
     """A number and its standard error, both with the same number of decimals.
 
-    Args:
-      value: the number.
-      error: its standard error, if known.
-      decimals: by default such that the error has two digits, or 4 without an error.
-      plus: whether positive numbers have a plus sign.
+    By default these are such that the error has two digits, or 4 without an error.
     """
     if decimals is None:
         decimals = 4 if error is None else decimals_of(error)

@@ -30,15 +30,10 @@ _CONFIG_NOTES: Mapping[str, str] = {
 
 
 class Picture(NamedTuple):
-    """An embedded image.
+    """An embedded image."""
 
-    Attributes:
-      uri: the PNG file as a data URI.
-      width: in CSS pixels.
-    """
-
-    uri: str
-    width: int
+    uri: str  # the PNG file as a data URI
+    width: int  # in CSS pixels
 
 
 class Claim(NamedTuple):
@@ -60,60 +55,32 @@ class Pair(NamedTuple):
 
 
 class Ledger(NamedTuple):
-    """The section of the ledger.
-
-    Attributes:
-      table: its estimates.
-      counts: which images were measured, e.g. "300 of 360 test images", for either set.
-      seed: of the choice of these images.
-      notes: those of ledger.json.
-    """
+    """The section of the ledger."""
 
     table: Table
-    counts: tuple[str, ...]
-    seed: str
+    counts: tuple[str, ...]  # what was measured, e.g. "300 of 360 test images", for either set
+    seed: str  # of the choice of these images
     notes: tuple[str, ...]
 
 
 class Page(NamedTuple):
-    """What the template is given. A table is None, and a sequence empty, if there is no such part.
+    """What the template is given; a table is None, and a sequence empty, where there is none."""
 
-    Attributes:
-      title: of the window.
-      kicker: the line above the headline.
-      headline: the finding in one sentence.
-      pictures: name to image; the template knows where those with a caption go.
-      notes: those of results.json.
-      claims: with their verdicts.
-      checkpoints: BPD and paired differences.
-      num_samples: posterior samples per image in evaluations; None if unknown.
-      unconverged: whether optimal inference had not converged at some checkpoint.
-      by_image: the paired differences image by image.
-      convergence: of optimal inference.
-      averaged: the refits with averaged weights.
-      effects: of the refits on each kind of image.
-      ledger: where it was measured.
-      data: the provenance of the data.
-      config: every flag.
-      environment: versions and devices.
-      seconds: computing time of each phase.
-    """
-
-    title: str
-    kicker: str
+    title: str  # of the window
+    kicker: str  # the line above the headline
     headline: str
-    pictures: Mapping[str, Picture]
+    pictures: Mapping[str, Picture]  # the template knows where those with a caption go
     notes: tuple[str, ...]
     claims: tuple[Claim, ...]
     checkpoints: Table | None
-    num_samples: str | None
-    unconverged: bool
+    num_samples: str | None  # posterior samples per image in evaluations; None if unknown
+    unconverged: bool  # whether optimal inference had not converged at some checkpoint
     by_image: Table | None
-    convergence: Table | None
+    convergence: Table | None  # of optimal inference
     averaged: Table | None
     effects: Table | None
     ledger: Ledger | None
-    data: tuple[Pair, ...]
+    data: tuple[Pair, ...]  # its provenance
     config: tuple[Pair, ...]
     environment: tuple[Pair, ...]
     seconds: tuple[Pair, ...]

@@ -16,35 +16,21 @@ DASH = "–"
 
 
 class Cell(NamedTuple):
-    """One cell of a table.
+    """One cell of a table."""
 
-    Attributes:
-      text: the value, or a dash if there is none.
-      error: the standard error with its ± sign; shown in grey.
-      mark: of a footnote.
-      kind: CSS classes.
-    """
-
-    text: str
-    error: str = ""
-    mark: str = ""
-    kind: str = ""
+    text: str  # the value, or a dash if there is none
+    error: str = ""  # the standard error with its ± sign; shown in grey
+    mark: str = ""  # of a footnote
+    kind: str = ""  # CSS classes
 
 
 class Head(NamedTuple):
-    """One cell of a table's heading.
-
-    Attributes:
-      title: of the column.
-      note: small print below the title.
-      kind: CSS classes; "start" draws a line to the left.
-      span: how many columns it covers.
-    """
+    """One cell of a table's heading."""
 
     title: str = ""
-    note: str = ""
-    kind: str = ""
-    span: int = 1
+    note: str = ""  # small print below the title
+    kind: str = ""  # CSS classes; "start" draws a line to the left
+    span: int = 1  # how many columns it covers
 
 
 class Row(NamedTuple):
@@ -270,11 +256,7 @@ def _columns(
 ) -> dict[str, list[Cell]]:
     """Columns of {"bpd", "stderr"}, all with the same number of decimals.
 
-    Args:
-      checkpoints: the rows.
-      keys: of the columns.
-      digits: of the deciding standard error that are shown.
-      by: chooses the deciding one from the median standard errors of the columns.
+    `by` chooses from the columns' median standard errors the one of which `digits` are shown.
     """
     found = {key: [c.get(key) or {} for c in checkpoints] for key in keys}
     errors = [
