@@ -76,16 +76,12 @@ def _score(run: Run, params: gapjax.VAEParams) -> np.ndarray:
 def summary(runs: Sequence[Run], epochs: Sequence[int], alphas: Sequence[float], out: Path) -> dict:
     """The contents of alpha.json."""
     return {
-        "schema": 1,
-        "dataset": runs[0].dataset.name,
-        "preset": runs[0].config.preset,
-        "seeds": [run.config.seed for run in runs],
-        "num_test": len(runs[0].dataset.test),
+        "schema": 1, "dataset": runs[0].dataset.name, "preset": runs[0].config.preset,
+        "seeds": [run.config.seed for run in runs], "num_test": len(runs[0].dataset.test),
         "refit": {name: getattr(runs[0].config, name) for name in _SETTINGS},
         "checkpoints": [_checkpoint(runs, epoch, alphas, out) for epoch in epochs],
-        "environment": environment(),
-        "notes": list(_NOTES),
-    }
+        "environment": environment(), "notes": list(_NOTES),
+    }  # fmt: skip
 
 
 def _checkpoint(runs: Sequence[Run], epoch: int, alphas: Sequence[float], out: Path) -> dict:
@@ -108,11 +104,9 @@ def _checkpoint(runs: Sequence[Run], epoch: int, alphas: Sequence[float], out: P
             }
         )
     return {
-        "epoch": epoch,
-        "as_trained": over_seeds_and_images(trained),
-        "alphas": rows,
+        "epoch": epoch, "as_trained": over_seeds_and_images(trained), "alphas": rows,
         "commits": sorted(commits),
-    }
+    }  # fmt: skip
 
 
 def _store(out: Path, epoch: int, alpha: float) -> Path:

@@ -149,16 +149,13 @@ def _row(kind: str, phase: str) -> dict:
     run()
     seconds = _seconds(programs, _REPEATS.value)
     return {
-        "likelihood": kind,
-        "phase": phase,
-        "images_per_second": steps * batch / seconds["program"],
+        "likelihood": kind, "phase": phase, "images_per_second": steps * batch / seconds["program"],
         "ms_per_step": 1e3 * seconds["program"] / steps,
         "floor_ms_per_step": 1e3 * seconds["floor"] / steps,
         "times_floor": seconds["program"] / seconds["floor"],
         "torch_over_program": seconds["torch"] / seconds["program"] if "torch" in seconds else None,
-        "compile_seconds_cold": cold,
-        "compile_seconds_cached": cached,
-    }
+        "compile_seconds_cold": cold, "compile_seconds_cached": cached,
+    }  # fmt: skip
 
 
 def _sweeps(kind: str, cores: parallel.Devices) -> dict:

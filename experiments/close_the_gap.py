@@ -24,6 +24,7 @@ from experiments.config import UsageError
 from experiments.files import write_json
 from experiments.run import Run, environment
 from experiments.show import figures
+from experiments.show.formatting import text_table
 from experiments.show.labels import chosen_note
 from experiments.studies import named, over_seeds, over_seeds_and_images, refit, refitted
 from gapjax import checkpoints
@@ -78,11 +79,9 @@ def choose(runs: Sequence[Run], names: Sequence[str], epoch: int, out: Path) -> 
         ranked = sorted(names, key=mean.__getitem__)
     return {
         "best": next(name for name in ranked if _cost(runs[0], name) <= 1),
-        "best_of_any_size": ranked[0],
-        "ranking": ranked,
-        "chosen_on": "nothing" if bpds is None else "validation",
-        "validation_bpd": bpds,
-    }
+        "best_of_any_size": ranked[0], "ranking": ranked,
+        "chosen_on": "nothing" if bpds is None else "validation", "validation_bpd": bpds,
+    }  # fmt: skip
 
 
 def optimal_bpd(
@@ -216,16 +215,16 @@ def summary(
 
 def table(results: dict) -> str:
     """The leaderboard as plain text; * marks what was chosen."""
-    heads = ("validation BPD", "test BPD", "gain over control", "gap closed", "seconds", "cost")
-    lines = [f"{'recipe':24}" + "".join(f"{head:>20}" for head in heads)]
+    heads = (
+        "recipe", "validation BPD", "test BPD", "gain over control", "gap closed", "seconds", "cost"
+    )  # fmt: skip
+    rows = []
     for row in results["recipes"]:
         bpds = [_cell(row[key]) for key in ("validation_bpd", "test_bpd", "gain_over_control")]
-        closed = row["gap_closed"]
-        bpds.append(f"{closed['mean']:.1%} ± {closed['stderr']:.1%}")
-        bpds += [f"{row['refit_seconds']:.0f}", f"{row['cost']:.2f}"]
+        closed = f"{row['gap_closed']['mean']:.1%} ± {row['gap_closed']['stderr']:.1%}"
         name = row["recipe"] + (" *" if row["chosen"] else "")
-        lines.append(f"{name:24}" + "".join(f"{cell:>20}" for cell in bpds))
-    return "\n".join(lines)
+        rows.append((name, *bpds, closed, f"{row['refit_seconds']:.0f}", f"{row['cost']:.2f}"))
+    return text_table(heads, rows, 24, 20)
 
 
 def _cell(value: Mapping[str, float | None] | None) -> str:

@@ -54,17 +54,12 @@ def compression_phase(run: Run, settings: Settings, epochs: Sequence[int]) -> di
     images = run.dataset.test[: settings.num_images or None]
     rows = [_checkpoint(run, settings, epoch, images) for epoch in epochs]
     results = {
-        "schema": 1,
-        "preset": run.config.preset,
-        "dataset": run.dataset.name,
-        "event_shape": list(run.dataset.event_shape),
-        "levels": run.dataset.levels,
-        "num_images": len(images),
-        "num_eval_samples": run.config.num_eval_samples,
-        "environment": environment(),
-        "baselines": baselines.sizes(images, run.dataset.levels),
+        "schema": 1, "preset": run.config.preset, "dataset": run.dataset.name,
+        "event_shape": list(run.dataset.event_shape), "levels": run.dataset.levels,
+        "num_images": len(images), "num_eval_samples": run.config.num_eval_samples,
+        "environment": environment(), "baselines": baselines.sizes(images, run.dataset.levels),
         "checkpoints": rows,
-    }
+    }  # fmt: skip
     if run.workdir.writes:
         write_json(run.workdir.path / "compression.json", results)
         figures.save(figures.compression(results), run.workdir.path / "compression")
@@ -73,7 +68,8 @@ def compression_phase(run: Run, settings: Settings, epochs: Sequence[int]) -> di
 
 def _checkpoint(run: Run, settings: Settings, epoch: int, images: np.ndarray) -> dict[str, Any]:
     """The rows of a checkpoint, and what part of the gap to q* each refinement closes."""
-    kept = _kept(run, epoch, len(images))
+    record = stores.kept(run, _STORE, epoch)
+    kept = record["rows"] if record.get("num_images") == len(images) else {}
 
     def once(name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         if name not in kept:
@@ -101,15 +97,6 @@ def _checkpoint(run: Run, settings: Settings, epoch: int, images: np.ndarray) ->
     return {"epoch": epoch, "rows": rows, "gap": gap}
 
 
-def _kept(run: Run, epoch: int, num_images: int) -> dict[str, dict[str, Any]]:
-    """What an earlier call measured of a checkpoint on so many images, by name."""
-    store = run.workdir.checkpoints / _STORE
-    if epoch not in checkpoints.numbers(store) or not stores.is_of_run(run, _STORE, epoch):
-        return {}
-    record = checkpoints.record(store, epoch)
-    return record["rows"] if record["num_images"] == num_images else {}
-
-
 def _made_from(epoch: int, rows: dict[str, dict[str, Any]]) -> list[tuple[str, int]]:
     """The entries that these rows were computed from."""
     names = {store_of(row["encoder"]) for row in rows.values() if "encoder" in row}
@@ -133,19 +120,13 @@ def _measure(
     nats = _bounds(run, params, images, refiner)
     prediction = -float(np.sum(nats, dtype=np.float64)) / np.log(2) / 8
     return {
-        "encoder": encoder,
-        **_named(refiner),
-        "bytes": len(content),
-        "stream_bytes": 4 * sum(map(len, streams)),
-        "elbo_bytes": prediction,
-        "over_elbo": len(content) / prediction - 1,
-        "bpd": 8 * len(content) / images.size,
+        "encoder": encoder, **_named(refiner), "bytes": len(content),
+        "stream_bytes": 4 * sum(map(len, streams)), "elbo_bytes": prediction,
+        "over_elbo": len(content) / prediction - 1, "bpd": 8 * len(content) / images.size,
         "elbo_bpd": summarize(bits_per_dim(nats, run.dataset.event_shape)).bpd,
-        "chains": len(streams),
-        "compress_ms": 1e3 * (compressed - start) / len(images),
-        "decompress_ms": 1e3 * (end - compressed) / len(images),
-        "identical": True,
-    }
+        "chains": len(streams), "compress_ms": 1e3 * (compressed - start) / len(images),
+        "decompress_ms": 1e3 * (end - compressed) / len(images), "identical": True,
+    }  # fmt: skip
 
 
 def _gap(run: Run, epoch: int, settings: Settings) -> dict[str, Any]:

@@ -69,30 +69,30 @@ def check(config: Config) -> None:
     """Raises UsageError for a value that cannot be used; flags say it by their name."""
     if not config.dataset.lower().endswith(".npz"):
         known("dataset", config.dataset, DATASETS, "or the path of an .npz file")
+    refuse = lambda name, words: UsageError(f"--{name} is {getattr(config, name)}; {words}")
     if not 0 <= config.alpha <= 1:
-        raise UsageError(f"--alpha is {config.alpha}; it must be in [0, 1]")
+        raise refuse("alpha", "it must be in [0, 1]")
     if not 0 < config.threshold <= 1:
-        raise UsageError(f"--threshold is {config.threshold}; it must be in (0, 1]")
+        raise refuse("threshold", "it must be in (0, 1]")
     if not (config.learning_rate > 0 and config.learning_rate < float("inf")):
-        raise UsageError(f"--learning_rate is {config.learning_rate}; it must be positive")
+        raise refuse("learning_rate", "it must be positive")
     for name in (
         "num_epochs", "checkpoint_every", "refit_epochs", "optimal_epochs", "batch_size",
-        "latent_dim", "num_eval_samples",
+        "latent_dim", "num_eval_samples", "refit_batch_size",
     ):  # fmt: skip
-        if getattr(config, name) < 1:
-            raise UsageError(f"--{name} is {getattr(config, name)}; it must be at least 1")
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise refuse(name, "it must be at least 1")
     weight, least = config.uniform_weight, MIN_UNIFORM_WEIGHT
     if weight and not least <= weight <= 1:
-        raise UsageError(f"--uniform_weight is {weight}; it must be 0, or in [{least:g}, 1]")
-    if config.refit_batch_size is not None and config.refit_batch_size < 1:
-        raise UsageError(f"--refit_batch_size is {config.refit_batch_size}; it must be at least 1")
+        raise refuse("uniform_weight", f"it must be 0, or in [{least:g}, 1]")
     if config.validation < 0:
-        raise UsageError(f"--validation is {config.validation}; it must be at least 0")
+        raise refuse("validation", "it must be at least 0")
     if any(size < 1 for size in config.hidden_sizes):
-        raise UsageError(f"--hidden_sizes is {config.hidden_sizes}; each must be at least 1")
+        raise refuse("hidden_sizes", "each must be at least 1")
     for name in ("seed", "binarization_seed"):
         if not 0 <= getattr(config, name) < 2**32:
-            raise UsageError(f"--{name} is {getattr(config, name)}; it must be in [0, 2^32)")
+            raise refuse(name, "it must be in [0, 2^32)")
     if config.num_epochs % config.checkpoint_every:
         raise UsageError(
             f"--checkpoint_every is {config.checkpoint_every}, which does not divide "

@@ -27,17 +27,13 @@ def draw_phase(run: Run, results: dict) -> Path:
     epoch = results["checkpoints"][-1]["epoch"]
     by_encoder = _encoders(run, epoch)
     drawn = {
-        "overview": figures.overview(results),
-        "figure1a": figures.figure1a(results),
-        "figure1b": figures.figure1b(results),
-        "figure2": figures.figure2(results),
-        "refit_curves": figures.refit_curves(results),
-        "effects": figures.effects(results),
-        "ledger": figures.ledger(ledger) if ledger else None,
-        "samples": _samples(run, by_encoder),
+        "overview": figures.overview(results), "figure1a": figures.figure1a(results),
+        "figure1b": figures.figure1b(results), "figure2": figures.figure2(results),
+        "refit_curves": figures.refit_curves(results), "effects": figures.effects(results),
+        "ledger": figures.ledger(ledger) if ledger else None, "samples": _samples(run, by_encoder),
         "reconstructions": _reconstructions(run, by_encoder),
         "costliest": _costliest(run, epoch, by_encoder),
-    }
+    }  # fmt: skip
     if not run.workdir.writes:  # restoring checkpoints, above, needs every process
         return report
     paths = {

@@ -26,6 +26,7 @@ from experiments.files import write_json
 from experiments.results_json import REFITS, plain
 from experiments.run import Run, environment, plain_bar
 from experiments.show import figures
+from experiments.show.formatting import text_table
 from experiments.stores import encoders
 from gapjax import checkpoints
 from gapjax.results import ledger as results_ledger
@@ -83,12 +84,10 @@ def settings_from_flags(values: flags.FlagValues) -> Settings:
     if epochs is not None:
         epochs = tuple(sorted(set(options.integers("ledger_epochs", epochs))))
     return Settings(
-        epochs=epochs,
-        num_images=values["ledger_images"].value,
-        num_samples=values["ledger_samples"].value,
-        num_simulated=values["ledger_simulated"].value,
+        epochs=epochs, num_images=values["ledger_images"].value,
+        num_samples=values["ledger_samples"].value, num_simulated=values["ledger_simulated"].value,
         batch_size=values["ledger_batch_size"].value,
-    )
+    )  # fmt: skip
 
 
 def check_flags(values: flags.FlagValues, config: Config) -> None:
@@ -112,7 +111,7 @@ def ledger_phase(run: Run, settings: Settings) -> dict:
         # The batch size is no part of what is measured.
         measured_with = {**settings._asdict(), "epochs": None, "batch_size": None}
         measured_with |= {"refits": kinds, **methods}
-        if not _is_measured(run, epoch, measured_with):
+        if stores.kept(run, _STORE, epoch).get("settings") != measured_with:
             clock = time.monotonic()
             model = encoders(run, epoch, kinds)
             tree = _measure(run, settings, epoch, *model)
@@ -132,18 +131,11 @@ def ledger_phase(run: Run, settings: Settings) -> dict:
         made_by = {path.name: checkpoints.record(path, epoch).get("commit") for path in paths}
         rows.append({"epoch": epoch, **plain(book), **plain(others), "commits": made_by})
     results = {
-        "schema": 1,
-        "unit": "nats per image",
-        "dataset": run.dataset.name,
-        "preset": run.config.preset,
-        "subset_seed": run.config.seed,
-        "num_samples": settings.num_samples,
-        **methods,
-        "environment": environment(),
-        "checkpoints": rows,
-        "notes": [*_NOTES, *_own_notes(rows)],
-        "seconds": seconds,
-    }
+        "schema": 1, "unit": "nats per image", "dataset": run.dataset.name,
+        "preset": run.config.preset, "subset_seed": run.config.seed,
+        "num_samples": settings.num_samples, **methods, "environment": environment(),
+        "checkpoints": rows, "notes": [*_NOTES, *_own_notes(rows)], "seconds": seconds,
+    }  # fmt: skip
     if run.workdir.writes:
         write_json(run.workdir.path / "ledger.json", results)
         figures.save(figures.ledger(results), run.workdir.path / "ledger")
@@ -161,11 +153,11 @@ def table(results: dict) -> str:
         "over-fitting": lambda row: row["test"]["encoders"]["as_trained"]["inference_gap_by_refit"],
         "ELBO test": lambda row: row["test"]["encoders"]["as_trained"]["elbo"],
     }
-    lines = ["epoch" + "".join(f"{head:>18}" for head in heads)]
-    for row in results["checkpoints"]:
-        cells = [_cell(find(row)) for find in heads.values()]
-        lines.append(f"{row['epoch']:5}" + "".join(f"{cell:>18}" for cell in cells))
-    return "\n".join(lines)
+    rows = [
+        (str(row["epoch"]), *(_cell(find(row)) for find in heads.values()))
+        for row in results["checkpoints"]
+    ]
+    return text_table(("epoch", *heads), rows, 5, 18)
 
 
 def _cell(entry: dict | None) -> str:
@@ -187,14 +179,6 @@ def _epochs(run: Run, settings: Settings) -> list[int]:
     if wanted is None:
         wanted = sorted({trained[0], trained[len(trained) // 2], trained[-1]}) if trained else []
     return options.checkpoints_of("ledger_epochs", wanted, trained)
-
-
-def _is_measured(run: Run, epoch: int, measured_with: dict) -> bool:
-    """Whether there is an entry of this run that was measured with these settings."""
-    store = run.workdir.checkpoints / _STORE
-    if epoch not in checkpoints.numbers(store) or not stores.is_of_run(run, _STORE, epoch):
-        return False
-    return checkpoints.record(store, epoch)["settings"] == measured_with
 
 
 def _measure(
@@ -226,14 +210,10 @@ def _sandwich(
             on_progress=functools.partial(on_progress, "log p(x)"),
         )  # fmt: skip
     return {
-        "num_images": settings.num_simulated,
-        "lower": float(between.lower.mean()),
-        "upper": float(between.upper.mean()),
-        "gap": between.gap,
-        "gap_stderr": between.gap_stderr,
-        "ess": float(between.ess.mean()),
-        "acceptance": float(between.acceptance.mean()),
-    }
+        "num_images": settings.num_simulated, "lower": float(between.lower.mean()),
+        "upper": float(between.upper.mean()), "gap": between.gap, "gap_stderr": between.gap_stderr,
+        "ess": float(between.ess.mean()), "acceptance": float(between.acceptance.mean()),
+    }  # fmt: skip
 
 
 def _own_notes(rows: list[dict]) -> list[str]:

@@ -198,15 +198,11 @@ def environment() -> dict:
     """What the numbers were computed with."""
     device = jax.devices()[0]
     return {
-        "gapjax": gapjax.__version__,
-        "commit": commit(),
-        "python": platform.python_version(),
-        "jax": jax.__version__,
-        "jaxlib": importlib.metadata.version("jaxlib"),
-        "backend": jax.default_backend(),
-        "device_kind": device.device_kind,
+        "gapjax": gapjax.__version__, "commit": commit(), "python": platform.python_version(),
+        "jax": jax.__version__, "jaxlib": importlib.metadata.version("jaxlib"),
+        "backend": jax.default_backend(), "device_kind": device.device_kind,
         "device_count": jax.device_count(),
-    }
+    }  # fmt: skip
 
 
 @functools.cache

@@ -89,12 +89,10 @@ def save(
     if store not in UNFINISHED:
         record["epoch"] = number
     record[ORIGIN] = {
-        "store": store,
-        "number": number,
-        "settings": _settings(run.config, store),
+        "store": store, "number": number, "settings": _settings(run.config, store),
         "data": run.dataset.provenance.get("sha256"),
         "made_from": {f"{name}/{at}": _checksum(run, name, at) for name, at in made_from},
-    }
+    }  # fmt: skip
     checkpoints.save(run.workdir.checkpoints / store, number, tree, record)
 
 
@@ -131,6 +129,13 @@ def is_of_run(run: Run, store: str, number: int, instead: str = "it is made agai
     if problem:
         print(f"skipped: checkpoint {number} in {path} {problem}; {instead}", flush=True)
     return problem is None
+
+
+def kept(run: Run, store: str, number: int) -> dict:
+    """The record of an entry of this run; empty where there is none."""
+    if number not in _saved(run, store) or not is_of_run(run, store, number):
+        return {}
+    return checkpoints.record(run.workdir.checkpoints / store, number)
 
 
 def mismatch(run: Run, store: str, number: int, record: dict) -> str | None:

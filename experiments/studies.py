@@ -21,6 +21,7 @@ from experiments import program, stores
 from experiments.config import UsageError
 from experiments.options import checkpoints_of
 from experiments.run import Run, prepare, progress_bar
+from experiments.show.formatting import text_table
 from experiments.workdir import Workdir
 from gapjax import checkpoints, parallel
 from gapjax.fit.loop import Progress
@@ -342,9 +343,6 @@ def amortization_summary(
 
 def amortization_table(results: Mapping[str, Mapping[str, Mapping]]) -> str:
     """The summary as plain text, a line for each kind."""
-    names = list(next(iter(results.values())))
-    lines = ["nats from q*" + " " * 8 + "".join(f"{name:>18}" for name in names)]
-    for kind, row in results.items():
-        cells = [f"{row[name]['mean']:.2f} ± {row[name]['stderr_over_images']:.2f}" for name in row]
-        lines.append(f"{kind:20}" + "".join(f"{cell:>18}" for cell in cells))
-    return "\n".join(lines)
+    cell = "{mean:.2f} ± {stderr_over_images:.2f}".format
+    rows = [(kind, *(cell(**each) for each in row.values())) for kind, row in results.items()]
+    return text_table(("nats from q*", *next(iter(results.values()))), rows, 20, 18)

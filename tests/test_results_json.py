@@ -31,7 +31,8 @@ def _results(rows):
     return {
         "schema": 1, "preset": "digits", "dataset": "digits", "event_shape": [8, 8],
         "config": {"seed": 0}, "environment": {"commit": "c"}, "checkpoints": rows, "claims": [],
-        "seconds": {"total": 1.0},
+        "seconds": {"total": 1.0}, "data": {}, "num_eval_samples": 1, "notes": [],
+        "best": {"epoch": 7, "bpd": 1.0, "stderr": None, "chosen_on": "test"},
     }  # fmt: skip
 
 

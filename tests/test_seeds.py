@@ -33,6 +33,7 @@ def _run(seed):
         rows[-1]["effects"] = results_json.effects({"model": own, "train": own}, bpds)
     results = {
         "schema": results_json.VERSION, "event_shape": [8, 8], "seconds": {},
+        "num_eval_samples": 20, "best": results_json.best(rows), "notes": [],
         "preset": "digits", "dataset": "digits",
         "environment": {"commits": {"train": [f"c{seed % 2}"]}},
         "config": {"seed": seed, "workdir": f"runs/{seed}", "data_dir": None, "alpha": 0.5},

@@ -63,6 +63,18 @@ def duration(seconds: Any) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
+def text_table(heads: Sequence[str], rows: Sequence[Sequence[str]], first: int, rest: int) -> str:
+    """A table as plain text; `first` and `rest` are the widths of its columns.
+
+    The first column is aligned to the left where it holds names, to the right where numbers.
+    """
+    lines = []
+    for name, *cells in (heads, *rows):
+        start = f"{name:>{first}}" if name.strip().isdigit() else f"{name:{first}}"
+        lines.append(start + "".join(f"{cell:>{rest}}" for cell in cells))
+    return "\n".join(lines)
+
+
 def at_epochs(epochs: Sequence[int]) -> str:
     """Epochs as text: "epoch 200", or "epochs 200, 400"."""
     return f"epoch{'s' if len(epochs) > 1 else ''} {', '.join(map(str, epochs))}"

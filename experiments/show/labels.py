@@ -20,16 +20,9 @@ if TYPE_CHECKING:
 def end_label(axes: Axes, end: tuple[float, float], label: str, colour: str) -> Annotation:
     """Writes a label to the right of a curve's end; `finish` moves such labels apart."""
     return axes.annotate(
-        label,
-        end,
-        xytext=(8, 0),
-        textcoords="offset points",
-        va="center",
-        color=colour,
-        fontsize=LABEL_SIZE,
-        linespacing=1.1,
-        annotation_clip=False,
-    )
+        label, end, xytext=(8, 0), textcoords="offset points", va="center", color=colour,
+        fontsize=LABEL_SIZE, linespacing=1.1, annotation_clip=False,
+    )  # fmt: skip
 
 
 def halo(colour: str) -> list[AbstractPathEffect]:

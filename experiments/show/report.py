@@ -109,12 +109,9 @@ def write_report(
     """
     pictures = {name: _picture(Path(file)) for name, file in figures.items() if file is not None}
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True,
+        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
     template = environment.get_template("report.html.j2")
     html = template.render(_page(results, pictures, ledger)._asdict())
     write_atomically(Path(path), html.encode())
@@ -177,24 +174,18 @@ def _page(results: Results, pictures: Mapping[str, Picture], ledger: Results | N
     seconds = {name: duration(value) for name, value in (results.get("seconds") or {}).items()}
     return Page(
         title=f"{dataset}: {sentence}" if dataset else sentence,
-        kicker=" · ".join(word for word in kicker if word),
-        headline=sentence,
-        pictures=pictures,
+        kicker=" · ".join(word for word in kicker if word), headline=sentence, pictures=pictures,
         notes=tuple(str(note) for note in results.get("notes") or ()),
         claims=tuple(_claim(claim) for claim in results.get("claims") or ()),
         checkpoints=tables.checkpoints_table(results),
         num_samples=str(samples) if samples else None,
         unconverged=any(tables.unconverged(c) for c in results.get("checkpoints") or ()),
-        by_image=tables.by_image_table(results),
-        convergence=tables.convergence_table(results),
-        averaged=tables.averaged_table(results),
-        effects=tables.effects_table(results),
+        by_image=tables.by_image_table(results), convergence=tables.convergence_table(results),
+        averaged=tables.averaged_table(results), effects=tables.effects_table(results),
         ledger=_ledger(ledger) if ledger and ledger.get("checkpoints") else None,
-        data=_pairs(results.get("data")),
-        config=_pairs(results.get("config"), _CONFIG_NOTES),
-        environment=_pairs(results.get("environment")),
-        seconds=_pairs(seconds),
-    )
+        data=_pairs(results.get("data")), config=_pairs(results.get("config"), _CONFIG_NOTES),
+        environment=_pairs(results.get("environment")), seconds=_pairs(seconds),
+    )  # fmt: skip
 
 
 def _picture(file: Path) -> Picture:
@@ -206,12 +197,10 @@ def _picture(file: Path) -> Picture:
 
 def _claim(claim: Mapping[str, Any]) -> Claim:
     return Claim(
-        claim=str(claim.get("claim")),
-        detail=str(claim.get("detail") or ""),
-        value=tables.plain(claim.get("value")),
-        threshold=tables.plain(claim.get("threshold")),
+        claim=str(claim.get("claim")), detail=str(claim.get("detail") or ""),
+        value=tables.plain(claim.get("value")), threshold=tables.plain(claim.get("threshold")),
         holds=None if claim.get("holds") is None else claim["holds"] is True,
-    )
+    )  # fmt: skip
 
 
 def _ledger(ledger: Results) -> Ledger:

@@ -194,12 +194,10 @@ def effects_table(results: Results) -> Table | None:
     of_refits = [Head(ABSOLUTE[refit].title, kind="group start", span=3) for refit in COMPARED]
     groups = [Head(span=3), *of_refits, Head(kind="start")]
     titles = [
-        Head("epoch"),
-        Head("images", kind="text"),
-        Head("as trained", "BPD"),
+        Head("epoch"), Head("images", kind="text"), Head("as trained", "BPD"),
         *[Head("mean", kind="start"), Head("median"), Head("images improved")] * len(COMPARED),
         Head("effective images", "gradient, encoder as trained", "start"),
-    ]
+    ]  # fmt: skip
     return Table([groups, titles], rows)
 
 
@@ -224,16 +222,11 @@ def ledger_table(ledger: Results) -> Table:
                     ])
                 )  # fmt: skip
     titles = [
-        Head("epoch"),
-        Head("images", kind="text"),
-        Head("encoder", kind="text"),
-        Head("model gap", "log p, train − test"),
-        Head("log p(x)"),
-        Head("ELBO, q*", "best q per image"),
-        Head("approximation gap", "log p − ELBO, q*"),
-        Head("ELBO"),
-        *OF_ENCODER.values(),
-    ]
+        Head("epoch"), Head("images", kind="text"), Head("encoder", kind="text"),
+        Head("model gap", "log p, train − test"), Head("log p(x)"),
+        Head("ELBO, q*", "best q per image"), Head("approximation gap", "log p − ELBO, q*"),
+        Head("ELBO"), *OF_ENCODER.values(),
+    ]  # fmt: skip
     return Table([titles], rows, "wide")
 
 
