@@ -39,7 +39,8 @@ from experiments.benchmark_references import ALPHA, EVENT, HIDDEN, LATENT
 from experiments.files import write_json
 from experiments.run import environment
 from gapjax import parallel
-from gapjax.fit.steps import init_state, run_steps
+from gapjax.codec.stack import CodecError
+from gapjax.fit.step import init_state, run_steps
 from gapjax.measure import per_image
 
 _LIKELIHOODS = {"binary": ("bernoulli", 2), "grey": ("discretized_logistic", 256)}
@@ -149,16 +150,13 @@ def _row(kind: str, phase: str) -> dict:
     run()
     seconds = _seconds(programs, _REPEATS.value)
     return {
-        "likelihood": kind,
-        "phase": phase,
-        "images_per_second": steps * batch / seconds["program"],
+        "likelihood": kind, "phase": phase, "images_per_second": steps * batch / seconds["program"],
         "ms_per_step": 1e3 * seconds["program"] / steps,
         "floor_ms_per_step": 1e3 * seconds["floor"] / steps,
         "times_floor": seconds["program"] / seconds["floor"],
         "torch_over_program": seconds["torch"] / seconds["program"] if "torch" in seconds else None,
-        "compile_seconds_cold": cold,
-        "compile_seconds_cached": cached,
-    }
+        "compile_seconds_cold": cold, "compile_seconds_cached": cached,
+    }  # fmt: skip
 
 
 def _sweeps(kind: str, cores: parallel.Devices) -> dict:
@@ -175,7 +173,7 @@ def _sweeps(kind: str, cores: parallel.Devices) -> dict:
             functools.partial(gapjax.self_consistent, vae, member, images, key, **options)
             for member, key in zip(params, keys, strict=True)
         ]
-        parallel.run_concurrently(jobs, devices, stop=lambda: None)
+        jobs.run_concurrently(jobs, devices, stop=lambda: None)
 
     def together(sweep: str) -> None:
         gapjax.self_consistent(vae, params, images, keys, sweep=sweep, **options)
@@ -198,7 +196,7 @@ def _coding(kind: str) -> dict | None:
     images = np.asarray(_images(levels, _STEPS.value * _BATCH.value))
     try:
         content = gapjax.compress(vae, params, images, num_chains=_CHAINS)
-    except gapjax.CodecError as error:
+    except CodecError as error:
         print(error)
         return None
     compress = functools.partial(gapjax.compress, vae, params, images, num_chains=_CHAINS)

@@ -25,32 +25,19 @@ _TYPICAL_OPTIMAL = 0.4  # share of --optimal_epochs after which optimal inferenc
 
 
 class Cost(NamedTuple):
-    """What a run will cost.
+    """What a run will cost."""
 
-    Attributes:
-      encoder: number of the encoder's parameters.
-      decoder: number of the decoder's parameters.
-      memory: bytes, of one device.
-      operations: floating-point operations in matrix products, by phase.
-    """
-
-    encoder: int
+    encoder: int  # number of its parameters
     decoder: int
-    memory: int
-    operations: dict[str, float]
+    memory: int  # bytes, of one device
+    operations: dict[str, float]  # floating-point operations in matrix products, by phase
 
 
 def estimate(config: Config, dataset: gapjax.Dataset, vae: gapjax.VAE, num_devices: int) -> Cost:
-    """Estimates the cost of a run of `mlp_vae`; nothing is computed.
+    """Estimates the cost of a run with so many refits at a time; nothing is computed.
 
     A product of a batch with a weight matrix takes two operations for each weight and example, its
     gradients as many each.
-
-    Args:
-      config: of the run.
-      dataset: its data.
-      vae: its model.
-      num_devices: refits that run at the same time.
     """
     shapes = jax.eval_shape(vae.init, jax.random.key(0))
     encoder, decoder = (
@@ -75,11 +62,7 @@ def estimate(config: Config, dataset: gapjax.Dataset, vae: gapjax.VAE, num_devic
 
 
 def check_memory(config: Config, dataset: gapjax.Dataset) -> None:
-    """Refuses sizes that cannot fit, before anything of that size is made.
-
-    Raises:
-      UsageError: training alone takes more memory than there is.
-    """
+    """Refuses sizes that cannot fit, before anything of that size is made."""
     pixels = math.prod(dataset.event_shape)
     outputs = pixels if dataset.levels == 2 else 2 * pixels
     encoder = [pixels, *config.hidden_sizes, 2 * config.latent_dim]

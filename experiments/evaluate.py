@@ -13,38 +13,23 @@ import numpy as np
 from absl import flags
 
 import gapjax
-from experiments import effects, options, program, stores
+from experiments import effects, options, program, results_json, stores
+from experiments.claims import claims, sign_test_contradicts_mean
 from experiments.draw import draw_phase
 from experiments.effects import effects_like
 from experiments.files import write_json
-from experiments.origins import ORIGIN
+from experiments.results_json import AVERAGED, REFITS
 from experiments.run import OPTIMAL_NOTE, Run, environment, progress_bar
 from experiments.show.formatting import at_epochs, percent, signed
-from experiments.stores import (
-    chosen_epochs,
-    encoders,
-    evaluated_like,
-    valid_entries,
-)
+from experiments.stores import ORIGIN, chosen_epochs, encoders, evaluated_like, valid_entries
 from gapjax import checkpoints
-from gapjax.results import schema
-from gapjax.results.claims import claims, sign_test_contradicts_mean
 from gapjax.results.estimates import summarize
-from gapjax.results.schema import AVERAGED, REFITS
 
 _MADE = ("train", *REFITS)  # the stores of what is evaluated
 
 
-def evaluate_phase(run: Run, epochs: Sequence[int] | None = None) -> schema.Results:
-    """Evaluates checkpoints and their refits; writes results.json.
-
-    Args:
-      run: the run.
-      epochs: of the checkpoints; None takes all of them.
-
-    Raises:
-      WorkdirError: a checkpoint or a refit is missing.
-    """
+def evaluate_phase(run: Run, epochs: Sequence[int] | None = None) -> results_json.Results:
+    """Evaluates checkpoints and their refits; writes results.json."""
     epochs = list(epochs or run.epochs)
     rows, seconds = [], dict.fromkeys((*_MADE, "evaluate"), 0.0)
     commits = {phase: set() for phase in seconds}
@@ -60,8 +45,8 @@ def evaluate_phase(run: Run, epochs: Sequence[int] | None = None) -> schema.Resu
                 commits[phase].add(record.get("commit"))
             rows.append(row)
             bar(index + 1, row["test"]["bpd"])
-    results: schema.Results = {
-        "schema": schema.VERSION,
+    results: results_json.Results = {
+        "schema": results_json.VERSION,
         "preset": run.config.preset,
         "dataset": run.dataset.name,
         "event_shape": list(run.dataset.event_shape),
@@ -78,7 +63,7 @@ def evaluate_phase(run: Run, epochs: Sequence[int] | None = None) -> schema.Resu
         "data": run.dataset.provenance,
         "num_eval_samples": run.config.num_eval_samples,
         "checkpoints": rows,
-        "best": schema.best(rows),
+        "best": results_json.best(rows),
         "claims": claims(rows, run.config.alpha),
         "seconds": {**seconds, "total": sum(seconds.values())},
         "notes": [*_notes(rows), *effects.notes(rows)],
@@ -90,7 +75,7 @@ def evaluate_phase(run: Run, epochs: Sequence[int] | None = None) -> schema.Resu
 
 def _row(
     run: Run, epoch: int, done: Mapping[str, list[int]]
-) -> tuple[schema.Checkpoint, list[tuple[str, dict]]]:
+) -> tuple[results_json.Checkpoint, list[tuple[str, dict]]]:
     """The row of a checkpoint, and the records of what it was made from, by phase."""
     like = evaluated_like(run)
     # Restored only if something is missing, and once for both.
@@ -109,8 +94,8 @@ def _row(
         kind: {key: value for key, value in made[kind].items() if key not in left_out}
         for kind in REFITS
     }
-    row = schema.checkpoint_row(epoch, evaluations, refits)
-    row["effects"] = schema.effects(measured, evaluations)
+    row = results_json.checkpoint_row(epoch, evaluations, refits)
+    row["effects"] = results_json.effects(measured, evaluations)
     return row, [*made.items(), ("evaluate", evaluated), ("evaluate", compared)]
 
 
@@ -122,11 +107,7 @@ def _load_or_compute(
     compute: Callable[[], Any],
     done: Mapping[str, list[int]],
 ) -> tuple[Any, dict]:
-    """The entry of a checkpoint in one of the run's stores, computed if missing; its record.
-
-    Raises:
-      KeyboardInterrupt: the run is interrupted; what was computed has been saved.
-    """
+    """The entry of a checkpoint in one of the run's stores, computed if missing; its record."""
     if run.interrupted():
         raise KeyboardInterrupt
     if epoch not in done[name]:
@@ -155,7 +136,7 @@ def _evaluate(
 
 
 def _best_note(rows: list[dict]) -> str:
-    chosen = schema.best(rows)
+    chosen = results_json.best(rows)
     if chosen["chosen_on"] == "validation":
         words = "It was chosen on images held out of training"
     else:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from gapjax.results import schema
+from experiments import results_json
 
 
 @contextlib.contextmanager
@@ -49,5 +49,5 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes strict JSON as a whole; see `replacing` and `gapjax.results.schema.dumps`."""
-    write_atomically(path, schema.dumps(value).encode())
+    """Writes strict JSON as a whole; see `replacing` and `experiments.results_json.dumps`."""
+    write_atomically(path, results_json.dumps(value).encode())

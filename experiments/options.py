@@ -26,15 +26,10 @@ flags.disclaim_key_flags()  # --help shows them as the program's own
 
 
 class Saving(NamedTuple):
-    """What is saved of joint training between the checkpoints; it changes nothing computed.
+    """What is saved of joint training between the checkpoints; it changes nothing computed."""
 
-    Attributes:
-      every: epochs between two such states; 0 saves none.
-      keep: how many of them are kept, the newest.
-    """
-
-    every: int = 25
-    keep: int = 1
+    every: int = 25  # epochs between two such states; 0 saves none
+    keep: int = 1  # how many of them are kept, the newest
 
 
 _PLACE_FLAGS = (
@@ -111,7 +106,7 @@ _RUN_FLAGS = (
     (
         functools.partial(flags.DEFINE_enum, enum_values=_RECIPES), "recipe", None,
         "How self-consistent training refits: paper, by --alpha and the flags above; or another "
-        "recipe of gapjax.RECIPES, with its own sources and optimizer. Its epochs and batch size "
+        "recipe of gapjax.recipes.RECIPES, with its own sources and optimizer. Its epochs and batch size "
         "are the defaults of --refit_epochs and --refit_batch_size. Its control is the same refit "
         "on training images alone.",
     ),
@@ -125,8 +120,7 @@ _RUN_FLAGS = (
     (
         _float, "uniform_weight", None,
         "Weight of a uniform over the pixel levels that the discretized logistic is mixed with, "
-        f"0 to 1; default: {UNIFORM_WEIGHT:g}, the floor of the authors' code. A workdir that was "
-        "made before this flag goes on with 0.",
+        f"0 to 1; default: {UNIFORM_WEIGHT:g}, the floor of the authors' code.",
     ),
     (_int, "num_eval_samples", None, "Posterior samples for each image when BPD is evaluated."),
     (
@@ -151,11 +145,7 @@ def define_saving(values: flags.FlagValues = flags.FLAGS) -> None:
 
 
 def saving_from_flags(values: flags.FlagValues) -> Saving:
-    """What the flags say of saving, checked.
-
-    Raises:
-      UsageError: a value that cannot be used.
-    """
+    """What the flags say of saving, checked."""
     saving = Saving(every=values.save_every, keep=values.keep)
     for name, value, least in (("save_every", saving.every, 0), ("keep", saving.keep, 1)):
         if value < least:
@@ -174,11 +164,7 @@ def define_run(values: flags.FlagValues = flags.FLAGS) -> None:
 
 
 def config_from_flags(values: flags.FlagValues) -> Config:
-    """The preset's defaults, overridden by the flags given, checked.
-
-    Raises:
-      UsageError: an unknown preset or a value that cannot be used.
-    """
+    """The preset's defaults, overridden by the flags given, checked."""
     preset = known("preset", values.preset, PRESETS)
     given = {name: values[name].value for name in Config._fields}
     defaults = {**PRESETS[preset], **_recipe_defaults(given)}
@@ -196,11 +182,7 @@ def config_from_flags(values: flags.FlagValues) -> Config:
 
 
 def _recipe_defaults(given: dict) -> dict:
-    """The defaults that --recipe brings; none where it is the paper's.
-
-    Raises:
-      UsageError: a flag of the paper's recipe beside another recipe.
-    """
+    """The defaults that --recipe brings; none where it is the paper's."""
     name = given["recipe"] or "paper"
     if name == "paper":
         return {}
@@ -213,24 +195,8 @@ def _recipe_defaults(given: dict) -> dict:
     }  # fmt: skip
 
 
-def with_older_defaults(config: Config, missing: Iterable[str], values: flags.FlagValues) -> Config:
-    """Fits a configuration to a workdir that was made before some of the flags.
-
-    Args:
-      config: that of the flags and their preset.
-      missing: the fields that the workdir does not name.
-      values: the flags; one that was given is kept.
-    """
-    older = {name: Config._field_defaults[name] for name in missing if values[name].value is None}
-    return config._replace(**older)
-
-
 def integers(flag: str, values: Iterable[str | int]) -> list[int]:
-    """The values of a list flag.
-
-    Raises:
-      UsageError: one that is no integer.
-    """
+    """The values of a list flag."""
     values = list(values)
     try:
         return [int(value) for value in values]
@@ -240,11 +206,7 @@ def integers(flag: str, values: Iterable[str | int]) -> list[int]:
 
 
 def checkpoints_of(flag: str, given: Iterable[str] | None, saved: Sequence[int]) -> list[int]:
-    """The checkpoints that a list flag names, in order; all that are saved where it is not given.
-
-    Raises:
-      UsageError: one that is not saved, or none is.
-    """
+    """The saved checkpoints that a list flag names, in order; all where it is not given."""
     wanted = list(saved) if given is None else sorted(set(integers(flag, given)))
     missing = [epoch for epoch in wanted if epoch not in saved]
     if missing or not wanted:

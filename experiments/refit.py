@@ -17,8 +17,8 @@ import optax
 from absl import flags
 
 import gapjax
-from experiments import options, program, stores, unfinished
-from experiments.origins import Source
+from experiments import options, program, stores
+from experiments.results_json import REFITS
 from experiments.run import Run, progress_bar
 from experiments.stores import (
     chosen_epochs,
@@ -28,11 +28,11 @@ from experiments.stores import (
     valid_entries,
 )
 from gapjax import checkpoints
+from gapjax.fit.api import Refit
 from gapjax.fit.executor import SWEEPS
 from gapjax.fit.loop import Monitor, Progress
 from gapjax.fit.recipes import recipe_optimizer
-from gapjax.fit.steps import steps_per_epoch
-from gapjax.results.schema import REFITS
+from gapjax.fit.step import steps_per_epoch
 
 _UNFINISHED = "refit_partial"  # the store of refits that are under way; `_number` names an entry
 _MONITOR_EVERY = 10  # epochs between two points of a refit's curve
@@ -42,13 +42,7 @@ _MONITOR_SAMPLES = 4
 def refit_phase(
     run: Run, epochs: Sequence[int] | None = None, kinds: Sequence[str] = REFITS
 ) -> None:
-    """Refits the encoder of these checkpoints: self-consistent, its control, and optimal.
-
-    Args:
-      run: the run.
-      epochs: of the checkpoints; None takes all of them.
-      kinds: of `REFITS`, which to make.
-    """
+    """Refits the encoder of these checkpoints: self-consistent, its control, and optimal."""
     epochs, like = list(epochs or run.epochs), refitted_like(run)
     good = {kind: valid_entries(run, kind, like) for kind in kinds}
     missing = [(epoch, kind) for epoch in epochs for kind in kinds if epoch not in good[kind]]
@@ -89,7 +83,7 @@ def _refit(
     every = run.saving.every * steps
 
     def keep(progress: list[Progress] | Progress) -> None:
-        several = unfinished.as_list(progress)
+        several = stores.as_list(progress)
         step = max(int(member.state.step) for member in several)
         interrupted = run.interrupted()
         if interrupted or (every and step % every == 0 and step < most * steps):
@@ -123,7 +117,7 @@ def _refit(
 
 def _computed(
     run: Run, kind: str, epochs: list[int], all_params: list[gapjax.VAEParams], options: dict
-) -> list[gapjax.Refit]:
+) -> list[Refit]:
     """The refits of these checkpoints in one way; `options` are those of every way."""
     config, train_images = run.config, run.dataset.train
     if kind == "optimal":
@@ -147,12 +141,12 @@ def _computed(
     )  # fmt: skip
 
 
-def _recipe(run: Run, kind: str) -> gapjax.Recipe | None:
+def _recipe(run: Run, kind: str) -> gapjax.recipes.Recipe | None:
     """What --recipe says of a refit: the control's data alone. None where that is the paper's."""
     config = run.config
     if config.recipe == "paper" or kind == "optimal":
         return None
-    recipe = gapjax.RECIPES[config.recipe]._replace(
+    recipe = gapjax.recipes.RECIPES[config.recipe]._replace(
         num_epochs=config.refit_epochs, batch_size=config.refit_batch_size or config.batch_size
     )
     return recipe if kind == "self_consistent" else recipe._replace(sources=(("data", 1.0),))
@@ -179,10 +173,10 @@ def _monitor(run: Run) -> Monitor:
 
 def _save_unfinished(run: Run, kind: str, epochs: list[int], several: list, clock: float) -> None:
     """Saves refits that are under way, in the place of what was saved of them before."""
-    tree, members = unfinished.packed(several)
+    tree, members = stores.packed(several)
     stores.save(
         run, _UNFINISHED, _number(kind, epochs), tree, clock, kind=kind, epochs=epochs,
-        members=members, sources=[Source("train", epoch) for epoch in epochs],
+        members=members, made_from=[("train", epoch) for epoch in epochs],
     )  # fmt: skip
 
 
@@ -193,25 +187,17 @@ def _number(kind: str, epochs: list[int]) -> int:
 
 def _unfinished(run: Run, kind: str, epochs: list[int]) -> tuple[list | None, float]:
     """Where these refits were when they were saved last, and their seconds until then."""
-    store, number = run.workdir.checkpoints / _UNFINISHED, _number(kind, epochs)
-    optimizer = gapjax.encoder_only(_optimizer(run, kind))
-    like = unfinished.packed_like(state_like(run, optimizer), len(epochs))
-    try:
-        if number not in checkpoints.numbers(store):
-            return None, 0.0
-        metadata = checkpoints.record(store, number)
-        if (metadata["kind"], metadata["epochs"]) != (kind, epochs):
-            return None, 0.0  # of another company of checkpoints
-        if not stores.is_of_run(run, _UNFINISHED, number, "the refit begins anew"):
-            return None, 0.0
-        tree, _ = checkpoints.restore(store, number, like)
-    except checkpoints.CorruptCheckpointError as error:
-        print(f"skipped: {error}; the refit begins anew", flush=True)
-        return None, 0.0
-    return unfinished.unpacked(tree, metadata["members"]), metadata["seconds"]
+    number = _number(kind, epochs)
+
+    def is_wanted(record: dict) -> bool:  # otherwise it is of other checkpoints, or another run
+        same = (record["kind"], record["epochs"]) == (kind, epochs)
+        return same and stores.is_of_run(run, _UNFINISHED, number, "the refit begins anew")
+
+    state = lambda: state_like(run, gapjax.encoder_only(_optimizer(run, kind)))
+    return stores.unfinished(run.workdir.checkpoints / _UNFINISHED, number, is_wanted, state)
 
 
-def _record(kind: str, refit: gapjax.Refit) -> dict:
+def _record(kind: str, refit: Refit) -> dict:
     curve = refit.curve
     name = "bpd" if kind == "optimal" else "test_bpd"
     record = {

@@ -1,21 +1,21 @@
 """Runs of the programs' phases on tiny models, in this process."""
 
 import gapjax
-from experiments import evaluate, options, refit, sweeps, train, workdir
+from experiments import evaluate, options, refit, results_json, studies, train, workdir
 from experiments import run as experiment
 from experiments.presets import PRESETS
 from gapjax import checkpoints
-from gapjax.results import schema
 
 TINY = options.Config(
     **{
         **PRESETS["digits"], "preset": "digits", "binarization": None, "levels": None, "seed": 0,
         "likelihood": None, "num_epochs": 4, "checkpoint_every": 2, "refit_epochs": 1,
         "optimal_epochs": 20, "hidden_sizes": (16,), "latent_dim": 2, "num_eval_samples": 2,
-        "batch_size": 200, "validation": 37,
+        "batch_size": 200, "validation": 37, "posterior": "diagonal", "uniform_weight": 0.0,
+        "refit_batch_size": None, "mixture": "random", "recipe": "paper",
     }
 )  # fmt: skip
-STORES = ("train", *schema.REFITS, "evaluation", "effects")
+STORES = ("train", *results_json.REFITS, "evaluation", "effects")
 STEPS = 7  # of an epoch: 1,400 images in batches of 200
 
 
@@ -51,7 +51,7 @@ def logged(path):
 def on_accelerator(monkeypatch, name):
     """Sweeps as on a GPU; the list that it returns gets the members of each call of gapjax.NAME."""
     members, function = [], getattr(gapjax, name)
-    monkeypatch.setattr(sweeps.parallel, "is_accelerated", lambda devices: True)
+    monkeypatch.setattr(studies.parallel, "is_accelerated", lambda devices: True)
     monkeypatch.setattr(
         gapjax, name,
         lambda *args, **more: members.append(len(args[1])) or function(*args, **more),

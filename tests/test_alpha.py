@@ -7,7 +7,7 @@ import pytest
 from small_runs import TINY, on_accelerator
 
 import gapjax
-from experiments import alpha, stores, sweeps
+from experiments import alpha, stores, studies
 from experiments import run as experiment
 from experiments.config import UsageError
 from experiments.show import figures
@@ -30,7 +30,7 @@ def runs(tmp_path_factory):
         stores.save(run, "train", EPOCH, state, 0.0)
         workdir.close()
         folders.append(str(workdir.path))
-    return sweeps.open_runs(folders, None, validation=False)
+    return studies.open_runs(folders, None, validation=False)
 
 
 def test_the_figure_of_alpha(runs, tmp_path, monkeypatch):

@@ -35,7 +35,7 @@ OWNERS = {
     "orbax": {"checkpoints"},
     "tensorflow_datasets": {"data/tfds"},
     "tensorflow": {"data/tfds"},
-    "sklearn": {"data/readers"},
+    "sklearn": {"data/digits"},
     "numpyro": {
         "model/distributions",
         "model/families",
@@ -65,7 +65,7 @@ _LATE = {
 # Calls that print or touch the file system, and the rooms that may.
 SPEAKS = {"print", "input"}
 FILES = {"open", "read_text", "read_bytes", "write_text", "write_bytes", "mkdir", "unlink"}
-ON_DISK = {"checkpoints", "data/mnist", "data/readers", "data/tfds"}
+ON_DISK = {"checkpoints", "data/files", "data/mnist", "data/tfds"}
 
 ROOMS = sorted(str(path.relative_to(PACKAGE).with_suffix("")) for path in PACKAGE.glob("**/*.py"))
 
@@ -195,8 +195,8 @@ def test_an_import_upwards_would_be_seen(room, line):
         ("model/networks", "import sklearn.datasets"),
         ("fit/executor", "import jax\njax.pmap(f)"),
         ("fit/executor", "from jax import pmap"),
-        ("data/readers", "from absl import flags"),
-        ("results/claims", "from experiments import reproduce"),
+        ("data/registry", "from absl import flags"),
+        ("results/estimates", "from experiments import reproduce"),
     ],
 )
 def test_a_library_in_the_wrong_room_would_be_seen(room, line):

@@ -1,4 +1,4 @@
-"""The programs: options, workdirs, phases, the command line; `results/claims`."""
+"""The programs: options, workdirs, phases, the command line."""
 
 import json
 import os
@@ -13,12 +13,11 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import draw, evaluate, files, options, refit, train, workdir
+from experiments import draw, evaluate, files, options, refit, results_json, train, workdir
 from experiments import run as experiment
 from experiments.presets import PRESETS
 from gapjax import checkpoints, parallel
 from gapjax.fit.recipes import RECIPES
-from gapjax.results import claims, schema
 
 _ROOT = Path(__file__).parent.parent
 _TINY = (
@@ -285,7 +284,7 @@ def test_test_images_reach_nothing_but_their_own_numbers(finished, tmp_path):
             run = run._replace(dataset=run.dataset._replace(test=noise))
         train.train_phase(run)
         refit.refit_phase(run, [4], ["optimal", "control"])
-        made = [checkpoints.numbers(run.workdir.checkpoints / kind) for kind in schema.REFITS]
+        made = [checkpoints.numbers(run.workdir.checkpoints / kind) for kind in results_json.REFITS]
         assert made == [[], [4], [4]]
         refit.refit_phase(run)
         runs.append(run)
@@ -567,26 +566,6 @@ def test_help_explains_every_flag():
     assert code in (0, 1)  # absl's --help ends with 1
     for name in (*options.Config._fields, "workdir", "data_dir", "save_every", "keep"):
         assert f"--{name}" in out.replace("--[no]", "--"), name
-
-
-def test_claims_judge_the_numbers():
-    def row(epoch, train, test, optimal, self_consistent, control):
-        estimate = {"stderr": 0.001}
-        values = dict(
-            train=train, test=test, optimal=optimal, self_consistent=self_consistent,
-            control=control, inference_gap=test - optimal, gain=test - self_consistent,
-            gain_over_control=control - self_consistent,
-        )  # fmt: skip
-        return {"epoch": epoch, **{k: {"bpd": v, **estimate} for k, v in values.items()}}
-
-    good = [row(1, 0.5, 0.42, 0.41, 0.415, 0.419), row(2, 0.4, 0.45, 0.415, 0.43, 0.449)]
-    assert all(claim["holds"] for claim in claims.claims(good, 0.5))
-    assert len(claims.claims(good, 0.5)) == 7
-    worse = [good[0], row(2, 0.6, 0.45, 0.44, 0.46, 0.45)]
-    verdicts = [claim["holds"] for claim in claims.claims(worse, 0.5)]
-    assert verdicts == [False, True, False, True, False, False, True]
-    assert len(claims.claims(good[:1], 0.5)) == 4
-    assert len(claims.claims(good, 0.0)) == 4
 
 
 def test_a_note_says_where_most_images_contradict_a_mean():

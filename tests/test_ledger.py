@@ -180,12 +180,3 @@ def test_flags_become_settings_or_are_refused():
     ):
         with pytest.raises(options.UsageError, match=words):
             ledger.settings_from_flags(_parse([given]))
-
-
-def test_a_folder_older_than_the_flag_posterior_means_diagonal(run):
-    path = run.workdir.path / "config.json"
-    stored = json.loads(path.read_text())
-    del stored["config"]["posterior"], stored["sha256"]
-    path.write_text(json.dumps(stored))
-    assert workdir.Workdir(run.workdir.path).config() == run.config
-    assert run.config.posterior == "diagonal"

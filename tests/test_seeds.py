@@ -7,9 +7,8 @@ import types
 import numpy as np
 import pytest
 
-from experiments import options, seeds
-from gapjax.results import schema
-from gapjax.results.claims import claims
+from experiments import options, results_json, seeds
+from experiments.claims import claims
 from gapjax.results.estimates import summarize
 
 _WORSE = {
@@ -26,19 +25,21 @@ def _run(seed):
     for epoch in (50, 100):
         wider = 1 + 1e-3 * (seed + epoch)
         bpds = {name: summarize(base + wider * worse) for name, worse in _WORSE.items()}
-        rows.append(schema.checkpoint_row(epoch, bpds, {"optimal": {"converged": True}}))
+        rows.append(results_json.checkpoint_row(epoch, bpds, {"optimal": {"converged": True}}))
         own = {
             "bpd": {name: bpds[key].per_image for name, key in _SEEN_BY.items()},
             "gradient": np.ones(3),
         }  # fmt: skip
-        rows[-1]["effects"] = schema.effects({"model": own, "train": own}, bpds)
+        rows[-1]["effects"] = results_json.effects({"model": own, "train": own}, bpds)
     results = {
-        "schema": schema.VERSION, "event_shape": [8, 8], "seconds": {},
-        "preset": "digits", "dataset": "digits", "environment": {"commit": f"c{seed % 2}"},
+        "schema": results_json.VERSION, "event_shape": [8, 8], "seconds": {},
+        "num_eval_samples": 20, "best": results_json.best(rows), "notes": [],
+        "preset": "digits", "dataset": "digits",
+        "environment": {"commits": {"train": [f"c{seed % 2}"]}},
         "config": {"seed": seed, "workdir": f"runs/{seed}", "data_dir": None, "alpha": 0.5},
         "data": {"sha256": "abc", "num_test": 50}, "checkpoints": rows, "claims": claims(rows, 0.5),
     }  # fmt: skip
-    return schema.loads(schema.dumps(results))
+    return results_json.loads(results_json.dumps(results))
 
 
 def _write(folder, run):

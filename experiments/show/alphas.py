@@ -23,10 +23,6 @@ def draw_alpha(axes: Axes, rows: Sequence[Results]) -> list[Annotation]:
 
     A band is one standard error over seeds, and a bar one over test images of the paired difference
     from the encoder as trained.
-
-    Args:
-      axes: empty.
-      rows: the checkpoints of alpha.json.
     """
     ends = []
     for number, row in enumerate(rows):

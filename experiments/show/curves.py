@@ -17,11 +17,7 @@ if TYPE_CHECKING:
 
 
 def as_runs(results: Results | Sequence[Results]) -> list[Results]:
-    """The results of one run or of several as a list.
-
-    Raises:
-      ValueError: there is no run, or one without a checkpoint.
-    """
+    """The results of one run or of several as a list."""
     runs = [results] if isinstance(results, Mapping) else list(results)
     if not runs or not all(run["checkpoints"] for run in runs):
         raise ValueError("nothing to draw: results hold no checkpoint")
@@ -37,16 +33,11 @@ def draw_figure1a(axes: Axes, runs: Sequence[Results]) -> list[Annotation]:
         axes.axvline(epochs[lowest], color=MUTED, linewidth=0.8, linestyle=":", zorder=1)
         late = lowest >= len(epochs) / 2
         axes.annotate(
-            f"lowest test BPD\nepoch {epochs[lowest]}",
-            (epochs[lowest], 0.98),
-            xycoords=axes.get_xaxis_transform(),
-            xytext=(-5 if late else 5, 0),
-            textcoords="offset points",
-            ha="right" if late else "left",
-            va="top",
-            fontsize=8.5,
+            f"lowest test BPD\nepoch {epochs[lowest]}", (epochs[lowest], 0.98),
+            xycoords=axes.get_xaxis_transform(), xytext=(-5 if late else 5, 0),
+            textcoords="offset points", ha="right" if late else "left", va="top", fontsize=8.5,
             color=MUTED,
-        )
+        )  # fmt: skip
         axes.margins(y=0.12)
     _dress(axes, "figure1a", epochs)
     return ends
@@ -69,17 +60,10 @@ def draw_figure1b(axes: Axes, runs: Sequence[Results]) -> list[Annotation]:
     ends = [_curve(axes, runs, key, LABELS[key], band=False) for key in ("test", "optimal")]
     middle = float(np.interp(x, epochs, (test + optimal) / 2))
     text = axes.annotate(
-        LABELS["inference_gap"],
-        (x, middle),
-        xytext=(0 if len(epochs) > 1 else -10, 0),
-        textcoords="offset points",
-        fontsize=LABEL_SIZE,
-        fontstyle="italic",
-        color=GAP_TEXT,
-        linespacing=1.1,
-        zorder=4,
-        **place,
-    )
+        LABELS["inference_gap"], (x, middle), xytext=(0 if len(epochs) > 1 else -10, 0),
+        textcoords="offset points", fontsize=LABEL_SIZE, fontstyle="italic", color=GAP_TEXT,
+        linespacing=1.1, zorder=4, **place,
+    )  # fmt: skip
     text.set_path_effects(halo(GAP if len(epochs) > 1 else PAPER))
     _dress(axes, "figure1b", epochs)
     return ends
@@ -88,11 +72,9 @@ def draw_figure1b(axes: Axes, runs: Sequence[Results]) -> list[Annotation]:
 def draw_figure2(axes: Axes, runs: Sequence[Results]) -> list[Annotation]:
     """Draws test BPD by each kind of inference."""
     labels = {
-        "test": LABELS["amortized"],
-        "control": LABELS["control"],
-        "self_consistent": self_consistent_label(runs[0]),
-        "optimal": LABELS["optimal"],
-    }
+        "test": LABELS["amortized"], "control": LABELS["control"],
+        "self_consistent": self_consistent_label(runs[0]), "optimal": LABELS["optimal"],
+    }  # fmt: skip
     ends = []
     for key, label in labels.items():
         # All curves are of the same images, so the error of interest is that of the difference.
@@ -103,13 +85,7 @@ def draw_figure2(axes: Axes, runs: Sequence[Results]) -> list[Annotation]:
 
 
 def draw_effects(axes: Axes, runs: Sequence[Results], kind: str) -> list[Annotation]:
-    """Draws the BPD that the refits gain on one kind of image.
-
-    Args:
-      axes: where to draw.
-      runs: results with "effects".
-      kind: "model", "train" or "test".
-    """
+    """Draws the BPD that the refits gain on one kind of image."""
     labels = {"control": LABELS["control"], "self_consistent": self_consistent_label(runs[0])}
     axes.axhline(0.0, color=MUTED, linewidth=0.8)
     gains = [
@@ -135,13 +111,7 @@ def recorded_refits(checkpoint: Results) -> dict[str, tuple[np.ndarray, np.ndarr
 
 
 def draw_refit(axes: Axes, checkpoint: Results, label: str) -> list[Annotation]:
-    """Draws test BPD over the refits of one checkpoint.
-
-    Args:
-      axes: where to draw.
-      checkpoint: one that has `recorded_refits`.
-      label: of self-consistent training.
-    """
+    """Draws test BPD over the refits of one checkpoint."""
     curves = recorded_refits(checkpoint)
     labels = {"control": LABELS["control"], "self_consistent": label}
     ends = []
@@ -202,16 +172,9 @@ def _curve(
     else:
         axes.vlines(epochs, bpd - error, bpd + error, color=ink.colour, linewidth=0.9, alpha=0.55)
     axes.plot(
-        epochs,
-        bpd,
-        color=ink.colour,
-        linestyle=ink.line,
-        marker=ink.marker,
-        markeredgecolor=PAPER,
-        markeredgewidth=0.6,
-        label=key,
-        zorder=3,
-    )
+        epochs, bpd, color=ink.colour, linestyle=ink.line, marker=ink.marker, markeredgecolor=PAPER,
+        markeredgewidth=0.6, label=key, zorder=3,
+    )  # fmt: skip
     return end_label(axes, (epochs[-1], bpd[-1]), label, ink.colour)
 
 

@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 
 import jinja2
 
+from experiments.claims import sign_test_contradicts_mean
 from experiments.files import write_atomically
 from experiments.show import Results, tables
 from experiments.show.formatting import decimals_of, duration, finite, measured, percent
 from experiments.show.tables import Table
-from gapjax.results.claims import sign_test_contradicts_mean
 
 __all__ = ["headline", "write_report"]
 
@@ -30,15 +30,10 @@ _CONFIG_NOTES: Mapping[str, str] = {
 
 
 class Picture(NamedTuple):
-    """An embedded image.
+    """An embedded image."""
 
-    Attributes:
-      uri: the PNG file as a data URI.
-      width: in CSS pixels.
-    """
-
-    uri: str
-    width: int
+    uri: str  # the PNG file as a data URI
+    width: int  # in CSS pixels
 
 
 class Claim(NamedTuple):
@@ -60,60 +55,32 @@ class Pair(NamedTuple):
 
 
 class Ledger(NamedTuple):
-    """The section of the ledger.
-
-    Attributes:
-      table: its estimates.
-      counts: which images were measured, e.g. "300 of 360 test images", for either set.
-      seed: of the choice of these images.
-      notes: those of ledger.json.
-    """
+    """The section of the ledger."""
 
     table: Table
-    counts: tuple[str, ...]
-    seed: str
+    counts: tuple[str, ...]  # what was measured, e.g. "300 of 360 test images", for either set
+    seed: str  # of the choice of these images
     notes: tuple[str, ...]
 
 
 class Page(NamedTuple):
-    """What the template is given. A table is None, and a sequence empty, if there is no such part.
+    """What the template is given; a table is None, and a sequence empty, where there is none."""
 
-    Attributes:
-      title: of the window.
-      kicker: the line above the headline.
-      headline: the finding in one sentence.
-      pictures: name to image; the template knows where those with a caption go.
-      notes: those of results.json.
-      claims: with their verdicts.
-      checkpoints: BPD and paired differences.
-      num_samples: posterior samples per image in evaluations; None if unknown.
-      unconverged: whether optimal inference had not converged at some checkpoint.
-      by_image: the paired differences image by image.
-      convergence: of optimal inference.
-      averaged: the refits with averaged weights.
-      effects: of the refits on each kind of image.
-      ledger: where it was measured.
-      data: the provenance of the data.
-      config: every flag.
-      environment: versions and devices.
-      seconds: computing time of each phase.
-    """
-
-    title: str
-    kicker: str
+    title: str  # of the window
+    kicker: str  # the line above the headline
     headline: str
-    pictures: Mapping[str, Picture]
+    pictures: Mapping[str, Picture]  # the template knows where those with a caption go
     notes: tuple[str, ...]
     claims: tuple[Claim, ...]
     checkpoints: Table | None
-    num_samples: str | None
-    unconverged: bool
+    num_samples: str | None  # posterior samples per image in evaluations; None if unknown
+    unconverged: bool  # whether optimal inference had not converged at some checkpoint
     by_image: Table | None
-    convergence: Table | None
+    convergence: Table | None  # of optimal inference
     averaged: Table | None
     effects: Table | None
     ledger: Ledger | None
-    data: tuple[Pair, ...]
+    data: tuple[Pair, ...]  # its provenance
     config: tuple[Pair, ...]
     environment: tuple[Pair, ...]
     seconds: tuple[Pair, ...]
@@ -142,12 +109,9 @@ def write_report(
     """
     pictures = {name: _picture(Path(file)) for name, file in figures.items() if file is not None}
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True,
+        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
     template = environment.get_template("report.html.j2")
     html = template.render(_page(results, pictures, ledger)._asdict())
     write_atomically(Path(path), html.encode())
@@ -210,24 +174,18 @@ def _page(results: Results, pictures: Mapping[str, Picture], ledger: Results | N
     seconds = {name: duration(value) for name, value in (results.get("seconds") or {}).items()}
     return Page(
         title=f"{dataset}: {sentence}" if dataset else sentence,
-        kicker=" · ".join(word for word in kicker if word),
-        headline=sentence,
-        pictures=pictures,
+        kicker=" · ".join(word for word in kicker if word), headline=sentence, pictures=pictures,
         notes=tuple(str(note) for note in results.get("notes") or ()),
         claims=tuple(_claim(claim) for claim in results.get("claims") or ()),
         checkpoints=tables.checkpoints_table(results),
         num_samples=str(samples) if samples else None,
         unconverged=any(tables.unconverged(c) for c in results.get("checkpoints") or ()),
-        by_image=tables.by_image_table(results),
-        convergence=tables.convergence_table(results),
-        averaged=tables.averaged_table(results),
-        effects=tables.effects_table(results),
+        by_image=tables.by_image_table(results), convergence=tables.convergence_table(results),
+        averaged=tables.averaged_table(results), effects=tables.effects_table(results),
         ledger=_ledger(ledger) if ledger and ledger.get("checkpoints") else None,
-        data=_pairs(results.get("data")),
-        config=_pairs(results.get("config"), _CONFIG_NOTES),
-        environment=_pairs(results.get("environment")),
-        seconds=_pairs(seconds),
-    )
+        data=_pairs(results.get("data")), config=_pairs(results.get("config"), _CONFIG_NOTES),
+        environment=_pairs(results.get("environment")), seconds=_pairs(seconds),
+    )  # fmt: skip
 
 
 def _picture(file: Path) -> Picture:
@@ -239,12 +197,10 @@ def _picture(file: Path) -> Picture:
 
 def _claim(claim: Mapping[str, Any]) -> Claim:
     return Claim(
-        claim=str(claim.get("claim")),
-        detail=str(claim.get("detail") or ""),
-        value=tables.plain(claim.get("value")),
-        threshold=tables.plain(claim.get("threshold")),
+        claim=str(claim.get("claim")), detail=str(claim.get("detail") or ""),
+        value=tables.plain(claim.get("value")), threshold=tables.plain(claim.get("threshold")),
         holds=None if claim.get("holds") is None else claim["holds"] is True,
-    )
+    )  # fmt: skip
 
 
 def _ledger(ledger: Results) -> Ledger:

@@ -11,17 +11,11 @@ if TYPE_CHECKING:
 
 
 class Ink(NamedTuple):
-    """How one quantity is drawn in every figure.
+    """How one quantity is drawn in every figure."""
 
-    Attributes:
-      colour: of the line and of its label, as "#rrggbb".
-      marker: matplotlib's name of the marker.
-      line: matplotlib's line style, a name or (offset, (on, off)).
-    """
-
-    colour: str
+    colour: str  # of the line and of its label, as "#rrggbb"
     marker: str
-    line: str | tuple[float, tuple[float, ...]]
+    line: str | tuple[float, tuple[float, ...]]  # matplotlib's style, or (offset, (on, off))
 
 
 # After Okabe and Ito's palette for colour-blind readers. The light colours are darkened, so that
@@ -103,12 +97,7 @@ def style() -> contextlib.AbstractContextManager[None]:
 
 
 def new_figure(size: tuple[float, float], layout: str | None = "constrained") -> Figure:
-    """An empty figure with an Agg canvas, made without pyplot.
-
-    Args:
-      size: width and height in inches.
-      layout: matplotlib's layout engine; None if the caller places everything.
-    """
+    """An empty figure with an Agg canvas, made without pyplot."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
