@@ -23,6 +23,7 @@ from experiments.run import Run, environment, progress_bar
 from experiments.show import figures
 from experiments.studies import over_seeds_and_images
 from gapjax import checkpoints
+from gapjax.fit.recipes import self_consistent_source
 
 _ALPHAS = tuple(f"{tenth / 10:g}" for tenth in range(11))
 _SETTINGS = ("refit_epochs", "batch_size", "refit_batch_size", "mixture", "learning_rate")
@@ -52,13 +53,19 @@ def refit(runs: Sequence[Run], epoch: int, alphas: Sequence[float], out: Path) -
 def _refit(pairs: Sequence[tuple[Run, float]], epoch: int, out: Path) -> None:
     """Refits and scores pairs of a run and an alpha, in one sweep."""
     clock, (first, _) = time.monotonic(), pairs[0]
-    config, params = first.config, [stores.trained_params(run, epoch) for run, _ in pairs]
+    config, train = first.config, jnp.asarray(first.dataset.train)
+    stratified = config.mixture == "stratified"
+
+    def member(run: Run, alpha: float) -> gapjax.Member:
+        params = stores.trained_params(run, epoch)
+        share = jnp.asarray(alpha, jnp.float32)  # an array, so that all are one program
+        source = self_consistent_source(run.vae, params, train, share, stratified)
+        return gapjax.Member(params, source, run.key("refit", epoch))
+
     title = f"alpha {','.join(f'{alpha:g}' for _, alpha in pairs)} epoch {epoch}"
     with progress_bar(first, title, config.refit_epochs) as bar:
-        refits = gapjax.self_consistent(
-            first.vae, params, first.dataset.train, [run.key("refit", epoch) for run, _ in pairs],
-            alpha=jnp.array([alpha for _, alpha in pairs], jnp.float32),
-            stratified=config.mixture == "stratified", num_epochs=config.refit_epochs,
+        refits = gapjax.refit_members(
+            first.vae, [member(*pair) for pair in pairs], num_epochs=config.refit_epochs,
             batch_size=config.refit_batch_size or config.batch_size,
             optimizer=gapjax.adam(config.learning_rate), on_epoch=bar,
         )  # fmt: skip

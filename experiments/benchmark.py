@@ -40,8 +40,9 @@ from experiments.files import write_json
 from experiments.run import environment
 from gapjax import parallel
 from gapjax.codec.stack import CodecError
+from gapjax.fit.recipes import self_consistent_source
 from gapjax.fit.step import init_state, run_steps
-from gapjax.measure import per_image
+from gapjax.measure import bounds
 
 _LIKELIHOODS = {"binary": ("bernoulli", 2), "grey": ("discretized_logistic", 256)}
 _ALL_PHASES = ["train", "refit", "evaluate", "codec"]
@@ -70,12 +71,11 @@ def _program(phase: str, likelihood: str, levels: int, steps: int):
     params = vae.init(jax.random.key(0))
     images, devices = _images(levels, steps * _BATCH.value), parallel.all_devices()
     if phase == "evaluate":
-        program = functools.partial(
-            per_image.bounds, vae=vae, num_samples=_SAMPLES.value, batch_size=_BATCH.value,
+        compiled = bounds.bounds.on(
+            devices, vae=vae, num_samples=_SAMPLES.value, batch_size=_BATCH.value,
             bound=gapjax.elbo,
         )  # fmt: skip
-        compiled = parallel.data_parallel(program, devices)
-        arguments = (None, *parallel.replicate((params, jax.random.key(1), images), devices))
+        arguments = parallel.replicate((params, jax.random.key(1), images), devices)
 
         def run_evaluation() -> None:
             jax.block_until_ready(compiled(*arguments))
@@ -87,11 +87,10 @@ def _program(phase: str, likelihood: str, levels: int, steps: int):
         optimizer = gapjax.encoder_only(optimizer)
         model = gapjax.model_source(vae, params.decoder, len(images))
         source = gapjax.mixture_source(model, source, ALPHA)
-    program = functools.partial(
-        run_steps, vae=vae, optimizer=optimizer, batch_size=_BATCH.value,
-        objective=gapjax.elbo, num_steps=steps,
+    compiled = run_steps.on(
+        devices, vae=vae, optimizer=optimizer, batch_size=_BATCH.value, objective=gapjax.elbo,
+        num_steps=steps,
     )  # fmt: skip
-    compiled = parallel.data_parallel(program, devices)
     state = init_state(params, jax.random.key(1), optimizer)
     state, source = parallel.replicate((state, source), devices)
 
@@ -164,19 +163,21 @@ def _sweeps(kind: str, cores: parallel.Devices) -> dict:
     likelihood, levels = _LIKELIHOODS[kind]
     vae = gapjax.mlp_vae(EVENT, likelihood, latent_dim=LATENT, hidden_sizes=HIDDEN)
     params = [vae.init(jax.random.key(seed)) for seed in range(_MEMBERS)]
-    keys = [jax.random.key(seed) for seed in range(_MEMBERS)]
     images = _images(levels, _STEPS.value * _BATCH.value)
+    members = [
+        gapjax.Member(
+            each, self_consistent_source(vae, each, images, ALPHA, False), jax.random.key(seed)
+        )
+        for seed, each in enumerate(params)
+    ]
     options = {"num_epochs": 1, "batch_size": _BATCH.value}
 
     def alone(devices: parallel.Devices) -> None:
-        jobs = [
-            functools.partial(gapjax.self_consistent, vae, member, images, key, **options)
-            for member, key in zip(params, keys, strict=True)
-        ]
-        jobs.run_concurrently(jobs, devices, stop=lambda: None)
+        refits = [functools.partial(gapjax.refit_encoder, vae, *m[:3], **options) for m in members]
+        jobs.run_concurrently(refits, devices, stop=lambda: None)
 
     def together(sweep: str) -> None:
-        gapjax.self_consistent(vae, params, images, keys, sweep=sweep, **options)
+        gapjax.refit_members(vae, members, sweep=sweep, **options)
 
     programs = {"off": functools.partial(alone, ())}
     programs |= {"cores": functools.partial(alone, cores)} if cores else {}

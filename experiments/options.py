@@ -106,9 +106,9 @@ _RUN_FLAGS = (
     (
         functools.partial(flags.DEFINE_enum, enum_values=_RECIPES), "recipe", None,
         "How self-consistent training refits: paper, by --alpha and the flags above; or another "
-        "recipe of gapjax.recipes.RECIPES, with its own sources and optimizer. Its epochs and batch size "
-        "are the defaults of --refit_epochs and --refit_batch_size. Its control is the same refit "
-        "on training images alone.",
+        "recipe of gapjax, with its own sources and optimizer. Its epochs and batch size are the "
+        "defaults of --refit_epochs and --refit_batch_size. Its control is the same refit on "
+        "training images alone.",
     ),
     (_float, "learning_rate", None, "Learning rate of Adam, in training and refits."),
     (_int, "latent_dim", None, "Dimension of the latent space."),

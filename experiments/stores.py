@@ -266,11 +266,6 @@ def evaluated_like(run: Run) -> dict[str, np.ndarray]:
 # ---- refits that are under way -----------------------------------------------
 
 
-def as_list(progress: Progress | list[Progress]) -> list[Progress]:
-    """What `on_chunk` is given: one refit, or all of a sweep."""
-    return progress if isinstance(progress, list) else [progress]
-
-
 def packed(several: Sequence[Progress]) -> tuple[list[dict], list[dict]]:
     """What is saved of refits: their arrays, and the rest, which goes into the entry's record."""
     arrays = [{"state": one.state, "encoders": one.encoders} for one in several]

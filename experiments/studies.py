@@ -4,6 +4,7 @@ Below FOLDER/checkpoints there is a store for each thing that is computed, with 
 seed; the refits by a recipe that are under way have another.
 """
 
+import dataclasses
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -25,11 +26,11 @@ from experiments.show.formatting import text_table
 from experiments.workdir import Workdir
 from gapjax import checkpoints, parallel
 from gapjax.fit.loop import Progress
-from gapjax.fit.recipes import RECIPES, recipe_model, recipe_optimizer
+from gapjax.fit.recipes import RECIPES, recipe_member, recipe_model, recipe_options
 from gapjax.fit.sources import draw_examples
 from gapjax.fit.step import init_state, steps_per_epoch
 from gapjax.measure.statistics import mean_and_stderr
-from gapjax.results.measurements import amortization_gaps
+from gapjax.results import measurements
 
 KINDS = ("training", "reconstructions", "samples", "test")  # of images; see `images_of`
 _SAVE_EVERY = 25  # epochs of a refit, so that an interruption loses no more than these
@@ -163,7 +164,11 @@ def over_seeds_and_images(per_image: np.ndarray) -> dict:
 def plain_recipe(recipe: gapjax.recipes.Recipe) -> dict:
     """A recipe as JSON gives it back."""
     listed = lambda value: [listed(each) for each in value] if isinstance(value, tuple) else value
-    return {name: listed(value) for name, value in recipe._asdict().items() if name != "evidence"}
+    return {
+        name: listed(value)
+        for name, value in dataclasses.asdict(recipe).items()
+        if name != "evidence"
+    }
 
 
 def named(text: str) -> gapjax.recipes.Recipe:
@@ -186,7 +191,7 @@ def named(text: str) -> gapjax.recipes.Recipe:
             number = 0
         if not (number > 0 and math.isfinite(number)):
             raise UsageError(f"--recipes: {text!r} has {value!r}, which is no positive number")
-        recipe = recipe._replace(**{field: number})
+        recipe = dataclasses.replace(recipe, **{field: number})
     return recipe
 
 
@@ -208,23 +213,27 @@ def _refit_together(
 ) -> None:
     """Refits in one program, and saves each; goes on from where they were saved last."""
     recipe, seeds, first = named(name), [run.config.seed for run in together], together[0]
+    train = jnp.asarray(first.dataset.train)
     clock = time.monotonic()
     resume, seconds = _unfinished(first, name, made_with, out)
     clock -= seconds
+    members = [
+        recipe_member(
+            recipe, first.vae, stores.trained_params(run, epoch), train, run.key("refit", epoch)
+        )._replace(resume=resumed)
+        for run, resumed in zip(together, resume or [None] * len(together), strict=True)
+    ]
     done = resume[0].curve.epoch[-1] if resume else 0
     title = f"{name} seed {','.join(map(str, seeds))}"
     with progress_bar(first, title, recipe.num_epochs, done) as bar:
-        closed = gapjax.close_gap(
-            first.vae,
-            [stores.trained_params(run, epoch) for run in together],
-            first.dataset.train,
-            [run.key("refit", epoch) for run in together],
-            recipe,
+        refits = gapjax.refit_members(
+            recipe_model(recipe, first.vae, train),
+            members,
             on_epoch=bar,
             on_chunk=partial(_keep, first, name, made_with, out, clock),
-            resume=resume,
+            **recipe_options(recipe, len(train)),
         )
-    for run, one, made in zip(together, closed, made_with, strict=True):
+    for run, one, made in zip(together, refits, made_with, strict=True):
         tree = {"encoder": one.params.encoder}
         save_share(out / "checkpoints" / name, run, tree, made, clock, len(together))
     checkpoints.prune(_partial(out, name), lambda saved: [n for n in saved if n == seeds[0]])
@@ -241,16 +250,15 @@ def _keep(
     made_with: list[dict],
     out: Path,
     clock: float,
-    progress: Progress | list[Progress],
+    progress: list[Progress],
 ) -> None:
     """Saves refits every `_SAVE_EVERY` epochs, in the place of what was saved of them before."""
     recipe = named(name)
     epoch = steps_per_epoch(len(first.dataset.train), recipe.batch_size)
-    several = stores.as_list(progress)
-    step = int(several[0].state.step)
+    step = int(progress[0].state.step)
     if step % (_SAVE_EVERY * epoch) or step >= recipe.num_epochs * epoch:
         return
-    tree, members = stores.packed(several)
+    tree, members = stores.packed(progress)
     facts = stores.entry_metadata(clock) | {"made_with": made_with, "members": members}
     checkpoints.save(_partial(out, name), first.config.seed, tree, facts)
 
@@ -262,7 +270,8 @@ def _unfinished(
 
     def state() -> Any:
         init = recipe_model(named(name), run.vae, run.dataset.train).init
-        optimizer = gapjax.encoder_only(recipe_optimizer(named(name), len(run.dataset.train)))
+        options = recipe_options(named(name), len(run.dataset.train))
+        optimizer = gapjax.encoder_only(options["optimizer"])
         return jax.eval_shape(lambda key: init_state(init(key), key, optimizer), run.key("train"))
 
     is_wanted = lambda record: record["made_with"] == made_with
@@ -318,7 +327,7 @@ def amortization_gaps(
 
     def compute() -> tuple[dict, Any]:
         params = stores.trained_params(run, epoch)
-        found = amortization_gaps(
+        found = measurements.amortization_gaps(
             run.vae, params, run.key("ledger", epoch),
             images_of(run, kind, params, epoch, number),
             {name: refitted(run, name, out).encoder for name in recipes},

@@ -36,6 +36,8 @@ from gapjax.model.mlp import mlp_encoder
 from gapjax.optimizers import Convergence, adam, cosine_adam
 from gapjax.vae import VAE, Encoder, Frozen, VAEParams, with_encoder
 
+OPTIMAL_EVERY = 20  # epochs between two measurements of an optimal inference
+
 
 def optimal_inference(
     vae: VAE,
@@ -45,7 +47,7 @@ def optimal_inference(
     *,
     num_epochs: int = 1000,
     until: Convergence | None = Convergence(),  # noqa: B008 (an immutable tuple)
-    monitor_every: int = 20,
+    monitor_every: int = OPTIMAL_EVERY,
     num_samples: int = 4,
     **options: Any,
 ) -> Refit:
