@@ -38,7 +38,7 @@ from experiments import benchmark_references as references
 from experiments.benchmark_references import ALPHA, EVENT, HIDDEN, LATENT
 from experiments.files import write_json
 from experiments.run import environment
-from gapjax import parallel
+from gapjax import jobs, parallel
 from gapjax.codec.stack import CodecError
 from gapjax.fit.recipes import self_consistent_source
 from gapjax.fit.step import init_state, run_steps

@@ -26,9 +26,10 @@ from experiments.files import write_json
 from experiments.run import Run, environment
 from experiments.show import figures
 from experiments.stores import chosen_epochs
-from gapjax import CodecError, Refiner, checkpoints
+from gapjax import Refiner, checkpoints
 from gapjax.codec import container
 from gapjax.codec.coding import ENCODER
+from gapjax.codec.stack import CodecError
 from gapjax.codec.tables import SEED
 from gapjax.measure.bounds import posterior_bounds
 from gapjax.measure.statistics import ratio_of_means
