@@ -124,6 +124,7 @@ def train(
             num_steps = steps_per_epoch(source.num_examples, batch_size)
             skipped = int(state.step) % num_steps * batch_size
             return Progress(jax.tree.map(jnp.copy, state), None, Curve(), 0.0, 0, skipped)
+        assert rng_key is not None
         init_key, run_key = jax.random.split(rng_key)
         fresh = init_state(init_params.on(vae=vae)(init_key), run_key, optimizer)
         return Progress(fresh, None, Curve(), 0.0, 0)

@@ -131,7 +131,7 @@ def _common_step(members: Sequence[Progress], active: Sequence[bool]) -> int:
 
 def _measured(member: Progress, monitor: Monitor | None) -> Progress:
     """A member with a measurement of its start."""
-    curve = Curve(*map(tuple, member.curve))  # JSON gives lists back
+    curve = Curve._make(map(tuple, member.curve))  # JSON gives lists back
     if monitor is not None and not curve.monitor_epoch:
         curve = _add_measurement(curve, 0, monitor(member.state.params))
     return member._replace(curve=curve)

@@ -98,10 +98,12 @@ def check_reparameterized(model: Model) -> None:
 def check_images(name: str, images: Any, model: Model) -> None:
     """Raises ValueError where an image is not in the support of the likelihood, if it is known."""
     support, images = model.support, np.asarray(images)
+    if support is None:
+        return
     while hasattr(support, "base_constraint"):
         support = support.base_constraint
     block = max(1, _BLOCK // max(1, math.prod(images.shape[1:])))
-    for first in range(0, len(images) if support is not None else 0, block):
+    for first in range(0, len(images), block):
         part = images[first : first + block]
         try:
             valid = np.asarray(support(part))
