@@ -23,7 +23,7 @@ from experiments.run import Run, environment, progress_bar
 from experiments.show import figures
 from experiments.studies import over_seeds_and_images
 from gapjax import checkpoints
-from gapjax.fit.recipes import self_consistent_source
+from gapjax.fit.api import self_consistent_source
 
 _ALPHAS = tuple(f"{tenth / 10:g}" for tenth in range(11))
 _SETTINGS = ("refit_epochs", "batch_size", "refit_batch_size", "mixture", "learning_rate")

@@ -40,7 +40,7 @@ from experiments.files import write_json
 from experiments.run import environment
 from gapjax import jobs, parallel
 from gapjax.codec.stack import CodecError
-from gapjax.fit.recipes import self_consistent_source
+from gapjax.fit.api import self_consistent_source
 from gapjax.fit.step import init_state, run_steps
 from gapjax.measure import bounds
 

@@ -9,7 +9,7 @@ from absl import flags
 from experiments.config import Config, UsageError, check, known
 from experiments.presets import PRESETS
 from gapjax.data import BINARIZATIONS, DATASETS
-from gapjax.fit.executor import SWEEPS
+from gapjax.fit.loop import SWEEPS
 from gapjax.fit.recipes import RECIPES
 from gapjax.model.mlp import LIKELIHOODS, POSTERIORS, UNIFORM_WEIGHT
 

@@ -28,17 +28,9 @@ from experiments.stores import (
     valid_entries,
 )
 from gapjax import checkpoints
-from gapjax.fit.api import Refit
-from gapjax.fit.executor import SWEEPS
-from gapjax.fit.loop import Monitor, Progress
-from gapjax.fit.recipes import (
-    OPTIMAL_EVERY,
-    RECIPES,
-    optimal_member,
-    recipe_member,
-    recipe_options,
-    self_consistent_source,
-)
+from gapjax.fit.api import OPTIMAL_EVERY, Refit, optimal_member, self_consistent_source
+from gapjax.fit.loop import SWEEPS, Monitor, Progress
+from gapjax.fit.recipes import RECIPES, recipe_member, recipe_options
 from gapjax.fit.step import steps_per_epoch
 
 _UNFINISHED = "refit_partial"  # the store of refits that are under way; `_number` names an entry

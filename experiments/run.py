@@ -24,7 +24,7 @@ from experiments.cost import check_memory
 from experiments.options import Saving
 from experiments.workdir import Workdir
 from gapjax import jobs, parallel
-from gapjax.fit.executor import SWEEPS
+from gapjax.fit.loop import SWEEPS
 from gapjax.fit.step import steps_per_epoch
 from gapjax.model.mlp import UNIFORM_WEIGHT
 

@@ -10,12 +10,12 @@ from .fit import objectives as objectives
 from .fit import recipes as recipes
 from .fit import sources as sources
 from .fit.api import Member as Member
+from .fit.api import optimal_inference as optimal_inference
 from .fit.api import refit_encoder as refit_encoder
 from .fit.api import refit_members as refit_members
+from .fit.api import self_consistent as self_consistent
 from .fit.api import train as train
 from .fit.recipes import close_gap as close_gap
-from .fit.recipes import optimal_inference as optimal_inference
-from .fit.recipes import self_consistent as self_consistent
 from .fit.sources import data_source as data_source
 from .fit.sources import mixture_source as mixture_source
 from .fit.sources import model_source as model_source

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from gapjax import parallel
@@ -25,6 +26,7 @@ from gapjax.model.checks import (
     check_model,
     check_reparameterized,
     check_trainable,
+    explain,
 )
 from gapjax.optimizers import adam
 from gapjax.vae import VAE, VAEParams
@@ -281,3 +283,28 @@ def _example_keys(rng_key: jax.Array, positions: jax.Array) -> tuple[jax.Array, 
     """Two keys for every position [M] of an epoch: to draw x, and for the objective's noise."""
     keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(rng_key, i)))(positions)
     return keys[:, 0], keys[:, 1]
+
+
+def explain_step(
+    vae: VAE, objective: Objective, source: Source, state: TrainState, batch_size: int
+) -> str:
+    """What is not finite of the objective on the batch that follows this state, in words."""
+    plan_key, positions, draw_keys, objective_keys = batch_keys(
+        state, source.num_examples, batch_size
+    )
+    x = draw_examples(source, source.begin_epoch(plan_key), draw_keys, positions)
+    of_all = lambda params: jax.vmap(
+        lambda key, one: objective(vae, params, key, one)
+    )(objective_keys, x)  # fmt: skip
+    bad = np.flatnonzero(~np.isfinite(np.asarray(of_all(state.params))))
+    if len(bad):
+        index = int(bad[0])
+        found = explain(vae, state.params, objective_keys[index], x[index])
+        return (
+            f"the objective of example {positions[index]} of the epoch is not finite: "
+            f"{found or 'no part of the bound is at fault'}"
+        )
+    gradient = jax.grad(lambda params: of_all(params).sum())(state.params)
+    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient)):
+        return "the gradient of the objective is not finite on this batch"
+    return "this batch is finite"
