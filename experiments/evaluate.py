@@ -46,9 +46,7 @@ def evaluate_phase(run: Run, epochs: Sequence[int] | None = None) -> results_jso
             rows.append(row)
             bar(index + 1, row["test"]["bpd"])
     results: results_json.Results = {
-        "schema": results_json.VERSION,
-        "preset": run.config.preset,
-        "dataset": run.dataset.name,
+        "schema": results_json.VERSION, "preset": run.config.preset, "dataset": run.dataset.name,
         "event_shape": list(run.dataset.event_shape),
         "config": {
             **run.config._asdict(),
@@ -60,14 +58,12 @@ def evaluate_phase(run: Run, epochs: Sequence[int] | None = None) -> results_jso
             **environment(),
             "commits": {phase: sorted(filter(None, made)) for phase, made in commits.items()},
         },
-        "data": run.dataset.provenance,
-        "num_eval_samples": run.config.num_eval_samples,
-        "checkpoints": rows,
-        "best": results_json.best(rows),
+        "data": run.dataset.provenance, "num_eval_samples": run.config.num_eval_samples,
+        "checkpoints": rows, "best": results_json.best(rows),
         "claims": claims(rows, run.config.alpha),
         "seconds": {**seconds, "total": sum(seconds.values())},
         "notes": [*_notes(rows), *effects.notes(rows)],
-    }
+    }  # fmt: skip
     if run.workdir.writes:
         write_json(run.workdir.path / "results.json", results)
     return results

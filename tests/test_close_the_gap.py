@@ -299,8 +299,8 @@ def test_recipe_of_the_programs_is_that_of_the_library(tmp_path):
         closed = gapjax.close_gap(
             run.vae, state.params, run.dataset.train, run.key("refit", EPOCH), recipe
         )
-        made = stores.refitted_params(run, kind, EPOCH, state.params)
-        jax.tree.map(np.testing.assert_array_equal, made, closed.params)
+        _, by_name = stores.encoders(run, EPOCH, [kind])
+        jax.tree.map(np.testing.assert_array_equal, by_name[kind], closed.params.encoder)
 
 
 def test_programs_know_the_recipes_that_keep_the_architecture():
