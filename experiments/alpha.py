@@ -101,15 +101,12 @@ def _checkpoint(runs: Sequence[Run], epoch: int, alphas: Sequence[float], out: P
         entries = [checkpoints.restore(store, run.config.seed, like) for run in runs]
         commits |= {str(facts["commit"]) for _, facts in entries}
         after, averaged = (np.stack([tree[name] for tree, _ in entries]) for name in like)
-        rows.append(
-            {
-                "alpha": alpha,
-                "test_bpd": over_seeds_and_images(after),
-                "gain": over_seeds_and_images(trained - after),
-                "averaged_test_bpd": over_seeds_and_images(averaged),
-                "averaged_gain": over_seeds_and_images(trained - averaged),
-            }
-        )
+        rows.append({
+            "alpha": alpha, "test_bpd": over_seeds_and_images(after),
+            "gain": over_seeds_and_images(trained - after),
+            "averaged_test_bpd": over_seeds_and_images(averaged),
+            "averaged_gain": over_seeds_and_images(trained - averaged),
+        })  # fmt: skip
     return {
         "epoch": epoch, "as_trained": over_seeds_and_images(trained), "alphas": rows,
         "commits": sorted(commits),

@@ -131,24 +131,18 @@ def leaderboard(
     for name in choice["ranking"]:
         gain, validation = trained - tested[name], choice["validation_bpd"]
         records = [checkpoints.record(out / "checkpoints" / name, r.config.seed) for r in runs]
-        rows.append(
-            {
-                "recipe": name,
-                "gap_closed": _shares(gain[:, :number], trained[:, :number] - optimal),
-                "test_bpd": _summary(tested[name]),
-                "validation_bpd": validation and over_seeds(validation[name]),
-                "gain": _summary(gain),
-                "gain_over_control": _summary(tested["control"] - tested[name]),
-                "seeds": len(runs),
-                "larger_encoder": _cost(runs[0], name) > 1,
-                "cost": _cost(runs[0], name),
-                "encoder_parameters": _num_parameters(runs[0], name),
-                "chosen": name in (choice["best"], choice["best_of_any_size"]),
-                "refit_seconds": float(np.mean([record["seconds"] for record in records])),
-                "commits": sorted({str(record["commit"]) for record in records}),
-                "definition": studies.plain_recipe(named(name)),
-            }
-        )
+        rows.append({
+            "recipe": name, "gap_closed": _shares(gain[:, :number], trained[:, :number] - optimal),
+            "test_bpd": _summary(tested[name]),
+            "validation_bpd": validation and over_seeds(validation[name]), "gain": _summary(gain),
+            "gain_over_control": _summary(tested["control"] - tested[name]), "seeds": len(runs),
+            "larger_encoder": _cost(runs[0], name) > 1, "cost": _cost(runs[0], name),
+            "encoder_parameters": _num_parameters(runs[0], name),
+            "chosen": name in (choice["best"], choice["best_of_any_size"]),
+            "refit_seconds": float(np.mean([record["seconds"] for record in records])),
+            "commits": sorted({str(record["commit"]) for record in records}),
+            "definition": studies.plain_recipe(named(name)),
+        })  # fmt: skip
     return rows
 
 
@@ -187,11 +181,8 @@ def summary(
         [score(run, name, epoch, out, images_of(run)).mean(dtype=np.float64) for run in runs]
     )
     return {
-        "schema": 1,
-        "dataset": runs[0].dataset.name,
-        "preset": runs[0].config.preset,
-        "epoch": epoch,
-        "seeds": [run.config.seed for run in runs],
+        "schema": 1, "dataset": runs[0].dataset.name, "preset": runs[0].config.preset,
+        "epoch": epoch, "seeds": [run.config.seed for run in runs],
         "num_validation": len(_held_out(runs[0])) if validated else 0,
         "num_test": len(runs[0].dataset.test),
         "as_trained": {
@@ -205,14 +196,10 @@ def summary(
             "num_images": optimal.shape[1],
             "fitted_on_test": True,
         },
-        "stderr_over": _stderr_over(runs),
-        "chosen_on": choice["chosen_on"],
-        "best": choice["best"],
-        "best_of_any_size": choice["best_of_any_size"],
-        "recipes": rows,
-        "environment": environment(),
-        "notes": [*_NOTES, _CHOSEN[choice["chosen_on"]]],
-    }
+        "stderr_over": _stderr_over(runs), "chosen_on": choice["chosen_on"], "best": choice["best"],
+        "best_of_any_size": choice["best_of_any_size"], "recipes": rows,
+        "environment": environment(), "notes": [*_NOTES, _CHOSEN[choice["chosen_on"]]],
+    }  # fmt: skip
 
 
 def table(results: dict) -> str:

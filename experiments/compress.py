@@ -22,7 +22,7 @@ from experiments.config import Config, UsageError
 from experiments.files import replacing, write_atomically
 from experiments.results_json import AVERAGED, REFITS
 from experiments.run import Run, make_vae
-from experiments.stores import refitted_params, trained_params
+from experiments.stores import encoders
 from experiments.workdir import Workdir
 from gapjax import CodecError, checkpoints
 from gapjax.codec import container
@@ -41,11 +41,9 @@ def store_of(encoder: str) -> str:
 
 def encoder_params(run: Run, epoch: int, encoder: str) -> gapjax.VAEParams:
     """The parameters of a checkpoint with one of `ENCODERS`."""
-    trained = trained_params(run, epoch)
-    if encoder == AS_TRAINED:
-        return trained
-    which = "averaged" if encoder.endswith(_AVERAGED) else "encoder"
-    return refitted_params(run, store_of(encoder), epoch, trained, which)
+    kinds = () if encoder == AS_TRAINED else (store_of(encoder),)
+    trained, by_name = encoders(run, epoch, kinds, averaged=kinds)
+    return trained._replace(encoder=by_name[encoder])
 
 
 def compress(values: flags.FlagValues) -> None:

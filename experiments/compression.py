@@ -141,9 +141,7 @@ def _gap(run: Run, epoch: int, settings: Settings) -> dict[str, Any]:
     search = gapjax.best_posteriors(run.vae, params, run.key("ledger", epoch), images)
     best, start = bounds(search.posteriors), _bounds(run, params, images, ENCODER, 200)
     rows = []
-    for refiner in settings.refiners:
-        if not refiner.num_steps:
-            continue
+    for refiner in filter(lambda refiner: refiner.num_steps, settings.refiners):
         refine = functools.partial(
             gapjax.refine, run.vae, params, jax.random.key(SEED), images, refiner
         )
@@ -154,12 +152,8 @@ def _gap(run: Run, epoch: int, settings: Settings) -> dict[str, Any]:
         won = bounds(refined.posteriors) - start
         closed, stderr = ratio_of_means(won, best - start)
         rows.append({
-            **_named(refiner),
-            "closed": closed,
-            "closed_stderr": stderr,
-            "worst": float(won.min()),
-            "fraction_worse": float((won < 0).mean()),
-            "ms": 1e3 * seconds / len(images),
+            **_named(refiner), "closed": closed, "closed_stderr": stderr, "worst": float(won.min()),
+            "fraction_worse": float((won < 0).mean()), "ms": 1e3 * seconds / len(images),
         })  # fmt: skip
         print(f"epoch {epoch}: {rows[-1]}", flush=True)
     return {"num_images": len(images), "nats": float((best - start).mean()), "rows": rows}

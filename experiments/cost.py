@@ -67,11 +67,8 @@ def check_memory(config: Config, dataset: gapjax.Dataset) -> None:
     outputs = pixels if dataset.levels == 2 else 2 * pixels
     encoder = [pixels, *config.hidden_sizes, 2 * config.latent_dim]
     decoder = [config.latent_dim, *reversed(config.hidden_sizes), outputs]
-    number = sum(
-        (inputs + 1) * size
-        for layers in (encoder, decoder)
-        for inputs, size in itertools.pairwise(layers)
-    )
+    layers = itertools.chain(itertools.pairwise(encoder), itertools.pairwise(decoder))
+    number = sum((inputs + 1) * size for inputs, size in layers)
     needed, available = _training_memory(number, dataset), _memory()
     if available is not None and needed > available:
         raise UsageError(
@@ -85,12 +82,9 @@ def describe(config: Config, cost: Cost, workdir: object) -> str:
     """What --dry_run prints: the configuration, the folder, and the estimates."""
     speed = _EFFICIENCY * _product_speed()
     phases = {name: duration(number / speed) for name, number in cost.operations.items()}
+    given = {name: value for name, value in config._asdict().items() if value is not None}
     lines = [
-        *(
-            f"--{name}={_plain(value)}"
-            for name, value in config._asdict().items()
-            if value is not None
-        ),
+        *(f"--{name}={_plain(value)}" for name, value in given.items()),
         f"workdir: {workdir}",
         f"parameters: {cost.encoder:,} of the encoder, {cost.decoder:,} of the decoder",
         f"memory: about {_gib(cost.memory)}",
@@ -110,8 +104,7 @@ def _memory() -> int | None:
     """Bytes that the first device can have; None where that is not known."""
     device = parallel.all_devices()[0]
     if device.platform != "cpu":
-        statistics = device.memory_stats() or {}
-        return statistics.get("bytes_limit")
+        return (device.memory_stats() or {}).get("bytes_limit")
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError):

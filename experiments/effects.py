@@ -26,8 +26,8 @@ _draw = jax.jit(draw_examples)
 
 def effects_like(run: Run) -> dict:
     """A pytree with the structure, shapes and dtypes of what `measure` returns."""
-    bpds = dict.fromkeys(("as_trained", *COMPARED), np.zeros(_num_images(run), np.float32))
-    norms = np.zeros(min(_MOST_GRADIENTS, _num_images(run)), np.float32)
+    bpds = dict.fromkeys(("as_trained", *COMPARED), np.zeros(num_images(run), np.float32))
+    norms = np.zeros(min(_MOST_GRADIENTS, num_images(run)), np.float32)
     return {kind: {"bpd": bpds, "gradient": norms} for kind in ("model", "train")}
 
 
@@ -47,7 +47,7 @@ def measure(
     """
     by_name = {"as_trained": trained.encoder, **{name: encoders[name] for name in COMPARED}}
     key, samples = run.key("evaluate"), run.config.num_eval_samples
-    number = _num_images(run)
+    number = num_images(run)
     model = gapjax.model_source(run.vae, trained.decoder, number)
     keys = jax.random.split(run.key("effects", epoch), number)
     drawn = _draw(model, None, keys, jnp.arange(number)).astype(run.dataset.train.dtype)
@@ -96,7 +96,8 @@ def notes(rows: list[dict]) -> list[str]:
     ]
 
 
-def _num_images(run: Run) -> int:
+def num_images(run: Run) -> int:
+    """As many of every kind: as there are in either set."""
     return min(len(run.dataset.test), len(run.dataset.train))
 
 

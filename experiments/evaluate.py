@@ -46,9 +46,7 @@ def evaluate_phase(run: Run, epochs: Sequence[int] | None = None) -> results_jso
             rows.append(row)
             bar(index + 1, row["test"]["bpd"])
     results: results_json.Results = {
-        "schema": results_json.VERSION,
-        "preset": run.config.preset,
-        "dataset": run.dataset.name,
+        "schema": results_json.VERSION, "preset": run.config.preset, "dataset": run.dataset.name,
         "event_shape": list(run.dataset.event_shape),
         "config": {
             **run.config._asdict(),
@@ -60,14 +58,12 @@ def evaluate_phase(run: Run, epochs: Sequence[int] | None = None) -> results_jso
             **environment(),
             "commits": {phase: sorted(filter(None, made)) for phase, made in commits.items()},
         },
-        "data": run.dataset.provenance,
-        "num_eval_samples": run.config.num_eval_samples,
-        "checkpoints": rows,
-        "best": results_json.best(rows),
+        "data": run.dataset.provenance, "num_eval_samples": run.config.num_eval_samples,
+        "checkpoints": rows, "best": results_json.best(rows),
         "claims": claims(rows, run.config.alpha),
         "seconds": {**seconds, "total": sum(seconds.values())},
         "notes": [*_notes(rows), *effects.notes(rows)],
-    }
+    }  # fmt: skip
     if run.workdir.writes:
         write_json(run.workdir.path / "results.json", results)
     return results
@@ -80,12 +76,19 @@ def _row(
     like = evaluated_like(run)
     # Restored only if something is missing, and once for both.
     restored = functools.cache(lambda: encoders(run, epoch, REFITS, AVERAGED))
-    bpds, evaluated = _load_or_compute(
-        run, "evaluation", epoch, like, lambda: _evaluate(run, *restored()), done
-    )
-    measured, compared = _load_or_compute(
-        run, "effects", epoch, effects_like(run),
-        lambda: effects.measure(run, epoch, *restored(), bpds["train"]), done,
+
+    def load_or_compute(name: str, like: Any, compute: Callable[[], Any]) -> tuple[Any, dict]:
+        if run.interrupted():  # what was computed has been saved
+            raise KeyboardInterrupt
+        if epoch not in done[name]:
+            clock = time.monotonic()
+            stores.save(run, name, epoch, compute(), clock)
+        return stores.load(run, name, epoch, like)
+
+    bpds, evaluated = load_or_compute("evaluation", like, lambda: _evaluate(run, *restored()))
+    measured, compared = load_or_compute(
+        "effects", effects_like(run),
+        lambda: effects.measure(run, epoch, *restored(), bpds["train"]),
     )  # fmt: skip
     made = {kind: checkpoints.record(run.workdir.checkpoints / kind, epoch) for kind in _MADE}
     evaluations = {name: summarize(np.asarray(bpds[name])) for name in like}
@@ -99,37 +102,16 @@ def _row(
     return row, [*made.items(), ("evaluate", evaluated), ("evaluate", compared)]
 
 
-def _load_or_compute(
-    run: Run,
-    name: str,
-    epoch: int,
-    like: Any,
-    compute: Callable[[], Any],
-    done: Mapping[str, list[int]],
-) -> tuple[Any, dict]:
-    """The entry of a checkpoint in one of the run's stores, computed if missing; its record."""
-    if run.interrupted():
-        raise KeyboardInterrupt
-    if epoch not in done[name]:
-        clock = time.monotonic()
-        stores.save(run, name, epoch, compute(), clock)
-    return stores.load(run, name, epoch, like)
-
-
 def _evaluate(
     run: Run, trained: gapjax.VAEParams, by_name: Mapping[str, Any]
 ) -> dict[str, np.ndarray]:
     """BPD per image, of the train set and by every encoder of the test set, on common noise."""
     evaluate = functools.partial(gapjax.evaluate, run.vae, num_samples=run.config.num_eval_samples)
-    key = run.key("evaluate")
-    train, test = jnp.asarray(run.dataset.train), jnp.asarray(run.dataset.test)
-    bpds = {
-        "train": evaluate(trained, key, train).per_image,
-        "test": evaluate(trained, key, test).per_image,
-    }
+    key, test = run.key("evaluate"), jnp.asarray(run.dataset.test)
+    bpds = {"train": evaluate(trained, key, jnp.asarray(run.dataset.train)).per_image}
     for name, encoder in by_name.items():
-        if name != "as_trained":
-            bpds[name] = evaluate(trained._replace(encoder=encoder), key, test).per_image
+        params = trained._replace(encoder=encoder)
+        bpds["test" if name == "as_trained" else name] = evaluate(params, key, test).per_image
     if run.validation is not None:
         bpds["validation"] = evaluate(trained, key, jnp.asarray(run.validation)).per_image
     return bpds

@@ -76,19 +76,16 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
 
 def settings_from_flags(values: flags.FlagValues) -> Settings:
     """The flags, checked."""
+    found = {}
     for name, least in (("images", 2), ("samples", 1), ("simulated", 0), ("batch_size", 1)):
-        if values[f"ledger_{name}"].value < least:
-            raise UsageError(
-                f"--ledger_{name} is {values[f'ledger_{name}'].value}; it must be at least {least}"
-            )
+        value = values[f"ledger_{name}"].value
+        if value < least:
+            raise UsageError(f"--ledger_{name} is {value}; it must be at least {least}")
+        found[name if name == "batch_size" else f"num_{name}"] = value
     epochs = values["ledger_epochs"].value
     if epochs is not None:
         epochs = tuple(sorted(set(options.integers("ledger_epochs", epochs))))
-    return Settings(
-        epochs=epochs, num_images=values["ledger_images"].value,
-        num_samples=values["ledger_samples"].value, num_simulated=values["ledger_simulated"].value,
-        batch_size=values["ledger_batch_size"].value,
-    )  # fmt: skip
+    return Settings(epochs=epochs, **found)
 
 
 def check_flags(values: flags.FlagValues, config: Config) -> None:

@@ -32,6 +32,8 @@ class Saving(NamedTuple):
     keep: int = 1  # how many of them are kept, the newest
 
 
+_one_of = lambda names: functools.partial(flags.DEFINE_enum, enum_values=names)
+_int, _float, _str = flags.DEFINE_integer, flags.DEFINE_float, flags.DEFINE_string
 _PLACE_FLAGS = (
     (
         flags.DEFINE_string, "workdir", None,
@@ -43,7 +45,7 @@ _PLACE_FLAGS = (
         "Where MNIST is: a TensorFlow Datasets folder, or one with the four IDX files.",
     ),
     (
-        functools.partial(flags.DEFINE_enum, enum_values=("off", "cores", *SWEEPS)), "sweep",
+        _one_of(("off", "cores", *SWEEPS)), "sweep",
         "auto", "How the refits of all checkpoints are computed. In one program, spread over the "
         "devices: vmap, side by side; map, one after another. Each on its own: off, one after "
         "another; cores, side by side, each on a core of the CPU, to the same bits. auto: vmap on "
@@ -73,16 +75,12 @@ _SAVING_FLAGS = (
         "How many of the states of --save_every are kept, the newest; checkpoints all are.",
     ),
 )  # fmt: skip
-_binarizations = functools.partial(flags.DEFINE_enum, enum_values=BINARIZATIONS)
-_likelihoods = functools.partial(flags.DEFINE_enum, enum_values=LIKELIHOODS)
-_posteriors = functools.partial(flags.DEFINE_enum, enum_values=POSTERIORS)
-_int, _float, _str = flags.DEFINE_integer, flags.DEFINE_float, flags.DEFINE_string
 _RUN_FLAGS = (
     (_str, "preset", "digits", f"Sets the defaults of the others: {', '.join(PRESETS)}."),
     (_int, "seed", 0, "Seed of everything random in the run, but not of the data."),
     (_str, "dataset", None, f"{', '.join(DATASETS)}, or the path of an .npz file."),
     (
-        _binarizations, "binarization", None,
+        _one_of(BINARIZATIONS), "binarization", None,
         "How grey levels become binary; default: what the data set's name says.",
     ),
     (_float, "threshold", None, "Share of full brightness from which a pixel is 1."),
@@ -99,12 +97,12 @@ _RUN_FLAGS = (
         "Examples in a step of self-consistent training and of its control; default: --batch_size.",
     ),
     (
-        functools.partial(flags.DEFINE_enum, enum_values=MIXTURES), "mixture", None,
+        _one_of(MIXTURES), "mixture", None,
         "How self-consistent training mixes: random, each example is a sample of the model with "
         "probability --alpha; stratified, this share of every batch.",
     ),
     (
-        functools.partial(flags.DEFINE_enum, enum_values=_RECIPES), "recipe", None,
+        _one_of(_RECIPES), "recipe", None,
         "How self-consistent training refits: paper, by --alpha and the flags above; or another "
         "recipe of gapjax, with its own sources and optimizer. Its epochs and batch size are the "
         "defaults of --refit_epochs and --refit_batch_size. Its control is the same refit on "
@@ -114,7 +112,7 @@ _RUN_FLAGS = (
     (_int, "latent_dim", None, "Dimension of the latent space."),
     (flags.DEFINE_list, "hidden_sizes", None, "Widths of the hidden layers, e.g. 500,500."),
     (
-        _likelihoods, "likelihood", None,
+        _one_of(LIKELIHOODS), "likelihood", None,
         "p(x given z); default: bernoulli for binary data, discretized_logistic for grey.",
     ),
     (
@@ -128,19 +126,31 @@ _RUN_FLAGS = (
         "Training images to hold out of training, to name the best checkpoint by; 0: by the test "
         "set, which is optimistic.",
     ),
-    (_posteriors, "posterior", "diagonal", "Family of q(z given x)."),
+    (_one_of(POSTERIORS), "posterior", "diagonal", "Family of q(z given x)."),
+    (
+        flags.DEFINE_bool, "dry_run", False, "Print the resolved configuration, the folder, and an "
+        "estimate of memory and time; write nothing.",
+    ),
 )  # fmt: skip
 
 
 def define_place(values: flags.FlagValues = flags.FLAGS) -> None:
     """Defines the flags that say where a run lives; they are no part of what it computes."""
-    for define, name, default, text in _PLACE_FLAGS:
-        define(name=name, default=default, help=text, flag_values=values)
+    _define(_PLACE_FLAGS, values)
 
 
 def define_saving(values: flags.FlagValues = flags.FLAGS) -> None:
     """Defines the flags of `Saving`."""
-    for define, name, default, text in _SAVING_FLAGS:
+    _define(_SAVING_FLAGS, values)
+
+
+def define_run(values: flags.FlagValues = flags.FLAGS) -> None:
+    """Defines the flags of `Config`. Those without a default here take the preset's."""
+    _define(_RUN_FLAGS, values)
+
+
+def _define(table: tuple, values: flags.FlagValues) -> None:
+    for define, name, default, text in table:
         define(name=name, default=default, help=text, flag_values=values)
 
 
@@ -151,16 +161,6 @@ def saving_from_flags(values: flags.FlagValues) -> Saving:
         if value < least:
             raise UsageError(f"--{name} is {value}; it must be at least {least}")
     return saving
-
-
-def define_run(values: flags.FlagValues = flags.FLAGS) -> None:
-    """Defines the flags of `Config`. Those without a default here take the preset's."""
-    for define, name, default, text in _RUN_FLAGS:
-        define(name=name, default=default, help=text, flag_values=values)
-    flags.DEFINE_bool(
-        "dry_run", False, "Print the resolved configuration, the folder, and an estimate of memory "
-        "and time; write nothing.", flag_values=values,
-    )  # fmt: skip
 
 
 def config_from_flags(values: flags.FlagValues) -> Config:

@@ -20,13 +20,7 @@ import gapjax
 from experiments import options, program, stores
 from experiments.results_json import REFITS
 from experiments.run import Run, progress_bar
-from experiments.stores import (
-    chosen_epochs,
-    refitted_like,
-    state_like,
-    trained_params,
-    valid_entries,
-)
+from experiments.stores import chosen_epochs, trained_params, valid_entries
 from gapjax import checkpoints
 from gapjax.fit.api import OPTIMAL_EVERY, Refit, optimal_member, self_consistent_source
 from gapjax.fit.loop import SWEEPS, Monitor, Progress
@@ -42,7 +36,7 @@ def refit_phase(
     run: Run, epochs: Sequence[int] | None = None, kinds: Sequence[str] = REFITS
 ) -> None:
     """Refits the encoder of these checkpoints: self-consistent, its control, and optimal."""
-    epochs, like = list(epochs or run.epochs), refitted_like(run)
+    epochs, like = list(epochs or run.epochs), stores.refitted_like(run)
     good = {kind: valid_entries(run, kind, like) for kind in kinds}
     missing = [(epoch, kind) for epoch in epochs for kind in kinds if epoch not in good[kind]]
     # The kinds of refit start from one copy; it is on the host, as each may run on another device.
@@ -105,8 +99,7 @@ def _refit(
             run.workdir.log(kind, done_epoch, {"test_bpd": bpd}, checkpoint=epoch)
         tree = {"encoder": refit.params.encoder, "averaged": refit.averaged_params.encoder}
         seconds = (time.monotonic() - clock) / len(epochs)
-        metadata = {**_record(kind, refit), "seconds": seconds}
-        stores.save(run, kind, epoch, tree, clock, **metadata)
+        stores.save(run, kind, epoch, tree, clock, **_record(kind, refit), seconds=seconds)
     store, own = run.workdir.checkpoints / _UNFINISHED, _number(kind, epochs)
     checkpoints.prune(store, lambda saved: [number for number in saved if number == own])
 
@@ -175,14 +168,8 @@ def _recipe(run: Run, kind: str) -> gapjax.recipes.Recipe | None:
 
 def _monitor(run: Run) -> Monitor:
     """Test BPD with few samples, for the curve of a refit."""
-    test = jnp.asarray(run.dataset.test)
-
-    def monitor(candidate: gapjax.VAEParams) -> float:
-        return gapjax.evaluate(
-            run.vae, candidate, run.key("monitor"), test, num_samples=_MONITOR_SAMPLES
-        ).bpd
-
-    return monitor
+    test, few = jnp.asarray(run.dataset.test), {"num_samples": _MONITOR_SAMPLES}
+    return lambda params: gapjax.evaluate(run.vae, params, run.key("monitor"), test, **few).bpd
 
 
 def _save_unfinished(run: Run, kind: str, epochs: list[int], several: list, clock: float) -> None:
@@ -207,7 +194,7 @@ def _unfinished(run: Run, kind: str, epochs: list[int]) -> tuple[list | None, fl
         same = (record["kind"], record["epochs"]) == (kind, epochs)
         return same and stores.is_of_run(run, _UNFINISHED, number, "the refit begins anew")
 
-    state = lambda: state_like(run, gapjax.encoder_only(_options(run, kind)["optimizer"]))
+    state = lambda: stores.state_like(run, gapjax.encoder_only(_options(run, kind)["optimizer"]))
     return stores.unfinished(run.workdir.checkpoints / _UNFINISHED, number, is_wanted, state)
 
 

@@ -209,14 +209,11 @@ def environment() -> dict:
 def commit() -> str | None:
     """The commit of the source tree, marked where it has changes; None outside a checkout."""
     git = ["git", "-C", str(Path(__file__).parent.parent)]
+    said = {"capture_output": True, "text": True, "check": True}
+    status = ["status", "--porcelain", "--", "gapjax", "experiments"]
     try:
-        commit = subprocess.run(
-            [*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True
-        ).stdout.strip()
-        changed = subprocess.run(
-            [*git, "status", "--porcelain", "--", "gapjax", "experiments"],
-            capture_output=True, text=True, check=True,
-        ).stdout  # fmt: skip
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], **said).stdout.strip()
+        changed = subprocess.run([*git, *status], **said).stdout
     except (OSError, subprocess.CalledProcessError):
         return None
     return f"{commit} with changes" if changed else commit

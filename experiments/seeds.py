@@ -61,13 +61,9 @@ def summary(runs: Sequence[dict]) -> dict:
             if claim["holds"] is not None:
                 verdicts.setdefault(claim["claim"], {})[seed] = claim["holds"]
     return {
-        "schema": 1,
-        "preset": runs[0]["preset"],
-        "dataset": runs[0]["dataset"],
-        "seeds": seeds,
+        "schema": 1, "preset": runs[0]["preset"], "dataset": runs[0]["dataset"], "seeds": seeds,
         "commits": sorted({commit for made in made_by for commit in made}),
-        "environment": environment(),
-        "checkpoints": rows,
+        "environment": environment(), "checkpoints": rows,
         "claims": [
             {
                 "claim": claim,
@@ -77,7 +73,7 @@ def summary(runs: Sequence[dict]) -> dict:
             for claim, holds in verdicts.items()
         ],
         "notes": [OPTIMAL_NOTE],
-    }
+    }  # fmt: skip
 
 
 def table(results: dict) -> str:

@@ -199,16 +199,6 @@ def trained_params(run: Run, epoch: int) -> gapjax.VAEParams:
     return load(run, "train", epoch, state_like(run))[0].params
 
 
-def refitted_params(
-    run: Run, kind: str, epoch: int, trained: gapjax.VAEParams, which: str = "encoder"
-) -> gapjax.VAEParams:
-    """The parameters `trained` of a checkpoint with a refitted encoder.
-
-    `which` is "encoder", or the one "averaged" over the refit; WorkdirError if there is none.
-    """
-    return trained._replace(encoder=_refitted(run, kind, epoch)[which])
-
-
 def encoders(
     run: Run, epoch: int, kinds: Sequence[str], averaged: Sequence[str] = ()
 ) -> tuple[gapjax.VAEParams, dict[str, Any]]:

@@ -20,6 +20,7 @@ from absl import flags
 import gapjax
 from experiments import program, stores
 from experiments.config import UsageError
+from experiments.effects import num_images
 from experiments.options import checkpoints_of
 from experiments.run import Run, prepare, progress_bar
 from experiments.show.formatting import text_table
@@ -294,7 +295,7 @@ def images_of(run: Run, kind: str, params: gapjax.VAEParams, epoch: int, number:
 
     Reconstructions are x ~ p(x given z) with z ~ q(z given x) of training images.
     """
-    number = _number_of(run, number)
+    number = min(number, num_images(run))
     train = run.dataset.train[:number]
     if kind in ("training", "test"):
         return train if kind == "training" else run.dataset.test[:number]
@@ -310,11 +311,6 @@ def images_of(run: Run, kind: str, params: gapjax.VAEParams, epoch: int, number:
     return np.asarray(drawn.astype(train.dtype))
 
 
-def _number_of(run: Run, most: int) -> int:
-    """As many images of every kind: at most so many, and as there are in either set."""
-    return min(most, len(run.dataset.test), len(run.dataset.train))
-
-
 def amortization_gaps(
     run: Run, epoch: int, kind: str, recipes: Sequence[str], number: int, out: Path
 ) -> dict[str, np.ndarray]:
@@ -322,7 +318,7 @@ def amortization_gaps(
 
     The recipes are of the trained encoder's architecture. What is computed is kept.
     """
-    made, number = out / "checkpoints", _number_of(run, number)
+    made, number = out / "checkpoints", min(number, num_images(run))
     refits = {name: checkpoints.checksum(made / name, run.config.seed) for name in recipes}
 
     def compute() -> tuple[dict, Any]:

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
-from small_runs import TINY, on_accelerator
+from small_runs import TINY, on_accelerator, untrained_runs
 
 import gapjax
 from experiments import close_the_gap, options, refit, stores, studies
@@ -31,16 +31,7 @@ def _config(seed):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """Workdirs of two seeds with a checkpoint; what is in it need not have been trained."""
-    folders = []
-    for seed in (0, 1):
-        workdir = Workdir(tmp_path_factory.mktemp("runs") / f"seed{seed}")
-        run = experiment.start(experiment.prepare(_config(seed), None), workdir)
-        state = init_state(run.vae.init(run.key("train")), run.key("train"), gapjax.adam(1e-3))
-        stores.save(run, "train", EPOCH, state, 0.0)
-        workdir.close()
-        folders.append(str(workdir.path))
-    return folders
+    return untrained_runs(tmp_path_factory.mktemp("runs"), EPOCH, _config(0))
 
 
 @pytest.fixture
@@ -299,8 +290,8 @@ def test_recipe_of_the_programs_is_that_of_the_library(tmp_path):
         closed = gapjax.close_gap(
             run.vae, state.params, run.dataset.train, run.key("refit", EPOCH), recipe
         )
-        made = stores.refitted_params(run, kind, EPOCH, state.params)
-        jax.tree.map(np.testing.assert_array_equal, made, closed.params)
+        _, by_name = stores.encoders(run, EPOCH, [kind])
+        jax.tree.map(np.testing.assert_array_equal, by_name[kind], closed.params.encoder)
 
 
 def test_programs_know_the_recipes_that_keep_the_architecture():
@@ -334,6 +325,8 @@ def test_runs_that_cannot_be_compared_are_refused(trained, tmp_path):
     ):
         path = tmp_path / next(iter(change))
         config = _config(2)._replace(**change)
-        Workdir(path).claim(config, {})
+        workdir = Workdir(path)
+        workdir.claim(config, {})
+        workdir.close()
         with pytest.raises(UsageError, match=message):
             studies.open_runs([trained[0], str(path)], None)

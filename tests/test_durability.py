@@ -17,8 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl import flags as absl_flags
-from small_runs import STEPS, STORES, TINY, checksums, logged, run_phases, start_run
+from small_runs import STEPS, STORES, TINY, checksums, logged, parsed, run_phases, start_run
 
 import gapjax
 from experiments import evaluate, options, program, refit, results_json, stores, train, workdir
@@ -564,11 +563,7 @@ def test_lines_of_the_log_that_others_wrote_stay(tmp_path):
 
 def test_a_grey_run_has_the_floor_of_the_authors_and_a_flag_can_take_it_away(tmp_path):
     def run_of(*given):
-        values = absl_flags.FlagValues()
-        options.define_run(values)
-        values(
-            ["program", "--preset=grey_digits", "--num_epochs=4", "--checkpoint_every=2", *given]
-        )
+        values = parsed(["--preset=grey_digits", "--num_epochs=4", "--checkpoint_every=2", *given])
         run = start_run(tmp_path, config=options.config_from_flags(values))
         run.workdir.close()
         return run

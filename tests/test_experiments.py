@@ -12,6 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from small_runs import parsed
 
 from experiments import draw, evaluate, files, options, refit, results_json, train, workdir
 from experiments import run as experiment
@@ -345,7 +346,7 @@ def test_the_keys_of_all_purposes_and_epochs_differ(finished, tmp_path):
     ],
 )
 def test_bad_flags_are_named(flags, words):
-    values = _parse(flags)
+    values = parsed(flags)
     with pytest.raises(options.UsageError) as error:
         options.config_from_flags(values)
         options.saving_from_flags(values)
@@ -353,17 +354,6 @@ def test_bad_flags_are_named(flags, words):
     assert "\n" not in message
     for word in words:
         assert word in message
-
-
-def _parse(flags):
-    from absl import flags as absl_flags
-
-    values = absl_flags.FlagValues()
-    options.define_place(values)
-    options.define_saving(values)
-    options.define_run(values)
-    values(["program", *flags])
-    return values
 
 
 def test_flags_of_the_ledger_are_checked_before_there_is_any_work(tmp_path):
@@ -380,23 +370,23 @@ def test_flags_of_the_ledger_are_checked_before_there_is_any_work(tmp_path):
 def test_a_data_file_may_be_named_in_capitals(tmp_path):
     images = np.random.default_rng(0).integers(0, 2, (30, 4, 4), dtype=np.uint8)
     path = _npz(tmp_path, "X.npz", train=images, test=images).rename(tmp_path / "X.NPZ")
-    config = options.config_from_flags(_parse([f"--dataset={path}", "--batch_size=5"]))
+    config = options.config_from_flags(parsed([f"--dataset={path}", "--batch_size=5"]))
     assert len(experiment.prepare(config, None).dataset.train) == 30
 
 
 def test_flags_override_a_preset():
-    config = options.config_from_flags(_parse(["--preset=grey_mnist", "--hidden_sizes=7,8"]))
+    config = options.config_from_flags(parsed(["--preset=grey_mnist", "--hidden_sizes=7,8"]))
     assert config.dataset == PRESETS["grey_mnist"]["dataset"]
     assert config.hidden_sizes == (7, 8)
     assert config.num_epochs == PRESETS["grey_mnist"]["num_epochs"] == 1000
     assert (config.refit_batch_size, config.mixture) == (200, "stratified")
-    as_before = options.config_from_flags(_parse(["--preset=grey_mnist", "--refit_batch_size=100"]))
+    as_before = options.config_from_flags(parsed(["--preset=grey_mnist", "--refit_batch_size=100"]))
     assert as_before.refit_batch_size is None  # as it is where the flag is not given
-    assert options.config_from_flags(_parse(["--alpha=0"])).alpha == 0.0
+    assert options.config_from_flags(parsed(["--alpha=0"])).alpha == 0.0
 
 
 def test_a_recipe_brings_its_epochs_and_batches():
-    config_of = lambda *flags: options.config_from_flags(_parse(flags))
+    config_of = lambda *flags: options.config_from_flags(parsed(flags))
     paper = config_of()
     assert (paper.recipe, paper.refit_epochs, paper.refit_batch_size) == ("paper", 100, None)
     assert config_of("--recipe=paper", "--alpha=0.25").alpha == 0.25
@@ -438,8 +428,8 @@ def test_bad_data_and_workdirs_are_refused_with_nothing_written(finished, tmp_pa
     for name, flags in cases.items():
         place = tmp_path / "place"
         with pytest.raises((options.UsageError, ValueError)) as error:
-            config = options.config_from_flags(_parse(flags))
-            values = _parse(flags)
+            config = options.config_from_flags(parsed(flags))
+            values = parsed(flags)
             prepared = experiment.prepare(config, values.data_dir)
             experiment.start(prepared, workdir.Workdir(place), data_dir=values.data_dir)
         assert "\n" not in str(error.value), name

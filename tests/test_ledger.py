@@ -5,7 +5,7 @@ import json
 import jax
 import numpy as np
 import pytest
-from absl import flags
+from small_runs import parsed
 
 import gapjax
 from experiments import ledger, options, stores, workdir
@@ -14,12 +14,7 @@ from gapjax.results import measurements
 
 
 def _parse(given):
-    values = flags.FlagValues()
-    options.define_place(values)
-    options.define_run(values)
-    ledger.define_flags(values)
-    values(["program", *given])
-    return values
+    return parsed(given, ledger.define_flags)
 
 
 @pytest.fixture

@@ -106,17 +106,6 @@ def test_runs_are_read_by_seed_and_the_figures_are_drawn(tmp_path, capsys):
     assert "fitted on the test set" in printed and "holds for 2 of 2 seeds" in printed
 
 
-def test_runs_of_before_there_were_effects_are_summarised(tmp_path):
-    runs = [_run(seed) for seed in (1, 2)]
-    del runs[0]["checkpoints"][1]["effects"]
-    rows = seeds.summary(runs)["checkpoints"]
-    assert ["effects" in row for row in rows] == [True, False]
-    folders = [_write(tmp_path / str(i), run) for i, run in enumerate(runs)]
-    seeds.seeds(types.SimpleNamespace(runs=folders, out=str(tmp_path / "out")))
-    assert not (tmp_path / "out" / "effects.png").exists()
-    assert (tmp_path / "out" / "overview.png").exists()
-
-
 def _other_rate(run):
     run["config"]["alpha"] = 0.25
 

@@ -27,7 +27,6 @@ from numpy.typing import ArrayLike
 
 from experiments.files import replacing
 from experiments.show import Results, bars, curves
-from experiments.show.alphas import draw_alpha
 from experiments.show.images import draw_mosaic, mosaic
 from experiments.show.labels import chosen_note, error_note, finish, footnote, self_consistent_label
 from experiments.show.style import LABELS, SINGLE, new_figure, style
@@ -180,7 +179,7 @@ def alpha(results: Results) -> Figure:
     """Draws test BPD after self-consistent training over alpha, from alpha.json."""
     with style():
         figure = new_figure((SINGLE[0] + 1.0, SINGLE[1]))
-        ends = draw_alpha(figure.add_subplot(), results["checkpoints"])
+        ends = curves.draw_alpha(figure.add_subplot(), results["checkpoints"])
         notes = ["dotted: as trained", "bars: ± 1 stderr of the paired gain over test images"]
         if len(results["seeds"]) > 1:
             notes.append(f"bands: {len(results['seeds'])} seeds ± 1 stderr")

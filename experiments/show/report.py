@@ -63,29 +63,6 @@ class Ledger(NamedTuple):
     notes: tuple[str, ...]
 
 
-class Page(NamedTuple):
-    """What the template is given; a table is None, and a sequence empty, where there is none."""
-
-    title: str  # of the window
-    kicker: str  # the line above the headline
-    headline: str
-    pictures: Mapping[str, Picture]  # the template knows where those with a caption go
-    notes: tuple[str, ...]
-    claims: tuple[Claim, ...]
-    checkpoints: Table | None
-    num_samples: str | None  # posterior samples per image in evaluations; None if unknown
-    unconverged: bool  # whether optimal inference had not converged at some checkpoint
-    by_image: Table | None
-    convergence: Table | None  # of optimal inference
-    averaged: Table | None
-    effects: Table | None
-    ledger: Ledger | None
-    data: tuple[Pair, ...]  # its provenance
-    config: tuple[Pair, ...]
-    environment: tuple[Pair, ...]
-    seconds: tuple[Pair, ...]
-
-
 def write_report(
     path: str | os.PathLike[str],
     results: Results,
@@ -96,16 +73,10 @@ def write_report(
 
     Args:
       path: where to write.
-      results: the contents of results.json. Keys that older versions did not write may be missing;
-        the page then lacks that part.
-      figures: name to PNG file. The page has a place for "overview", "figure1a", "figure1b",
-        "figure2", "refit_curves", "effects", "ledger", "costliest", "samples" and
-        "reconstructions". Others are shown last, under their own names. A figure that is None is
-        left out.
+      results: the contents of results.json; without a part of them the page lacks that part.
+      figures: name to PNG file. Those without a caption in the template are shown last, under
+        their own names. A figure that is None is left out.
       ledger: the contents of ledger.json, if there is one.
-
-    Raises:
-      OSError: a figure could not be read or the page not written; an older page is unchanged.
     """
     pictures = {name: _picture(Path(file)) for name, file in figures.items() if file is not None}
     environment = jinja2.Environment(
@@ -113,19 +84,15 @@ def write_report(
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     template = environment.get_template("report.html.j2")
-    html = template.render(_page(results, pictures, ledger)._asdict())
+    html = template.render(_page(results, pictures, ledger))
     write_atomically(Path(path), html.encode())
 
 
 def headline(results: Results) -> str:
     """The finding of a run in one sentence of plain text, from its last checkpoint.
 
-    Args:
-      results: the contents of results.json.
-
-    Returns:
-      A sentence. It reports a gap only if that is more than two standard errors above zero, and
-      says so if self-consistent training widens the gap, or if the standard error is not known.
+    It reports a gap only if that is more than two standard errors above zero, and says so if
+    self-consistent training widens the gap, or if the standard error is not known.
     """
     if not results.get("checkpoints"):
         return "No checkpoint has been evaluated yet."
@@ -161,31 +128,38 @@ def headline(results: Results) -> str:
     return f"{sentence}; self-consistent training widens the gap by {share}{beside}."
 
 
-def _page(results: Results, pictures: Mapping[str, Picture], ledger: Results | None) -> Page:
+def _page(
+    results: Results, pictures: Mapping[str, Picture], ledger: Results | None
+) -> dict[str, Any]:
+    """The variables of the template; a table is None, and a sequence empty, where there is none."""
     sentence = headline(results)
     dataset = str(results.get("dataset") or results.get("preset") or "")
     version = (results.get("environment") or {}).get("gapjax")
     kicker = (
-        "Generalization gap in amortized inference",
-        dataset,
-        f"gapjax {version}" if version else "",
-    )
+        "Generalization gap in amortized inference", dataset, f"gapjax {version}" if version else ""
+    )  # fmt: skip
     samples = results.get("num_eval_samples")
     seconds = {name: duration(value) for name, value in (results.get("seconds") or {}).items()}
-    return Page(
-        title=f"{dataset}: {sentence}" if dataset else sentence,
-        kicker=" · ".join(word for word in kicker if word), headline=sentence, pictures=pictures,
-        notes=tuple(str(note) for note in results.get("notes") or ()),
-        claims=tuple(_claim(claim) for claim in results.get("claims") or ()),
-        checkpoints=tables.checkpoints_table(results),
-        num_samples=str(samples) if samples else None,
-        unconverged=any(tables.unconverged(c) for c in results.get("checkpoints") or ()),
-        by_image=tables.by_image_table(results), convergence=tables.convergence_table(results),
-        averaged=tables.averaged_table(results), effects=tables.effects_table(results),
-        ledger=_ledger(ledger) if ledger and ledger.get("checkpoints") else None,
-        data=_pairs(results.get("data")), config=_pairs(results.get("config"), _CONFIG_NOTES),
-        environment=_pairs(results.get("environment")), seconds=_pairs(seconds),
-    )  # fmt: skip
+    return {
+        "title": f"{dataset}: {sentence}" if dataset else sentence,  # of the window
+        "kicker": " · ".join(word for word in kicker if word),  # the line above the headline
+        "headline": sentence,
+        "pictures": pictures,  # by name; the template knows where those with a caption go
+        "notes": [str(note) for note in results.get("notes") or ()],
+        "claims": [_claim(claim) for claim in results.get("claims") or ()],
+        "checkpoints": tables.checkpoints_table(results),
+        "num_samples": str(samples) if samples else None,  # posterior samples per image
+        "unconverged": any(tables.unconverged(c) for c in results.get("checkpoints") or ()),
+        "by_image": tables.by_image_table(results),
+        "convergence": tables.convergence_table(results),  # of optimal inference
+        "averaged": tables.averaged_table(results),
+        "effects": tables.effects_table(results),
+        "ledger": _ledger(ledger) if ledger and ledger.get("checkpoints") else None,
+        "data": _pairs(results.get("data")),
+        "config": _pairs(results.get("config"), _CONFIG_NOTES),
+        "environment": _pairs(results.get("environment")),
+        "seconds": _pairs(seconds),
+    }
 
 
 def _picture(file: Path) -> Picture:
