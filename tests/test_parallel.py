@@ -73,6 +73,71 @@ def _self_consistent_members(small, all_params, keys, alphas, monitor=None):
     return members
 
 
+# --- programs -----------------------------------------------------------------------------------
+
+
+class Unhashable:
+    """Equal to every other one, but without a hash."""
+
+    def __init__(self, factor):
+        self.factor = factor
+
+    def __eq__(self, other):
+        return isinstance(other, Unhashable)
+
+    __hash__ = None
+
+
+def test_programs_are_kept_for_equal_static_arguments():
+    traced = []
+
+    @parallel.on_one_device
+    def scaled(x, *, by):
+        traced.append(by)
+        return x * jax.tree.leaves(by)[0]
+
+    for by in (2.0, 2.0, {"by": 2.0}, {"by": 2.0}, np.full(2, 2.0), np.full(2, 2.0)):
+        np.testing.assert_array_equal(scaled(jnp.ones(2), by=by), [2.0, 2.0])
+    assert len(traced) == 3
+    np.testing.assert_array_equal(scaled(jnp.ones(2), by=np.full(2, 3.0)), [3.0, 3.0])
+    assert len(traced) == 4
+    assert scaled.on(by=2.0) is scaled.on(by=2.0) is not scaled.on(by=3.0)
+
+
+def test_static_arguments_without_a_hash_are_compared_by_identity():
+    first, second = Unhashable(2.0), Unhashable(3.0)
+    assert first == second
+    assert parallel.Static({"of": first}) == parallel.Static({"of": first})
+    assert hash(parallel.Static({"of": first})) == hash(parallel.Static({"of": first}))
+    assert parallel.Static({"of": first}) != parallel.Static({"of": second})
+    assert parallel.Static({"of": first}) != parallel.Static({"or": first})
+    program = parallel.on_one_device(lambda x, *, of: of.factor * x)
+    assert [float(program(1.0, of=of)) for of in (first, second, first)] == [2.0, 3.0, 2.0]
+
+
+@pytest.mark.parametrize("over", ["one", "shards", "members"])
+@pytest.mark.parametrize("count", [1, 2])
+def test_programs_promote_dtypes_as_jax_does_by_default(over, count):
+    """Whatever the user's setting: other libraries mix them."""
+
+    def mixed(*arrays):
+        return arrays[-1] + jnp.arange(3)
+
+    program, devices = parallel.program(mixed, over=over), EIGHT[:count]
+    x = jnp.full(3, 0.5)
+    with jax.numpy_dtype_promotion("strict"):
+        with pytest.raises(ValueError, match="strict"):
+            mixed(x)
+        if over == "members":
+            stacked = parallel.split_members(jnp.stack([x] * 2), devices)
+            nothing = parallel.split_members(jnp.zeros(2), devices)
+            found = program.on(devices)(stacked, nothing, parallel.replicate(x, devices))
+        else:
+            found = program(x, devices=devices)
+    for row in np.asarray(found).reshape(-1, 3):
+        np.testing.assert_array_equal(row, [0.5, 1.5, 2.5])
+
+
 # --- one run on many devices ------------------------------------------------------------------
 
 
@@ -236,6 +301,35 @@ def test_members_converge_one_by_one(small, count, sweep):
         assert (ours.num_steps, ours.converged) == (single.num_steps, single.converged)
         np.testing.assert_allclose(ours.curve.monitor_bpd, single.curve.monitor_bpd, rtol=1e-4)
         _close(ours.params.encoder, single.params.encoder, atol=5e-4)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_sweep_goes_on_where_it_was_interrupted(small, count):
+    """From what `on_chunk` was given; also where one member has converged by then."""
+    all_params, keys = _several(small, 3)
+    good = _optimal(small, EIGHT[:1], all_params[0], keys[0], until=None).params
+    members = [
+        recipes.optimal_member(small.vae, params, _images(small), key, devices=EIGHT[:1])
+        for params, key in zip([good, *all_params[1:]], keys, strict=True)
+    ]
+    kept = []
+
+    def on_chunk(progress):
+        copy = lambda each: each._replace(state=jax.tree.map(jnp.copy, each.state))
+        kept.append([copy(each) for each in progress])
+
+    sweep = lambda members, **options: gapjax.refit_members(
+        small.vae, members, sweep="map", devices=EIGHT[:count], **_OPTIMAL, **options
+    )
+    straight = sweep(members, on_chunk=on_chunk)
+    steps = [{int(each.state.step) for each in progress} for progress in kept]
+    first = next(number for number, found in enumerate(steps) if len(found) > 1)
+    for progress in (kept[0], kept[first]):
+        resumed = sweep([m._replace(resume=p) for m, p in zip(members, progress, strict=True)])
+        for ours, theirs in zip(resumed, straight, strict=True):
+            assert ours.curve == theirs.curve and ours.num_steps == theirs.num_steps
+            assert_same_bits(ours.params, theirs.params)
+            assert_same_bits(ours.averaged_params, theirs.averaged_params)
 
 
 def test_what_all_members_share_is_there_once(small):
