@@ -1,4 +1,4 @@
-"""What is optimised: the encoder moves as its optimizer says, the decoder not at all."""
+"""Optimizers move the encoder as they say and the decoder not at all; the rule that ends it."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,9 @@ import optax
 import pytest
 
 import gapjax
-from gapjax.fit.optimizers import scale_learning_rate
+from gapjax import optimizers
+from gapjax.infer.search import _rule
+from gapjax.optimizers import PlateauState, cosine_adam, scale_learning_rate
 
 PARAMS = gapjax.VAEParams(
     encoder={"w": jnp.array([1.0, -2.0])}, decoder={"w": jnp.array([3.0, -0.0, 5.0])}
@@ -66,10 +68,19 @@ def test_adam_trains_both_without_the_restriction():
         np.testing.assert_allclose(ours, by_hand, rtol=1e-5, atol=1e-6)
 
 
-def test_equal_arguments_give_the_same_object():
-    assert gapjax.adam(1e-3) is gapjax.adam(1e-3)
-    assert gapjax.adam(1e-3) is not gapjax.adam(1e-4)
-    assert gapjax.encoder_only(gapjax.adam(1e-3)) is gapjax.encoder_only(gapjax.adam(1e-3))
+@pytest.mark.parametrize(
+    "make",
+    [
+        gapjax.adam,
+        lambda rate: cosine_adam(rate, 10, warmup=0.1, clip=1.0),
+        lambda rate: gapjax.encoder_only(gapjax.adam(rate)),
+        lambda rate: gapjax.encoder_only(cosine_adam(rate, 10)),
+    ],
+    ids=["adam", "cosine", "encoder", "encoder_cosine"],
+)
+def test_optimizers_made_alike_are_equal(make):
+    assert make(1e-3) == make(1e-3) and hash(make(1e-3)) == hash(make(1e-3))
+    assert make(1e-3) != make(1e-4)
 
 
 @pytest.mark.parametrize("wrap", [lambda o: o, gapjax.encoder_only], ids=["vae", "encoder"])
@@ -91,3 +102,39 @@ def test_scale_learning_rate_scales_the_next_steps(wrap):
 def test_scale_learning_rate_needs_one_in_the_state():
     with pytest.raises(KeyError, match="inject_hyperparams"):
         scale_learning_rate(optax.adam(0.1).init(PARAMS), 0.5)
+
+
+# --- the plateau rule ---------------------------------------------------------------------------
+
+RULE = gapjax.Convergence(tolerance=0.1, decay=0.5, num_decays=1)
+#         better, too little but best, worse,  not a number, better
+VALUES = [1.0, 1.05, 0.7, float("nan"), 2.0]
+BEST = [1.0, 1.05, 1.05, 1.05, 2.0]
+PLATEAUS = [0, 1, 2, 3, 3]
+FACTORS = [1.0, 0.5, 0.5, 0.5, 1.0]
+IS_BEST = [True, True, False, False, True]
+
+
+@pytest.mark.parametrize("as_value", [float, jnp.float32], ids=["float", "array"])
+def test_values_are_judged_by_the_best_before_them(as_value):
+    state = PlateauState(as_value(0.0), 0)
+    jitted = jax.jit(optimizers.judge, static_argnums=0)
+    judge = optimizers.judge if as_value is float else jitted
+    for value, best, plateaus, factor, is_best in zip(
+        VALUES, BEST, PLATEAUS, FACTORS, IS_BEST, strict=True
+    ):
+        state, judgement = judge(RULE, state, as_value(value))
+        assert float(state.best) == pytest.approx(best)
+        assert (int(state.num_plateaus), float(judgement.factor)) == (plateaus, factor)
+        assert bool(judgement.is_best) == is_best
+        assert optimizers.is_finished(RULE, state.num_plateaus) == (plateaus > 1)
+
+
+def test_python_floats_stay_float64():
+    state, judgement = optimizers.judge(RULE, PlateauState(1.0, 0), 1.0 + 1e-12)
+    assert judgement.is_best
+    assert float(state.best) == 1.0 + 1e-12
+
+
+def test_the_rule_of_a_posterior_search_is_this_one():
+    assert _rule(gapjax.PosteriorSearch(tolerance=0.1, decay=0.5, num_decays=1)) == RULE

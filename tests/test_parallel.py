@@ -1,13 +1,8 @@
-"""`parallel/programs`, `parallel/devices`, `parallel/jobs`, `parallel/processes`.
+"""Many devices compute what one does; a sweep computes what its members would alone."""
 
-Many devices compute what one does; a sweep computes what its members would alone.
-"""
-
-import functools
 import re
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import jax
@@ -17,9 +12,8 @@ import pytest
 from conftest import NUM_DEVICES, assert_same_bits, num_programs
 
 import gapjax
-from gapjax import checkpoints, parallel
-from gapjax.fit import executor, steps
-from gapjax.parallel import devices
+from gapjax import checkpoints, parallel, recipes
+from gapjax.fit import executor, step
 
 EIGHT = jax.devices()[:8]
 SGD_LIKE = gapjax.adam(2e-3)
@@ -47,21 +41,101 @@ def _train(small, used, num_epochs=3, **options):
     )  # fmt: skip
 
 
-def _self_consistent(small, used, params=None, rng_key=None, alpha=0.5, **options):
+_SELF_CONSISTENT = {"num_epochs": 3, "batch_size": 100, "optimizer": SGD_LIKE}
+_OPTIMAL = {
+    "num_epochs": 8, "monitor_every": 2, "batch_size": 100, "optimizer": gapjax.adam(2e-2),
+    "until": gapjax.Convergence(tolerance=2e-3, num_decays=1),
+}  # fmt: skip
+
+
+def _self_consistent(small, used, params=None, rng_key=None, alpha=0.5):
     return gapjax.self_consistent(
         small.vae, params or small.params, _images(small),
-        jax.random.key(1) if rng_key is None else rng_key, alpha=alpha, num_epochs=3,
-        batch_size=100, optimizer=SGD_LIKE, devices=used, **options,
+        jax.random.key(1) if rng_key is None else rng_key, alpha=alpha, devices=used,
+        **_SELF_CONSISTENT,
     )  # fmt: skip
 
 
 def _optimal(small, used, params=None, rng_key=None, **options):
     return gapjax.optimal_inference(
         small.vae, params or small.params, _images(small),
-        jax.random.key(2) if rng_key is None else rng_key, num_epochs=8, monitor_every=2,
-        batch_size=100, optimizer=gapjax.adam(2e-2), devices=used,
-        **{"until": gapjax.Convergence(tolerance=2e-3, num_decays=1), **options},
+        jax.random.key(2) if rng_key is None else rng_key, devices=used, **{**_OPTIMAL, **options},
     )  # fmt: skip
+
+
+def _self_consistent_members(small, all_params, keys, alphas, monitor=None):
+    images, members = _images(small), []
+    data = gapjax.data_source(images)
+    for params, key, alpha in zip(all_params, keys, alphas, strict=True):
+        model = gapjax.model_source(small.vae, params.decoder, len(images))
+        source = gapjax.mixture_source(model, data, jnp.asarray(alpha))
+        members.append(gapjax.Member(params, source, key, monitor))
+    return members
+
+
+# --- programs -----------------------------------------------------------------------------------
+
+
+class Unhashable:
+    """Equal to every other one, but without a hash."""
+
+    def __init__(self, factor):
+        self.factor = factor
+
+    def __eq__(self, other):
+        return isinstance(other, Unhashable)
+
+    __hash__ = None
+
+
+def test_programs_are_kept_for_equal_static_arguments():
+    traced = []
+
+    @parallel.on_one_device
+    def scaled(x, *, by):
+        traced.append(by)
+        return x * jax.tree.leaves(by)[0]
+
+    for by in (2.0, 2.0, {"by": 2.0}, {"by": 2.0}, np.full(2, 2.0), np.full(2, 2.0)):
+        np.testing.assert_array_equal(scaled(jnp.ones(2), by=by), [2.0, 2.0])
+    assert len(traced) == 3
+    np.testing.assert_array_equal(scaled(jnp.ones(2), by=np.full(2, 3.0)), [3.0, 3.0])
+    assert len(traced) == 4
+    assert scaled.on(by=2.0) is scaled.on(by=2.0) is not scaled.on(by=3.0)
+
+
+def test_static_arguments_without_a_hash_are_compared_by_identity():
+    first, second = Unhashable(2.0), Unhashable(3.0)
+    assert first == second
+    assert parallel.Static({"of": first}) == parallel.Static({"of": first})
+    assert hash(parallel.Static({"of": first})) == hash(parallel.Static({"of": first}))
+    assert parallel.Static({"of": first}) != parallel.Static({"of": second})
+    assert parallel.Static({"of": first}) != parallel.Static({"or": first})
+    program = parallel.on_one_device(lambda x, *, of: of.factor * x)
+    assert [float(program(1.0, of=of)) for of in (first, second, first)] == [2.0, 3.0, 2.0]
+
+
+@pytest.mark.parametrize("over", ["one", "shards", "members"])
+@pytest.mark.parametrize("count", [1, 2])
+def test_programs_promote_dtypes_as_jax_does_by_default(over, count):
+    """Whatever the user's setting: other libraries mix them."""
+
+    def mixed(*arrays):
+        return arrays[-1] + jnp.arange(3)
+
+    program, devices = parallel.program(mixed, over=over), EIGHT[:count]
+    x = jnp.full(3, 0.5)
+    with jax.numpy_dtype_promotion("strict"):
+        with pytest.raises(ValueError, match="strict"):
+            mixed(x)
+        if over == "members":
+            stacked = parallel.split_members(jnp.stack([x] * 2), devices)
+            nothing = parallel.split_members(jnp.zeros(2), devices)
+            found = program.on(devices)(stacked, nothing, parallel.replicate(x, devices))
+        else:
+            found = program(x, devices=devices)
+    for row in np.asarray(found).reshape(-1, 3):
+        np.testing.assert_array_equal(row, [0.5, 1.5, 2.5])
 
 
 # --- one run on many devices ------------------------------------------------------------------
@@ -121,15 +195,11 @@ def test_a_step_is_one_all_reduce_and_never_visits_the_host(small):
     """Read off the compiled program of eight devices: the body of its loop."""
     source = gapjax.data_source(_images(small))
     optimizer = SGD_LIKE
-    state = steps.init_state(small.params, jax.random.key(0), optimizer)
-
-    def several(shard, state, source):
-        return steps.run_steps(
-            shard, state, source, vae=small.vae, optimizer=optimizer, batch_size=100,
-            objective=gapjax.elbo, num_steps=2,
-        )  # fmt: skip
-
-    program = parallel.data_parallel(several, EIGHT)
+    state = step.init_state(small.params, jax.random.key(0), optimizer)
+    program = step.run_steps.on(
+        EIGHT, vae=small.vae, optimizer=optimizer, batch_size=100, objective=gapjax.elbo,
+        num_steps=2,
+    )  # fmt: skip
     arguments = parallel.replicate((state, source), EIGHT)
     text = program.lower(*arguments).compile().as_text()
     assert len(re.findall(r" all-reduce(-start)?\(", text)) == 1
@@ -137,10 +207,8 @@ def test_a_step_is_one_all_reduce_and_never_visits_the_host(small):
         instructions = [line.split("metadata=")[0] for line in text.splitlines() if " = " in line]
         assert not [line for line in instructions if word in line], word
     # And the words are such as would be found.
-    talkative = parallel.data_parallel(
-        lambda shard, state, source: jax.debug.callback(print, state) or state, EIGHT
-    )
-    assert "callback" in talkative.lower(jnp.ones(()), ()).compile().as_text()
+    talkative = parallel.program(lambda shard, state: jax.debug.callback(print, state) or state)
+    assert "callback" in talkative.on(EIGHT).lower(jnp.ones(())).compile().as_text()
 
 
 def test_devices_that_are_given_are_used(small):
@@ -150,61 +218,16 @@ def test_devices_that_are_given_are_used(small):
     assert len(jax.devices()) == NUM_DEVICES
 
 
-# --- pieces of work, each on its own device -----------------------------------------------------
-
-
-def test_jobs_are_under_way_at_once_each_on_a_device_that_is_all_it_finds():
-    both, found = threading.Barrier(2, timeout=60), []
-
-    def job():
-        both.wait()
-        (device,) = parallel.all_devices()
-        assert jnp.zeros(1).devices() == {device}
-        found.append(device)
-        both.wait()
-
-    everything = parallel.all_devices()
-    parallel.run_concurrently([job] * 6, EIGHT[5:7], pytest.fail)
-    assert sorted(found, key=EIGHT.index) == [*EIGHT[5:6] * 3, *EIGHT[6:7] * 3]
-    assert parallel.all_devices() == everything
-
-
-def test_where_a_job_fails_the_others_are_ended_and_the_rest_left():
-    stopped, begun, ended = threading.Event(), [], []
-
-    def job(number):
-        begun.append(number)
-        if number == 1:
-            raise FloatingPointError("the first")
-        assert stopped.wait(60)
-        ended.append(number)
-        raise KeyboardInterrupt
-
-    jobs = [functools.partial(job, number) for number in range(9)]
-    with pytest.raises(FloatingPointError, match="the first"):
-        parallel.run_concurrently(jobs, EIGHT[:2], stopped.set)
-    assert 0 in ended and set(begun) <= {0, 1, 2}
-    assert set(ended) == set(begun) - {1}
-
-
-def test_one_device_does_its_jobs_in_turn_where_the_caller_is():
-    done = []
-    jobs = [lambda n=n: done.append((n, threading.current_thread())) for n in range(3)]
-    for used in (EIGHT[3:4], ()):
-        done.clear()
-        parallel.run_concurrently(jobs, used, pytest.fail)
-        assert done == [(n, threading.main_thread()) for n in range(3)]
-
+# --- the cores of a CPU ------------------------------------------------------------------------
 
 _DIVIDED = """
 import os
 import jax
 from gapjax import parallel
-from gapjax.parallel import devices
 told = []
 for cores, flags in ((1, ""), (3, "--xla_force_host_platform_device_count=2"), (99, "")):
     os.environ["XLA_FLAGS"] = flags
-    devices._num_cores = lambda: cores
+    parallel._num_cores = lambda: cores
     told.append(len(parallel.expose_cpu_cores()))
 print(told, len(jax.devices()), parallel.expose_cpu_cores())
 """
@@ -215,7 +238,7 @@ def test_a_cpu_is_divided_where_it_has_cores_and_jax_was_not_told_how_many():
         [sys.executable, "-c", _DIVIDED], cwd=Path(__file__).parent.parent, check=True,
         text=True, capture_output=True,
     ).stdout  # fmt: skip
-    assert out.strip() == f"[0, 0, {devices._MOST_CORES}] {devices._MOST_CORES} ()"
+    assert out.strip() == f"[0, 0, {parallel._MOST_CORES}] {parallel._MOST_CORES} ()"
 
 
 # --- many runs --------------------------------------------------------------------------------
@@ -236,11 +259,13 @@ def test_a_sweep_is_its_members_alone(small, count, sweep):
     all_params, keys = _several(small, 5)
     alphas = [0.0, 0.25, 0.5, 0.75, 1.0]
     before = num_programs()
-    swept = _self_consistent(
-        small, EIGHT[:count], all_params, keys, alpha=alphas, sweep=sweep,
+    members = _self_consistent_members(
+        small, all_params, keys, alphas,
         monitor=lambda params: float(params.encoder["MLP_0"]["Dense_0"]["bias"].sum()),
-        monitor_every=2,
     )  # fmt: skip
+    swept = gapjax.refit_members(
+        small.vae, members, sweep=sweep, monitor_every=2, devices=EIGHT[:count], **_SELF_CONSISTENT
+    )
     # The pmap of JAX 0.7 traces this program twice, at equal arguments.
     most = 1 if jax.__version_info__ >= (0, 8) else 2
     assert num_programs() <= before + most
@@ -264,7 +289,11 @@ def test_members_converge_one_by_one(small, count, sweep):
     # A start that is good already, and two that are not.
     good = _optimal(small, EIGHT[:1], all_params[0], keys[0], until=None).params
     all_params = [good, *all_params[1:]]
-    swept = _optimal(small, EIGHT[:count], all_params, keys, sweep=sweep)
+    members = [
+        recipes.optimal_member(small.vae, params, _images(small), key, devices=EIGHT[:1])
+        for params, key in zip(all_params, keys, strict=True)
+    ]
+    swept = gapjax.refit_members(small.vae, members, sweep=sweep, devices=EIGHT[:count], **_OPTIMAL)
     ends = [refit.curve.monitor_epoch[-1] for refit in swept]
     assert len(set(ends)) > 1
     for params, key, ours in zip(all_params, keys, swept, strict=True):
@@ -274,13 +303,33 @@ def test_members_converge_one_by_one(small, count, sweep):
         _close(ours.params.encoder, single.params.encoder, atol=5e-4)
 
 
-def test_seeds_are_trained_together(small):
-    keys = [jax.random.key(seed) for seed in range(3)]
-    swept = _train(small, EIGHT[:2], num_epochs=2, rng_key=keys)
-    for key, (state, curve) in zip(keys, swept, strict=True):
-        single, single_curve = _train(small, EIGHT[:1], num_epochs=2, rng_key=key)
-        _close(state, single)
-        np.testing.assert_allclose(curve.loss_bpd, single_curve.loss_bpd, rtol=1e-5)
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_sweep_goes_on_where_it_was_interrupted(small, count):
+    """From what `on_chunk` was given; also where one member has converged by then."""
+    all_params, keys = _several(small, 3)
+    good = _optimal(small, EIGHT[:1], all_params[0], keys[0], until=None).params
+    members = [
+        recipes.optimal_member(small.vae, params, _images(small), key, devices=EIGHT[:1])
+        for params, key in zip([good, *all_params[1:]], keys, strict=True)
+    ]
+    kept = []
+
+    def on_chunk(progress):
+        copy = lambda each: each._replace(state=jax.tree.map(jnp.copy, each.state))
+        kept.append([copy(each) for each in progress])
+
+    sweep = lambda members, **options: gapjax.refit_members(
+        small.vae, members, sweep="map", devices=EIGHT[:count], **_OPTIMAL, **options
+    )
+    straight = sweep(members, on_chunk=on_chunk)
+    steps = [{int(each.state.step) for each in progress} for progress in kept]
+    first = next(number for number, found in enumerate(steps) if len(found) > 1)
+    for progress in (kept[0], kept[first]):
+        resumed = sweep([m._replace(resume=p) for m, p in zip(members, progress, strict=True)])
+        for ours, theirs in zip(resumed, straight, strict=True):
+            assert ours.curve == theirs.curve and ours.num_steps == theirs.num_steps
+            assert_same_bits(ours.params, theirs.params)
+            assert_same_bits(ours.averaged_params, theirs.averaged_params)
 
 
 def test_what_all_members_share_is_there_once(small):
@@ -295,19 +344,12 @@ def test_what_all_members_share_is_there_once(small):
 
 
 def test_sweeps_that_cannot_be_are_refused(small):
-    keys = [jax.random.key(0), jax.random.key(1)]
-    with pytest.raises(ValueError, match="a list of 3 beside 2 keys"):
-        _self_consistent(small, EIGHT[:1], _several(small, 3)[0], keys)
-    with pytest.raises(ValueError, match="empty list"):
-        _self_consistent(small, EIGHT[:1], small.params, [])
+    members = [
+        gapjax.Member(small.params, gapjax.data_source(images), jax.random.key(0))
+        for images in (small.train_images, small.test_images)
+    ]
     with pytest.raises(ValueError, match="differ in more than the values"):
-        gapjax.refit_encoder(
-            small.vae, small.params,
-            [gapjax.data_source(small.train_images), gapjax.data_source(small.test_images)],
-            keys, num_epochs=1, batch_size=5,
-        )  # fmt: skip
-    with pytest.raises(ValueError, match="sweep is 'both'"):
-        _self_consistent(small, EIGHT[:1], small.params, keys, sweep="both")
+        gapjax.refit_members(small.vae, members, num_epochs=1, batch_size=5)
 
 
 # --- several processes ------------------------------------------------------------------------
@@ -317,17 +359,17 @@ import os, sys
 number, port = int(sys.argv[1]), sys.argv[2]
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
 import jax
-from gapjax import parallel
-parallel.join_processes(f"localhost:{port}", 2, number)
+from gapjax import jobs, parallel
+jobs.join_processes(f"localhost:{port}", 2, number)
 import numpy as np
 import gapjax
 from gapjax import checkpoints
-from gapjax.fit import steps
-assert parallel.process() == (number, 2) and len(parallel.all_devices()) == 8
+from gapjax.fit.step import init_state
+assert jobs.process() == (number, 2) and len(parallel.all_devices()) == 8
 images = np.load(sys.argv[3])
 vae = gapjax.mlp_vae((5, 5), "bernoulli", latent_dim=3, hidden_sizes=(32,))
 options = dict(num_epochs=3, batch_size=100, optimizer=gapjax.adam(2e-3))
-like = steps.init_state(
+like = init_state(
     vae.init(jax.random.key(0)), jax.random.key(0), options["optimizer"])
 state, _ = checkpoints.restore(sys.argv[4], 1, like)  # of one process
 state, curve = gapjax.train(vae, gapjax.data_source(images), state=state, **options)

@@ -1,4 +1,4 @@
-"""`fit/training`, `fit/refits`, `fit/paper_refits`, `fit/arguments`: gradients, resuming."""
+"""`fit/api`: training and refits of the encoder, their gradients, convergence, and resuming."""
 
 import dataclasses
 import math
@@ -11,8 +11,9 @@ import pytest
 from conftest import assert_same_bits, num_programs, random_params
 
 import gapjax
-from gapjax import Convergence, TrainState, checkpoints
-from gapjax.fit.arguments import is_sweep
+from gapjax import Convergence, checkpoints, parallel
+from gapjax.fit.objectives import SeveralSamples
+from gapjax.fit.step import TrainState, init_state
 
 FAST = gapjax.adam(5e-2)
 
@@ -272,13 +273,11 @@ def test_a_restored_refit_is_evaluated_to_the_same_bits(small, tmp_path):
     refit = _small_refit(small)
     record = {"num_steps": refit.num_steps, **refit.curve._asdict()}
     checkpoints.save(tmp_path / "refits", 60, refit.params, record)
-    state = gapjax.init_state(
-        small.params, jax.random.key(3), gapjax.encoder_only(gapjax.adam(1e-3))
-    )
+    state = init_state(small.params, jax.random.key(3), gapjax.encoder_only(gapjax.adam(1e-3)))
     checkpoints.save(tmp_path / "states", 60, state, {})
 
     key = jax.random.key(3)
-    like = jax.eval_shape(lambda: gapjax.init_state(small.vae.init(key), key))
+    like = jax.eval_shape(lambda: init_state(small.vae.init(key), key))
     params, record = checkpoints.restore(tmp_path / "refits", 60, like.params)
     first, second = (
         gapjax.evaluate(small.vae, p, jax.random.key(5), small.test_images, num_samples=8)
@@ -323,6 +322,28 @@ def test_a_second_refit_with_equal_arguments_does_not_recompile(small):
     assert_same_bits(first.params, second.params)
     _small_refit(small, params=random_params(small.vae), train_images=1 - small.train_images)
     assert num_programs() == before
+
+
+def test_what_is_made_alike_shares_programs(small):
+    """Another model, optimizer and objective of the same sizes: none is compiled anew."""
+
+    def use():
+        vae = gapjax.mlp_vae((5, 5), latent_dim=3, hidden_sizes=(32,))
+        source = gapjax.data_source(small.train_images)
+        options = dict(num_epochs=1, batch_size=30, optimizer=gapjax.adam(3e-3))
+        state, _ = gapjax.train(vae, source, jax.random.key(0), **options)
+        options["objective"] = gapjax.objectives.WithSleep(0.5, SeveralSamples(2))
+        gapjax.refit_encoder(vae, state.params, source, jax.random.key(1), **options)
+        kernel = gapjax.kernel(vae, source, gapjax.adam(3e-3), batch_size=30)
+        kernel.step(kernel.init(state.params, jax.random.key(2)))
+        return gapjax.evaluate(vae, state.params, jax.random.key(3), small.test_images)
+
+    first = use()
+    before, kept = num_programs(), parallel._compiled.cache_info().misses
+    again = use()
+    assert (num_programs(), parallel._compiled.cache_info().misses) == (before, kept)
+    np.testing.assert_array_equal(first.per_image, again.per_image)
+    assert gapjax.mlp_vae((5, 5)) == gapjax.mlp_vae((5, 5)) != gapjax.mlp_vae((5, 5), latent_dim=3)
 
 
 def test_the_control_is_a_refit_on_the_data(linear):
@@ -439,43 +460,27 @@ def test_an_optimizer_whose_learning_rate_is_hidden_is_refused_before_any_step(l
     assert refit(optax.sgd(1e-3), until=None).num_steps == 1
 
 
-def test_lists_without_a_list_of_keys_are_named(linear):
-    with pytest.raises(ValueError, match="alpha is a list of 2, but rng_key is not a list"):
-        gapjax.self_consistent(
-            linear.vae, linear.wrong, linear.images, jax.random.key(0), alpha=[0.0, 0.5]
-        )
-    with pytest.raises(ValueError, match="alpha is a list of 3, but rng_key"):
-        gapjax.self_consistent(
-            linear.vae, linear.wrong, linear.images, jax.random.key(0), alpha=np.ones(3)
-        )
-    with pytest.raises(ValueError, match="params is a list of 1, but rng_key"):
-        gapjax.refit_encoder(
-            linear.vae, [linear.wrong], gapjax.data_source(linear.images), jax.random.key(0),
-            num_epochs=1, batch_size=20,
-        )  # fmt: skip
-    with pytest.raises(ValueError, match="alpha is a list of 3 beside 2 keys"):
-        gapjax.self_consistent(
-            linear.vae, linear.wrong, linear.images, jax.random.split(jax.random.key(0)),
-            alpha=(0.0, 0.5, 1.0),
-        )  # fmt: skip
-
-
-def test_a_sweep_is_known_by_several_keys_of_any_form(linear):
-    keys = jax.random.split(jax.random.key(0))
-    refits = [_linear_refit(linear, 1, rng_key=given) for given in (list(keys), tuple(keys), keys)]
-    params = [[refit.params for refit in each] for each in refits]
-    assert [len(each) for each in params] == [2, 2, 2]
-    assert_same_bits(params[1], params[0])
-    assert_same_bits(params[2], params[0])
-    assert is_sweep(jnp.zeros((3, 2), jnp.uint32))  # keys of the old kind
-    for key in (jax.random.key(0), jax.random.PRNGKey(0), None):
-        assert not is_sweep(key)
+def test_members_that_cannot_be_refitted_together_are_named(linear):
+    refit = lambda members, **options: gapjax.refit_members(
+        linear.vae, members, num_epochs=1, batch_size=20, **options
+    )
+    with pytest.raises(ValueError, match="members is empty"):
+        refit([])
+    source = gapjax.data_source(linear.images)
+    member = gapjax.Member(linear.wrong, source, jax.random.key(0))
+    with pytest.raises(ValueError, match="until is given without monitor"):
+        refit([member._replace(monitor=lambda params: 1.0), member], until=Convergence())
+    with pytest.raises(ValueError, match="sweep is 'both'; it must be one of auto, vmap, map"):
+        refit([member, member], sweep="both")
 
 
 def test_a_loss_that_is_not_a_number_ends_the_run(linear):
     decoder = {**linear.wrong.decoder, "bias": linear.wrong.decoder["bias"].at[2].set(jnp.nan)}
     epochs = []
-    words = "the loss is nan in epoch 1, step 1; with the .* started from, too, .* a NaN"
+    words = (
+        "the loss is nan in epoch 1, step 1; with the parameters that the run started from, the "
+        "objective of example 0 of the epoch is not finite: params.decoder has a NaN"
+    )
     with pytest.raises(FloatingPointError, match=words):
         gapjax.refit_encoder(
             linear.vae, linear.wrong._replace(decoder=decoder), gapjax.data_source(linear.images),
@@ -483,12 +488,3 @@ def test_a_loss_that_is_not_a_number_ends_the_run(linear):
             on_epoch=lambda *epoch: epochs.append(epoch),
         )  # fmt: skip
     assert epochs == []
-
-
-def test_a_sweep_of_numbers_and_arrays_is_one_program(linear):
-    """A Python 0 among arrays would be a program of its own."""
-    refits = gapjax.self_consistent(
-        linear.vae, linear.wrong, linear.images, [jax.random.key(0)] * 2,
-        alpha=[0, jnp.float32(0.0)], num_epochs=1, batch_size=20, optimizer=FAST,
-    )  # fmt: skip
-    assert_same_bits(refits[0].params, refits[1].params)

@@ -1,4 +1,4 @@
-"""Rooms `fit/steps`, `fit/loop`, `fit/executor`: a loop that a user drives, and what it yields."""
+"""`fit/step`, `fit/loop`, `fit/executor`: a loop that a user drives, and that of `train`."""
 
 import gc
 import weakref
@@ -12,27 +12,29 @@ from conftest import assert_same_bits
 
 import gapjax
 from gapjax import parallel
-from gapjax.fit import executor, loop, steps
+from gapjax.fit import loop
+from gapjax.fit.executor import Executor
+from gapjax.fit.step import init_state, run_steps
 
 FAST = gapjax.adam(5e-2)
 
 
-def _executor(linear, num_members=1):
-    return executor.make_executor(
-        linear.vae, [gapjax.data_source(linear.images)] * num_members, FAST,
-        batch_size=20, objective=gapjax.elbo, devices=None, sweep="auto",
+def _executor(linear):
+    return Executor(
+        linear.vae, [gapjax.data_source(linear.images)], FAST,
+        batch_size=20, objective=gapjax.elbo, devices=None,
     )  # fmt: skip
 
 
 def _start(linear):
-    state = steps.init_state(linear.wrong, jax.random.key(0), FAST)
+    state = init_state(linear.wrong, jax.random.key(0), FAST)
     return loop.Progress(state, None, loop.Curve(), 0.0, 0)
 
 
 def test_a_loop_of_ones_own_computes_what_train_computes(linear):
     """20 examples in batches of 8, so the last of three steps has 4."""
     source = gapjax.data_source(linear.images)
-    kernel = steps.kernel(linear.vae, source, FAST, batch_size=8)
+    kernel = gapjax.kernel(linear.vae, source, FAST, batch_size=8)
     state, infos = kernel.init(linear.wrong, jax.random.key(0)), []
     for _ in range(6):
         state, info = kernel.step(state)
@@ -55,7 +57,7 @@ def test_a_loop_of_ones_own_computes_what_train_computes(linear):
 
 def test_a_step_is_pure_and_can_be_scanned(linear):
     source = gapjax.data_source(linear.images)
-    init, step = steps.kernel(linear.vae, source, FAST, batch_size=20)
+    init, step = gapjax.kernel(linear.vae, source, FAST, batch_size=20)
     state = init(linear.wrong, jax.random.key(0))
     first, _ = step(state)
     again, _ = step(state)
@@ -71,7 +73,7 @@ def test_a_step_is_pure_and_can_be_scanned(linear):
 def test_the_loss_from_the_midst_of_an_epoch_is_that_of_the_examples_since(linear):
     """20 examples in steps of 8, 8 and 4, of which `train` is given the state after the first."""
     source = gapjax.data_source(linear.images)
-    init, step = steps.kernel(linear.vae, source, FAST, batch_size=8)
+    init, step = gapjax.kernel(linear.vae, source, FAST, batch_size=8)
     state, infos = init(linear.wrong, jax.random.key(0)), []
     for _ in range(6):
         state, info = step(state)
@@ -93,19 +95,26 @@ def test_the_loss_from_the_midst_of_an_epoch_is_that_of_the_examples_since(linea
 
 def test_a_kernel_checks_its_batch_size(linear):
     with pytest.raises(ValueError, match=r"batch_size is 21.* 20 examples"):
-        steps.kernel(linear.vae, gapjax.data_source(linear.images), FAST, batch_size=21)
+        gapjax.kernel(linear.vae, gapjax.data_source(linear.images), FAST, batch_size=21)
 
 
-def test_the_loop_yields_and_computes_nothing_ahead(linear):
-    updates = loop.advance(_executor(linear), [_start(linear)], 3)
-    first = next(updates)
-    assert (first.epoch, first.epoch_bpd) == (0, None)
-    assert int(first.progress()[0].state.step) == 0
-    second = next(updates)
-    (progress,) = second.progress()
-    assert (second.epoch, second.epoch_bpd) == (1, progress.curve.loss_bpd[0])
-    assert int(progress.state.step) == 1
-    assert [update.epoch for update in updates] == [2, 3]
+def test_the_loop_computes_nothing_ahead(linear):
+    """Whoever looks at it between two calls finds the state after the first."""
+    executor, calls, steps, epochs = _executor(linear), [], [], []
+    run = executor.run
+    executor.run = lambda *args: calls.append(args[2]) or run(*args)
+
+    def on_chunk(members):
+        steps.append((len(calls), int(members[0].state.step)))
+        assert epochs[-1] == (len(steps), members[0].curve.loss_bpd[-1])
+
+    on_epoch = lambda *epoch: epochs.append(epoch)
+    (progress,) = loop.run_members(
+        executor, [lambda: _start(linear)], 3, loop.Measuring([None]), on_epoch, on_chunk
+    )
+    assert calls == [1, 1, 1] and steps == [(1, 1), (2, 2), (3, 3)]
+    assert progress.curve.loss_bpd == tuple(bpd for _, bpd in epochs)
+    assert int(progress.state.step) == 3
 
 
 @pytest.mark.parametrize("num_members", [1, 2])
@@ -113,15 +122,17 @@ def test_progress_that_was_kept_does_not_change(linear, num_members):
     """But for the arrays of its state, which the next call uses up."""
     kept, copies = [], []
 
-    def on_chunk(progress):
-        several = progress if isinstance(progress, list) else [progress]
-        kept.append([each._replace(state=None) for each in several])
+    def on_chunk(members):
+        kept.append([each._replace(state=None) for each in members])
         copies.append(jax.tree.map(lambda leaf: np.array(leaf), kept[-1]))
 
-    keys = [jax.random.key(number) for number in range(num_members)]
-    refits = gapjax.refit_encoder(
-        linear.vae, linear.wrong, gapjax.data_source(linear.images), keys, num_epochs=3,
-        batch_size=20, optimizer=FAST, monitor=lambda params: 1.0, monitor_every=1,
+    source = gapjax.data_source(linear.images)
+    members = [
+        gapjax.Member(linear.wrong, source, jax.random.key(number), lambda params: 1.0)
+        for number in range(num_members)
+    ]
+    refits = gapjax.refit_members(
+        linear.vae, members, num_epochs=3, batch_size=20, optimizer=FAST, monitor_every=1,
         until=gapjax.Convergence(num_decays=9), on_chunk=on_chunk,
     )  # fmt: skip
     assert len(kept) == 3
@@ -147,12 +158,14 @@ def test_a_resumed_run_leaves_what_it_was_given(linear):
 def test_optimizers_of_finished_refits_are_freed(linear):
     """Programs are kept for a bounded number of them; making one compiles nothing."""
     alive = []
-    for _ in range(2 * executor._MAX_PROGRAMS):
+    for _ in range(2 * parallel._MAX_PROGRAMS):
         inner = optax.sgd(1e-3)
         alive.append(weakref.ref(inner.update))
         optimizer = gapjax.encoder_only(inner)
-        executor._one_run_program(linear.vae, optimizer, 20, gapjax.elbo, 1, parallel.all_devices())
+        run_steps.on(
+            vae=linear.vae, optimizer=optimizer, batch_size=20, objective=gapjax.elbo, num_steps=1
+        )
     del inner, optimizer
     gc.collect()
-    assert sum(ref() is not None for ref in alive) <= executor._MAX_PROGRAMS
+    assert sum(ref() is not None for ref in alive) <= parallel._MAX_PROGRAMS
     assert alive[-1]() is not None
