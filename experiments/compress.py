@@ -24,8 +24,9 @@ from experiments.results_json import AVERAGED, REFITS
 from experiments.run import Run, make_vae
 from experiments.stores import encoders
 from experiments.workdir import Workdir
-from gapjax import CodecError, checkpoints
+from gapjax import checkpoints
 from gapjax.codec import container
+from gapjax.codec.stack import CodecError
 from gapjax.data import named_levels
 from gapjax.infer.newton import METHODS
 

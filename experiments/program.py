@@ -17,8 +17,10 @@ from experiments.config import Config, UsageError
 from experiments.options import Saving, config_from_flags, saving_from_flags
 from experiments.run import Run, prepare, start
 from experiments.workdir import Workdir, WorkdirError
-from gapjax import CodecError, DatasetError, jobs, parallel
+from gapjax import jobs, parallel
 from gapjax.checkpoints import CheckpointError, CorruptCheckpointError
+from gapjax.codec.stack import CodecError
+from gapjax.data import DatasetError
 
 _EXPECTED = (
     UsageError, WorkdirError, DatasetError, CheckpointError, CodecError, FloatingPointError,
