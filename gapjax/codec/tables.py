@@ -32,8 +32,7 @@ class Programs(NamedTuple):
 
     # (params, images uint8 [L, *event]) to q's loc and scale [L, Z], in steps of the latents' grid
     infer: Callable[..., tuple[jax.Array, jax.Array]]
-    # (params, indices of the grid int32 [L, Z]) to p(x given z) and the blocks' probabilities
-    # [L, D, A]
+    # (params, indices of the grid int32 [L, Z]) to p(x given z) and its blocks' [L, D, A]
     blocks: Callable[..., tuple[Any, jax.Array]]
     # (p(x given z), blocks int32 [L, D]) to the probabilities of their levels [L, D, B]
     within: Callable[..., jax.Array]

@@ -136,7 +136,8 @@ def best_posteriors(
     active, rule = np.arange(len(images)), _rule(search)
 
     def advance(state: _Search, steps: int) -> _Search:
-        for batch in _batches(active, batch_size):
+        filling = np.full(-len(active) % batch_size, active[-1])
+        for batch in np.append(active, filling).reshape(-1, batch_size):
             if steps:
                 num_steps = parallel.unreplicate(state.num_steps)
                 keys = _keys.on(steps=steps, count=search.num_samples)(rng_key, batch, num_steps)
@@ -171,12 +172,6 @@ def best_posteriors(
 
 def _rule(search: PosteriorSearch) -> optimizers.Convergence:
     return optimizers.Convergence(search.tolerance, search.decay, search.num_decays)
-
-
-def _batches(indices: np.ndarray, batch_size: int) -> list[np.ndarray]:
-    """Batches [B] of these indices; the last is filled with its own last one."""
-    missing = -len(indices) % batch_size
-    return list(np.append(indices, np.full(missing, indices[-1])).reshape(-1, batch_size))
 
 
 def _begin(free: list[jax.Array], search: PosteriorSearch) -> _Search:

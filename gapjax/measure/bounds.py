@@ -62,11 +62,10 @@ def encoder_gradient_norms(
     many do. The arguments are those of `evaluate`; a refit takes one sample.
     """
     check_inputs("encoder_gradient_norms", vae, params, rng_key, images, gradients=True)
-    norms = per_image_bounds(
+    return np.asarray(per_image_bounds(
         vae, params, rng_key, images, num_samples=num_samples, batch_size=_GRADIENTS,
         bound=_encoder_gradient_norm, devices=devices,
-    )  # fmt: skip
-    return np.asarray(norms)
+    ))  # fmt: skip
 
 
 def posterior_bounds(
@@ -90,11 +89,10 @@ def posterior_bounds(
       posteriors: a q for every image, a pytree with a leading axis [N].
     """
     check_inputs("posterior_bounds", vae, params, rng_key, images, posteriors=posteriors)
-    nats = _posterior_bounds(
+    nats = np.asarray(_posterior_bounds(
         params.decoder, rng_key, jnp.asarray(images), posteriors, devices=devices, vae=vae,
         num_samples=num_samples, batch_size=min(batch_size, len(images)),
-    )  # fmt: skip
-    nats = np.asarray(nats)
+    ))  # fmt: skip
     bad = np.flatnonzero(~np.isfinite(nats))
     if len(bad):
         raise FloatingPointError(
@@ -112,11 +110,10 @@ def check_finite(
     bad = np.flatnonzero(~np.isfinite(nats))
     if not len(bad):
         return
-    index = int(bad[0])
-    reason = None
+    index, reason = int(bad[0]), None
     if isinstance(vae, VAE):
-        x = jnp.asarray(images[index])
-        reason = explain(vae, params, jax.random.fold_in(rng_key, index), x, num_samples)
+        x, key = jnp.asarray(images[index]), jax.random.fold_in(rng_key, index)
+        reason = explain(vae, params, key, x, num_samples)
     raise FloatingPointError(
         f"the bound of image {index} is {nats[index]} nats, and that of {len(bad)} of "
         f"{len(nats)} images is not finite" + (f": {reason}" if reason else "")

@@ -1,8 +1,7 @@
 """log p(x) of every image of a set, from below and, on simulated images, from above.
 
 The mathematics of one example is in `importance` and `annealing`; here images are vmapped and
-divided among the devices. Memory is that of one chunk of samples (and the keys of all) or one set
-of chains for `batch_size` images.
+divided among the devices.
 """
 
 import functools
@@ -66,7 +65,8 @@ def log_likelihood(
       method: "importance", or an `Annealing`.
       num_samples: S of importance sampling.
       chunk_size: samples at once for an image.
-      batch_size: images at once; with `chunk_size` it bounds memory and changes nothing else.
+      batch_size: images at once; with `chunk_size` it bounds memory (but for the keys of all
+        samples), and changes nothing else.
     """
     annealing = method if isinstance(method, Annealing) else None
     if annealing is None and method != "importance":
