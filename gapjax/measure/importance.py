@@ -15,7 +15,7 @@ class LogLikelihood(NamedTuple):
     """Estimates of log p(x), of one example or of N.
 
     Attributes:
-      log_prob: [N] nats; its exponential has the mean p(x), so its own is not above log p(x).
+      log_prob: [N] nats; the mean of its exponential is p(x), so its own is at most log p(x).
       ess: [N] effective number of samples (or chains) behind it, (sum w)^2 / sum w^2.
       acceptance: [N] mean acceptance rate of the chains; NaN where there are none.
     """
