@@ -28,19 +28,13 @@ _LIBRARIES = ("jax", "jaxlib", "numpyro", "optax")
 
 
 class Programs(NamedTuple):
-    """What is computed for L images at once, one of each chain.
+    """What is computed for L images at once, one of each chain."""
 
-    Attributes:
-      infer: (params, images uint8 [L, *event]) to q's loc and scale, float32 [L, Z], in steps of
-        the grid of latents.
-      blocks: (params, grid indices int32 [L, Z]) to p(x given z) and the probabilities of the
-        blocks of levels [L, D, A].
-      within: (p(x given z), blocks int32 [L, D]) to the probabilities of the levels of these
-        blocks [L, D, B].
-    """
-
+    # (params, images uint8 [L, *event]) to q's loc and scale [L, Z], in steps of the latents' grid
     infer: Callable[..., tuple[jax.Array, jax.Array]]
+    # (params, indices of the grid int32 [L, Z]) to p(x given z) and its blocks' [L, D, A]
     blocks: Callable[..., tuple[Any, jax.Array]]
+    # (p(x given z), blocks int32 [L, D]) to the probabilities of their levels [L, D, B]
     within: Callable[..., jax.Array]
 
 
@@ -133,13 +127,13 @@ def numerics(model: Model, compiled: Programs, params: VAEParams, num_chains: in
 
 
 def check_finite(*arrays: np.ndarray) -> None:
-    """Raises CodecError where a network gave something that is no number."""
+    """Refuses values that are not finite."""
     if not all(np.isfinite(array).all() for array in arrays):
         raise CodecError("the model gives values that are not finite; it cannot code with them")
 
 
 def num_levels(likelihood: Any) -> int:
-    """The number of levels that an entry of x can have: 2 of a Bernoulli."""
+    """The number of levels that an entry of x can have."""
     base = innermost(likelihood)
     if isinstance(base, dist.BernoulliLogits | dist.BernoulliProbs):
         return 2

@@ -1,7 +1,4 @@
-"""log p(x) of one example by Hamiltonian annealing: from below, and on simulated data from above.
-
-`measure/log_likelihood` vmaps it over the images of a set.
-"""
+"""log p(x) of one example by annealing: from below, and on simulated data from above."""
 
 import functools
 import math
@@ -45,10 +42,9 @@ def annealed_importance_sampling(
     x: jax.Array,
     annealing: Annealing = Annealing(),  # noqa: B008 (an immutable tuple)
 ) -> LogLikelihood:
-    """Annealed importance sampling of one example, from q(z given x) to p(z given x).
+    """Annealed importance sampling of one example along the path of `Annealing`.
 
-    Hamiltonian transitions leave each f_b of the path invariant (see `Annealing`), and a chain
-    z_0, ..., z_(T-1) has the weight
+    Hamiltonian transitions leave each f_b invariant, and a chain z_0, ..., z_(T-1) has the weight
 
         log w = sum_t log f_(b_t)(z_(t-1)) - log f_(b_(t-1))(z_(t-1)),   E[w] = p(x).
 
@@ -106,7 +102,7 @@ class _Path(NamedTuple):
 def _path(
     vae: VAE, params: VAEParams, rng_key: jax.Array, x: jax.Array, annealing: Annealing
 ) -> _Path:
-    """The path of one example; a pilot run finds its step sizes. A function of its arguments."""
+    """The path of one example; a pilot run finds its step sizes."""
     import blackjax  # here and not above: it takes a second to load
 
     posterior = vae.encode(params.encoder, x)

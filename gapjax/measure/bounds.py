@@ -11,7 +11,7 @@ import numpy as np
 from gapjax import parallel
 from gapjax.model.bounds import elbo
 from gapjax.model.checks import check_inputs, check_integer, explain
-from gapjax.vae import VAE, Params, VAEParams, local_inference
+from gapjax.vae import VAE, VAEParams, local_inference
 
 Images = jax.Array | np.ndarray  # [N, *event]
 Bound = Callable[[VAE, VAEParams, jax.Array, jax.Array, int], jax.Array]
@@ -53,23 +53,19 @@ def encoder_gradient_norms(
     num_samples: int = 1,
     devices: parallel.Devices | None = None,
 ) -> np.ndarray:
-    """Per-image norm of the ELBO gradient with respect to the encoder's parameters.
+    """Norms [N] of the ELBO's gradient, in nats per unit of the encoder's parameters.
 
         g(x) = || grad_phi ELBO(x, theta, phi) ||
 
     A step of a refit takes the mean of such gradients over a batch. If a few images have far
     larger ones, these dominate the mean; `statistics.effective_number` of the squares estimates how
     many do. The arguments are those of `evaluate`; a refit takes one sample.
-
-    Returns:
-      [N] float32, nats per unit of the encoder's parameters.
     """
     check_inputs("encoder_gradient_norms", vae, params, rng_key, images, gradients=True)
-    norms = per_image_bounds(
+    return np.asarray(per_image_bounds(
         vae, params, rng_key, images, num_samples=num_samples, batch_size=_GRADIENTS,
         bound=_encoder_gradient_norm, devices=devices,
-    )  # fmt: skip
-    return np.asarray(norms)
+    ))  # fmt: skip
 
 
 def posterior_bounds(
@@ -83,7 +79,7 @@ def posterior_bounds(
     batch_size: int = 50,
     devices: parallel.Devices | None = None,
 ) -> np.ndarray:
-    """The ELBO of every image with a posterior of its own.
+    """The ELBO [N] of every image with a posterior of its own, in nats.
 
     With the key that `evaluate` was given the noise is that of `evaluate`, so that a q and an
     encoder are compared on common noise.
@@ -91,18 +87,12 @@ def posterior_bounds(
     Args:
       params: its parameters; the encoder is not used.
       posteriors: a q for every image, a pytree with a leading axis [N].
-      num_samples: S, posterior samples for each image.
-
-    Returns:
-      [N] float32, nats.
     """
     check_inputs("posterior_bounds", vae, params, rng_key, images, posteriors=posteriors)
-    nats = np.asarray(
-        _posterior_bounds(
-            params.decoder, rng_key, jnp.asarray(images), posteriors, devices=devices, vae=vae,
-            num_samples=num_samples, batch_size=min(batch_size, len(images)),
-        )
-    )  # fmt: skip
+    nats = np.asarray(_posterior_bounds(
+        params.decoder, rng_key, jnp.asarray(images), posteriors, devices=devices, vae=vae,
+        num_samples=num_samples, batch_size=min(batch_size, len(images)),
+    ))  # fmt: skip
     bad = np.flatnonzero(~np.isfinite(nats))
     if len(bad):
         raise FloatingPointError(
@@ -113,22 +103,17 @@ def posterior_bounds(
 
 
 def check_finite(
-    vae: VAE,
-    params: VAEParams,
-    rng_key: jax.Array,
-    images: Images,
-    nats: np.ndarray,
+    vae: VAE, params: VAEParams, rng_key: jax.Array, images: Images, nats: np.ndarray,
     num_samples: int = 1,
-) -> None:
+) -> None:  # fmt: skip
     """Raises FloatingPointError where one of the bounds [N] is NaN or infinite, and says why."""
     bad = np.flatnonzero(~np.isfinite(nats))
     if not len(bad):
         return
-    index = int(bad[0])
-    reason = None
+    index, reason = int(bad[0]), None
     if isinstance(vae, VAE):
-        x = jnp.asarray(images[index])
-        reason = explain(vae, params, jax.random.fold_in(rng_key, index), x, num_samples)
+        x, key = jnp.asarray(images[index]), jax.random.fold_in(rng_key, index)
+        reason = explain(vae, params, key, x, num_samples)
     raise FloatingPointError(
         f"the bound of image {index} is {nats[index]} nats, and that of {len(bad)} of "
         f"{len(nats)} images is not finite" + (f": {reason}" if reason else "")
@@ -141,7 +126,7 @@ def bounds(
     *, vae: VAE, num_samples: int, batch_size: int, bound: Bound,
 ) -> jax.Array:  # fmt: skip
     """The bound of every image [N], in nats; each device computes its share of every batch."""
-    num_images = images.shape[0]
+    num_images = len(images)
 
     def one(index: jax.Array) -> jax.Array:
         image = images[jnp.minimum(index, num_images - 1)]
@@ -166,10 +151,9 @@ def _encoder_gradient_norm(
 
 @parallel.program
 def _posterior_bounds(
-    shard: parallel.Shard, decoder: Params, rng_key: jax.Array, images: jax.Array, posteriors: Any,
-    *, vae: VAE, num_samples: int, batch_size: int,
-) -> jax.Array:  # fmt: skip
-    """The ELBO [N] of every image with its own posterior, nats."""
+    shard, decoder, rng_key, images, posteriors, *, vae, num_samples, batch_size
+) -> jax.Array:
+    """See `posterior_bounds`."""
 
     def one(xs: tuple) -> jax.Array:
         index, x, posterior = xs
