@@ -74,7 +74,7 @@ class Run(NamedTuple):
             return alone and (parallel.is_accelerated(everywhere) or len(everywhere) > 1)
         return self.sweep in SWEEPS
 
-    def run_jobs(self, jobs: Sequence[Callable[[], None]]) -> None:
+    def run_jobs(self, tasks: Sequence[Callable[[], None]]) -> None:
         """Does what may be done in any order: at once, a thing on each of `cores`; else in turn.
 
         Worth it where a program leaves cores idle, as refits in small batches do. An evaluation
@@ -84,13 +84,13 @@ class Run(NamedTuple):
         def stop() -> None:
             self.workdir.interrupted = True
 
-        def unless_interrupted(job: Callable[[], None]) -> None:
+        def unless_interrupted(task: Callable[[], None]) -> None:
             if self.interrupted():
                 raise KeyboardInterrupt
-            job()
+            task()
 
         jobs.run_concurrently(
-            [functools.partial(unless_interrupted, job) for job in jobs], self.cores, stop
+            [functools.partial(unless_interrupted, task) for task in tasks], self.cores, stop
         )
 
 
