@@ -1,6 +1,6 @@
 """Draws docs/house.svg, the folders and rooms of gapjax by floor, from today's imports.
 
-    python tests/draw_house.py
+python tests/draw_house.py
 """
 
 import json

@@ -1,0 +1,33 @@
+"""Runs all checks that are no tests: ruff, the type checker and the build of the documentation.
+
+python tests/check.py
+"""
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def main() -> int:
+    """1 where any of them has something to say; it says it itself."""
+    with tempfile.TemporaryDirectory() as site:
+        commands = [
+            ["ruff", "check", "."],
+            ["ruff", "format", "--check", "."],
+            ["basedpyright", "--pythonpath", sys.executable],
+            ["mkdocs", "build", "--strict", "--quiet", "--site-dir", site],
+        ]
+        failed = []
+        for command in commands:
+            print("$", *command, flush=True)
+            if subprocess.run([sys.executable, "-m", *command], cwd=ROOT, check=False).returncode:
+                failed.append(command[0])
+    print("failed: " + ", ".join(failed) if failed else "all passed")
+    return int(bool(failed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
