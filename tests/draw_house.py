@@ -7,11 +7,10 @@ import json
 from pathlib import Path
 
 import matplotlib
+import test_architecture as architecture
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Polygon
 from matplotlib.path import Path as Path2D
-
-import test_architecture as architecture
 
 PICTURE = architecture.ROOT / "docs" / "house.svg"
 

@@ -74,7 +74,13 @@ def small_scale(monkeypatch, tmp_path):
 
     epochs = lambda asked: min(3, math.ceil((asked or 100) / 100))
     patch("train", num_epochs=epochs)
-    for refit in ("refit_encoder", "refit_members", "self_consistent", "optimal_inference"):
+    for refit in (
+        "refit_encoder",
+        "refit_members",
+        "self_consistent",
+        "optimal_inference",
+        "close_gap",
+    ):
         patch(refit, num_epochs=epochs)
     patch("mlp_vae", hidden_sizes=lambda asked: asked or (16,))
     search = gapjax.PosteriorSearch(2, max_rounds=1, num_heldout=2, steps_per_round=2)
