@@ -4,14 +4,13 @@
 #   ./launch.sh [flags]              python -m experiments.reproduce [flags]
 #   ./launch.sh test [pytest args]   python -m pytest [pytest args], in the project root
 #
-# Needs Python 3.11 or newer. Works from any directory; a relative --workdir is
-# relative to where you are.
+# Needs Python 3.11 or newer. Works from any directory; a relative --workdir is relative to
+# where you are.
 #
-# Where it installs: the active virtual environment (venv or conda, other than
-# conda's base), on Colab the active Python, otherwise .venv beside this file.
-# Which JAX: for CUDA 13 or 12 by the NVIDIA driver and GPU, for a TPU, or for
-# the CPU. A JAX in the active environment that already has its accelerator's
-# plugin is kept. A second call installs nothing.
+# Where it installs: the active virtual environment (venv or conda, other than conda's base), on
+# Colab the active Python, otherwise .venv beside this file. Which JAX: for CUDA 13 or 12 by the
+# NVIDIA driver and GPU, for a TPU, or for the CPU. A JAX in the active environment that already has
+# its accelerator's plugin is kept. A second call installs nothing.
 #
 # Several processes make up one run, with --workdir where all can see it:
 #   TPU pod: the same line on every worker, for example
@@ -31,17 +30,17 @@ root=$(cd -- "$(dirname -- "$self")" >/dev/null && pwd -P)
 
 say() { printf 'launch.sh: %s\n' "$*" >&2; }
 die() { say "$*"; exit 1; }
-runs() { "$@" >/dev/null 2>&1 </dev/null; }
+runs() { "$@" >/dev/null 2>&1 </dev/null; }  # whether a command succeeds
 
-# ---- the machine -------------------------------------------------------------
+# ---- the machine: which accelerator it has ----
 
+# Google makes other PCI devices too; the TPUs are these, as JAX lists them.
 has_tpu() {
   [ -n "${TPU_WORKER_ID:-}${TPU_ACCELERATOR_TYPE:-}${TPU_WORKER_HOSTNAMES:-}${COLAB_TPU_ADDR:-}" ] && return 0
   local file vendor device
   for file in /sys/bus/pci/devices/*/vendor; do
     [ -r "$file" ] && read -r vendor <"$file" && [ "$vendor" = 0x1ae0 ] || continue
     read -r device <"${file%vendor}device" || continue
-    # Google makes other devices too; these are the TPUs, as JAX lists them.
     case $device in 0x0027 | 0x0056 | 0x005e | 0x0062 | 0x0063 | 0x006f | 0x0076) return 0 ;; esac
   done
   return 1
@@ -62,25 +61,20 @@ hardware() {
 flavour_of() {
   [ "$1" = nvidia ] || { echo "$1"; return; }
   runs nvidia-smi -L || { echo cpu; return; }
-  local driver capability
+  local driver capability  # of several GPUs the least capable counts
   driver=$(nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null | head -n 1) || true
   capability=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | sort -n | head -n 1) || true
   driver=${driver%%.*} capability=${capability//[!0-9]/}
   case $driver$capability in *[!0-9]* | '') echo cuda12; return ;; esac
-  if [ "${driver:-0}" -ge 580 ] && [ "${capability:-0}" -ge 75 ]; then
-    echo cuda13
-  elif [ "${driver:-0}" -ge 525 ]; then
-    echo cuda12
-  else
-    say "NVIDIA driver $driver is too old for JAX (525 or newer will do): using the CPU"
-    echo cpu
-  fi
+  if [ "${driver:-0}" -ge 580 ] && [ "${capability:-0}" -ge 75 ]; then echo cuda13; return; fi
+  if [ "${driver:-0}" -ge 525 ]; then echo cuda12; return; fi
+  say "NVIDIA driver $driver is too old for JAX (525 or newer will do): using the CPU"
+  echo cpu
 }
 
-# ---- the environment ---------------------------------------------------------
+# ---- the environment: where to install ----
 
 recent() { runs "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; }
-
 on_colab() {
   [ -n "${COLAB_RELEASE_TAG:-}${COLAB_GPU:-}" ] ||
     { [ -d /content ] && runs python3 -c 'import google.colab'; }
@@ -103,6 +97,7 @@ find_environment() {
   fi
 }
 
+# Makes .venv with the first Python on the PATH that can; says what is wrong with the others.
 make_venv() {
   local name found old='' bare=''
   for name in python3.12 python3.13 python3.11 python3.14 python3 python; do
@@ -119,7 +114,7 @@ make_venv() {
   die "Python 3.11 or newer is needed, and there is no Python on the PATH"
 }
 
-# ---- the installation --------------------------------------------------------
+# ---- the installation: once, and again where something of it has changed ----
 
 # Whether the stamp, written after a complete installation, fits this call.
 ready() {
@@ -136,8 +131,7 @@ ready() {
 
 # Of what was installed, from where and for which interpreter.
 checksum() {
-  { cat -- "$root/setup.cfg" "$root/pyproject.toml"; printf '%s\n' "$root"; readlink -f -- "$python" || true; } |
-    cksum | tr ' ' -
+  { cat -- "$root/setup.cfg" "$root/pyproject.toml"; printf '%s\n' "$root"; readlink -f -- "$python" || true; } | cksum | tr ' ' -
 }
 
 # Prints constraints that keep pip from lowering the JAX of an active environment;
@@ -145,7 +139,6 @@ checksum() {
 jax_constraints() {
   "$python" - "$root/setup.cfg" "$1" <<'EOF'
 import importlib.metadata, re, sys
-
 setup_cfg, flavour = sys.argv[1:]
 have = {}
 for dist in importlib.metadata.distributions():
@@ -153,22 +146,22 @@ for dist in importlib.metadata.distributions():
 release = lambda version: tuple(int(part) for part in re.match(r"[\d.]*\d", version)[0].split("."))
 if "jax" in have and "jaxlib" in have:
     needed = re.search(r"^\s*jax>=([\d.]+)", open(setup_cfg).read(), re.MULTILINE)[1]
-    plugins = {"tpu": ["libtpu"]}.get(flavour, ["jax-cuda12-plugin", "jax-cuda13-plugin"])
-    equipped = flavour != "cpu" and any(
-        name in have and (name == "libtpu" or release(have[name]) == release(have["jaxlib"]))
-        for name in plugins
-    )
+    cuda = [have[f"jax-cuda{n}-plugin"] for n in (12, 13) if f"jax-cuda{n}-plugin" in have]
+    same = any(release(version) == release(have["jaxlib"]) for version in cuda)
+    equipped = flavour != "cpu" and ("libtpu" in have if flavour == "tpu" else same)
     sign = "==" if equipped and release(have["jax"]) >= release(needed) else ">="
     print(f"jax{sign}{have['jax']}\njaxlib{sign}{have['jaxlib']}")
 EOF
 }
 
+# One launch.sh at a time installs into an environment.
 lock() {
   command -v flock >/dev/null || return 0
   if [ "$own" = 1 ]; then exec 9<"$root"; else exec 9<"$prefix"; fi
   flock -n 9 || { say "waiting for another launch.sh that is installing"; flock 9 || true; }
 }
 
+# Installs gapjax with its extra and JAX, and writes the stamp.
 install() {
   local flavour extras constraints='' begun=$SECONDS
   flavour=$(flavour_of "$hint")
@@ -176,9 +169,7 @@ install() {
   log=$(mktemp "${TMPDIR:-/tmp}/gapjax-install.XXXXXX")
   trap 'rm -f -- "$log" "$prefix/.gapjax-constraints"' EXIT
   if [ -n "${VERBOSE:-}" ]; then exec 3>&2; else exec 3>"$log"; fi
-
-  if [ "$own" = 1 ]; then
-    # What an interrupted installation left cannot be trusted.
+  if [ "$own" = 1 ]; then  # what an interrupted installation left cannot be trusted
     if [ -e "$unfinished" ] || ! runs "$python" -m pip --version; then make_venv; fi
   else
     recent "$python" || die "$python is $("$python" -V 2>&1), and 3.11 or newer is needed: use another environment"
@@ -187,18 +178,15 @@ install() {
     constraints=$(jax_constraints "$flavour")
   fi
   [ -w "$prefix" ] || die "$prefix is not writable: activate an environment that is"
-
   extras=$flavour
   case $flavour,$constraints in cpu,* | *,jax==*) extras='' ;; esac
   extras=${extras:+$extras,}$extra
-
   say "installing gapjax [$extras] and JAX ($flavour) in $prefix; this takes a few minutes, once"
   : >"$unfinished"
   printf '%s\n' "$constraints" >"$prefix/.gapjax-constraints"
   if ! "$python" -m pip install --no-input --progress-bar off -c "$prefix/.gapjax-constraints" \
     -e "$root[$extras]" >&3 2>&1 </dev/null; then
-    # Nothing was changed if pip had not begun: the environment is as good as before.
-    if [ -s "$log" ]; then
+    if [ -s "$log" ]; then  # where pip had not begun, the environment is as good as before
       grep -q '^Installing collected packages' "$log" || rm -f -- "$unfinished"
       cat -- "$log" >&2
     fi
@@ -213,36 +201,27 @@ install() {
   say "installed in $((SECONDS - begun)) s"
 }
 
-# ---- here it starts ----------------------------------------------------------
+# ---- here it starts ----
 
-# The extra of setup.cfg to install; test includes experiments.
-extra=experiments
-if [ "${1:-}" = test ]; then
-  extra=test
-  shift
-fi
-
+extra=experiments  # of setup.cfg; test includes it
+if [ "${1:-}" = test ]; then extra=test; shift; fi
 hint=$(hardware)
 find_environment
-stamp=$prefix/.gapjax-stamp
-unfinished=$prefix/.gapjax-unfinished
-
+stamp=$prefix/.gapjax-stamp unfinished=$prefix/.gapjax-unfinished
 if ! ready; then
   lock
   ready || install  # another launch.sh may have done it meanwhile
   exec 9<&-
 fi
+if [ "$extra" = test ]; then cd -- "$root"; exec "$python" -m pytest "$@"; fi
 
-if [ "$extra" = test ]; then
-  cd -- "$root"
-  exec "$python" -m pytest "$@"
-fi
 # The programs are not installed: they are run from here. -P: not from the current folder, which
 # may have an "experiments" of its own.
 export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
 program=("$python" -P -m experiments.reproduce "$@")
 [ "${NUM_PROCESSES:-1}" != 1 ] || exec "${program[@]}"
 
+# Several processes here: they are joined by a port of this machine.
 case $NUM_PROCESSES in '' | *[!0-9]* | 0*) die "NUM_PROCESSES=$NUM_PROCESSES is not a number of processes" ;; esac
 port=$("$python" -c 'import socket; s = socket.socket(); s.bind(("localhost", 0)); print(s.getsockname()[1])')
 processes=()
@@ -254,15 +233,13 @@ done
 trap 'kill -TERM "${processes[@]}" 2>/dev/null || true' INT TERM
 code=0
 for process in "${processes[@]}"; do
-  # A trapped signal ends a wait early.
-  while :; do
+  while :; do  # a trapped signal ends a wait early
     status=0
     wait "$process" || status=$?
     kill -0 "$process" 2>/dev/null || break
   done
   if [ "$code" = 0 ] && [ "$status" != 0 ]; then
-    code=$status
-    # Whoever waits for one that has failed would wait for long.
+    code=$status  # whoever waits for one that has failed would wait for long
     [ "$status" = 130 ] || kill -TERM "${processes[@]}" 2>/dev/null || true
   fi
 done

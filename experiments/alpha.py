@@ -16,19 +16,14 @@ import numpy as np
 from absl import flags
 
 import gapjax
-from experiments import options, program, stores
+from experiments import program, stores, studies
 from experiments.config import UsageError
 from experiments.files import write_json
 from experiments.run import Run, environment, progress_bar
 from experiments.show import figures
-from experiments.sweeps import (
-    checkpoint_facts,
-    companies,
-    is_kept,
-    open_runs,
-    over_seeds_and_images,
-)
+from experiments.studies import over_seeds_and_images
 from gapjax import checkpoints
+from gapjax.fit.api import self_consistent_source
 
 _ALPHAS = tuple(f"{tenth / 10:g}" for tenth in range(11))
 _SETTINGS = ("refit_epochs", "batch_size", "refit_batch_size", "mixture", "learning_rate")
@@ -49,53 +44,51 @@ def refit(runs: Sequence[Run], epoch: int, alphas: Sequence[float], out: Path) -
         (run, alpha)
         for alpha in alphas
         for run in runs
-        if not is_kept(_store(out, epoch, alpha), run, _made_with(run, epoch))
+        if not studies.is_kept(_store(out, epoch, alpha), run, _made_with(run, epoch))
     ]
-    for company in companies(missing):
-        _refit(company, epoch, out)
+    for pairs in studies.side_by_side(missing):
+        _refit(pairs, epoch, out)
 
 
-def _refit(company: Sequence[tuple[Run, float]], epoch: int, out: Path) -> None:
+def _refit(pairs: Sequence[tuple[Run, float]], epoch: int, out: Path) -> None:
     """Refits and scores pairs of a run and an alpha, in one sweep."""
-    clock, (first, _) = time.monotonic(), company[0]
-    config, params = first.config, [stores.trained_params(run, epoch) for run, _ in company]
-    title = f"alpha {','.join(f'{alpha:g}' for _, alpha in company)} epoch {epoch}"
+    clock, (first, _) = time.monotonic(), pairs[0]
+    config, train = first.config, jnp.asarray(first.dataset.train)
+    stratified = config.mixture == "stratified"
+
+    def member(run: Run, alpha: float) -> gapjax.Member:
+        params = stores.trained_params(run, epoch)
+        share = jnp.asarray(alpha, jnp.float32)  # an array, so that all are one program
+        source = self_consistent_source(run.vae, params, train, share, stratified)
+        return gapjax.Member(params, source, run.key("refit", epoch))
+
+    title = f"alpha {','.join(f'{alpha:g}' for _, alpha in pairs)} epoch {epoch}"
     with progress_bar(first, title, config.refit_epochs) as bar:
-        refits = gapjax.self_consistent(
-            first.vae, params, first.dataset.train, [run.key("refit", epoch) for run, _ in company],
-            alpha=jnp.array([alpha for _, alpha in company], jnp.float32),
-            stratified=config.mixture == "stratified", num_epochs=config.refit_epochs,
+        refits = gapjax.refit_members(
+            first.vae, [member(*pair) for pair in pairs], num_epochs=config.refit_epochs,
             batch_size=config.refit_batch_size or config.batch_size,
             optimizer=gapjax.adam(config.learning_rate), on_epoch=bar,
         )  # fmt: skip
-    for (run, alpha), one in zip(company, refits, strict=True):
+    for (run, alpha), one in zip(pairs, refits, strict=True):
         tree = {"test": _score(run, one.params), "averaged": _score(run, one.averaged_params)}
-        facts = stores.entry_metadata(clock) | _made_with(run, epoch)
-        facts["seconds"] /= len(company)
-        checkpoints.save(_store(out, epoch, alpha), run.config.seed, tree, facts)
+        made = _made_with(run, epoch)
+        studies.save_share(_store(out, epoch, alpha), run, tree, made, clock, len(pairs))
 
 
 def _score(run: Run, params: gapjax.VAEParams) -> np.ndarray:
-    """BPD of every test image [N], on noise common to all encoders."""
-    samples = run.config.num_eval_samples
-    return gapjax.evaluate(
-        run.vae, params, run.key("evaluate"), run.dataset.test, num_samples=samples
-    ).per_image
+    """BPD of every test image [N]."""
+    return studies.bpd(run, run.vae, params, run.dataset.test)
 
 
 def summary(runs: Sequence[Run], epochs: Sequence[int], alphas: Sequence[float], out: Path) -> dict:
     """The contents of alpha.json."""
     return {
-        "schema": 1,
-        "dataset": runs[0].dataset.name,
-        "preset": runs[0].config.preset,
-        "seeds": [run.config.seed for run in runs],
-        "num_test": len(runs[0].dataset.test),
+        "schema": 1, "dataset": runs[0].dataset.name, "preset": runs[0].config.preset,
+        "seeds": [run.config.seed for run in runs], "num_test": len(runs[0].dataset.test),
         "refit": {name: getattr(runs[0].config, name) for name in _SETTINGS},
         "checkpoints": [_checkpoint(runs, epoch, alphas, out) for epoch in epochs],
-        "environment": environment(),
-        "notes": list(_NOTES),
-    }
+        "environment": environment(), "notes": list(_NOTES),
+    }  # fmt: skip
 
 
 def _checkpoint(runs: Sequence[Run], epoch: int, alphas: Sequence[float], out: Path) -> dict:
@@ -108,21 +101,16 @@ def _checkpoint(runs: Sequence[Run], epoch: int, alphas: Sequence[float], out: P
         entries = [checkpoints.restore(store, run.config.seed, like) for run in runs]
         commits |= {str(facts["commit"]) for _, facts in entries}
         after, averaged = (np.stack([tree[name] for tree, _ in entries]) for name in like)
-        rows.append(
-            {
-                "alpha": alpha,
-                "test_bpd": over_seeds_and_images(after),
-                "gain": over_seeds_and_images(trained - after),
-                "averaged_test_bpd": over_seeds_and_images(averaged),
-                "averaged_gain": over_seeds_and_images(trained - averaged),
-            }
-        )
+        rows.append({
+            "alpha": alpha, "test_bpd": over_seeds_and_images(after),
+            "gain": over_seeds_and_images(trained - after),
+            "averaged_test_bpd": over_seeds_and_images(averaged),
+            "averaged_gain": over_seeds_and_images(trained - averaged),
+        })  # fmt: skip
     return {
-        "epoch": epoch,
-        "as_trained": over_seeds_and_images(trained),
-        "alphas": rows,
+        "epoch": epoch, "as_trained": over_seeds_and_images(trained), "alphas": rows,
         "commits": sorted(commits),
-    }
+    }  # fmt: skip
 
 
 def _store(out: Path, epoch: int, alpha: float) -> Path:
@@ -132,7 +120,7 @@ def _store(out: Path, epoch: int, alpha: float) -> Path:
 def _made_with(run: Run, epoch: int) -> dict:
     """What an entry records of how it was made."""
     settings = {name: getattr(run.config, name) for name in _SETTINGS}
-    return checkpoint_facts(run, epoch) | settings
+    return studies.checkpoint_facts(run, epoch) | settings
 
 
 def table(results: dict) -> str:
@@ -149,11 +137,7 @@ def table(results: dict) -> str:
 
 
 def numbers(given: Sequence[str]) -> list[float]:
-    """The values of --alphas, ascending.
-
-    Raises:
-      UsageError: one is no number in [0, 1], or there is none.
-    """
+    """The values of --alphas, ascending; UsageError if one is no number in [0, 1]."""
     try:
         alphas = sorted({float(text) for text in given})
     except ValueError as error:
@@ -168,11 +152,9 @@ def alpha(values: flags.FlagValues) -> None:
     if values.out is None:
         raise UsageError("--out is not given; name a folder")
     alphas = numbers(values.alphas)
-    program.use_compilation_cache()
-    runs = open_runs(values.runs or (), values.data_dir, validation=False)
-    saved = checkpoints.numbers(runs[0].workdir.checkpoints / "train")
-    epochs, out = options.checkpoints_of("checkpoints", values.checkpoints, saved), Path(values.out)
-    out.mkdir(parents=True, exist_ok=True)
+    runs, epochs, out = studies.open_study(
+        values, "checkpoints", values.checkpoints, validation=False
+    )
     for epoch in epochs:
         refit(runs, epoch, alphas, out)
     results = summary(runs, epochs, alphas, out)
@@ -184,9 +166,7 @@ def alpha(values: flags.FlagValues) -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_list("runs", None, "Workdirs of trained runs, one for each seed: a,b,c.")
-    flags.DEFINE_string("out", None, "Folder for the results; made if needed.")
+    studies.define_flags("the results")
     flags.DEFINE_list("alphas", list(_ALPHAS), "Shares of model samples, in [0, 1].")
     flags.DEFINE_list("checkpoints", None, "Epochs of the checkpoints; default: all.")
-    flags.DEFINE_string("data_dir", None, "Where MNIST is; see experiments.train.")
     program.run_without_workdir(alpha)

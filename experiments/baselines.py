@@ -14,12 +14,7 @@ import numpy as np
 
 
 def sizes(images: np.ndarray, levels: int) -> dict[str, int | None]:
-    """Bytes by each compressor; None where the library is not installed or cannot.
-
-    Args:
-      images: uint8 [N, *event]. Pictures need an event of two axes.
-      levels: number of pixel levels.
-    """
+    """Bytes of uint8 [N, *event] by each compressor; None where it is not installed or cannot."""
     packed = np.packbits(images) if levels == 2 else images
     content = packed.tobytes()
     compressors: dict[str, Callable[[], int]] = {
@@ -53,11 +48,7 @@ def _picture(images: np.ndarray, levels: int, form: str, **options: object) -> i
 
 
 def grid(images: np.ndarray) -> np.ndarray:
-    """Images [N, H, W] as one picture about as wide as high; blank where there is none.
-
-    Raises:
-      ValueError: images of another number of axes.
-    """
+    """Images [N, H, W] as one picture about as wide as high; blank where there is none."""
     if images.ndim != 3:
         raise ValueError(f"images have shape {images.shape}; a picture needs [N, H, W]")
     count, height, width = images.shape

@@ -18,6 +18,7 @@ constriction is installed (pip install .[codec]), milliseconds to compress and d
 """
 
 import functools
+import itertools
 import json
 import resource
 import statistics
@@ -38,9 +39,11 @@ from experiments import benchmark_references as references
 from experiments.benchmark_references import ALPHA, EVENT, HIDDEN, LATENT
 from experiments.files import write_json
 from experiments.run import environment
-from gapjax import parallel
-from gapjax.fit.steps import init_state, run_steps
-from gapjax.measure import per_image
+from gapjax import jobs, parallel
+from gapjax.codec.stack import CodecError
+from gapjax.fit.api import self_consistent_source
+from gapjax.fit.step import init_state, run_steps
+from gapjax.measure import bounds
 
 _LIKELIHOODS = {"binary": ("bernoulli", 2), "grey": ("discretized_logistic", 256)}
 _ALL_PHASES = ["train", "refit", "evaluate", "codec"]
@@ -63,22 +66,23 @@ def _images(levels: int, number: int) -> jax.Array:
     return jnp.asarray((ink * rng.integers(1, levels, ink.shape)).astype(np.uint8))
 
 
-def _program(phase: str, likelihood: str, levels: int, steps: int):
+def _model(kind: str) -> tuple[gapjax.VAE, int]:
+    likelihood, levels = _LIKELIHOODS[kind]
+    return gapjax.mlp_vae(EVENT, likelihood, latent_dim=LATENT, hidden_sizes=HIDDEN), levels
+
+
+def _program(phase: str, kind: str, steps: int):
     """A compiled phase: a function that runs it once, and one that compiles it anew."""
-    vae = gapjax.mlp_vae(EVENT, likelihood, latent_dim=LATENT, hidden_sizes=HIDDEN)
+    vae, levels = _model(kind)
     params = vae.init(jax.random.key(0))
     images, devices = _images(levels, steps * _BATCH.value), parallel.all_devices()
+    common = {"vae": vae, "batch_size": _BATCH.value}
     if phase == "evaluate":
-        program = functools.partial(
-            per_image.bounds, vae=vae, num_samples=_SAMPLES.value, batch_size=_BATCH.value,
-            bound=gapjax.elbo,
-        )  # fmt: skip
-        compiled = parallel.data_parallel(program, devices)
-        arguments = (None, *parallel.replicate((params, jax.random.key(1), images), devices))
-
-        def run_evaluation() -> None:
-            jax.block_until_ready(compiled(*arguments))
-
+        compiled = bounds.bounds.on(
+            devices, num_samples=_SAMPLES.value, bound=gapjax.elbo, **common
+        )
+        arguments = parallel.replicate((params, jax.random.key(1), images), devices)
+        run_evaluation = lambda: jax.block_until_ready(compiled(*arguments))
         return run_evaluation, lambda: compiled.lower(*arguments).compile()
 
     optimizer, source = gapjax.adam(1e-3), gapjax.data_source(images)
@@ -86,11 +90,9 @@ def _program(phase: str, likelihood: str, levels: int, steps: int):
         optimizer = gapjax.encoder_only(optimizer)
         model = gapjax.model_source(vae, params.decoder, len(images))
         source = gapjax.mixture_source(model, source, ALPHA)
-    program = functools.partial(
-        run_steps, vae=vae, optimizer=optimizer, batch_size=_BATCH.value,
-        objective=gapjax.elbo, num_steps=steps,
-    )  # fmt: skip
-    compiled = parallel.data_parallel(program, devices)
+    compiled = run_steps.on(
+        devices, optimizer=optimizer, objective=gapjax.elbo, num_steps=steps, **common
+    )
     state = init_state(params, jax.random.key(1), optimizer)
     state, source = parallel.replicate((state, source), devices)
 
@@ -137,8 +139,8 @@ def _peak_mib() -> float:
 
 
 def _row(kind: str, phase: str) -> dict:
-    likelihood, levels = _LIKELIHOODS[kind]
-    run, compile_program = _program(phase, likelihood, levels, _STEPS.value)
+    levels = _LIKELIHOODS[kind][1]
+    run, compile_program = _program(phase, kind, _STEPS.value)
     cold, cached = _compile_seconds(compile_program)
     batch, steps = _BATCH.value, _STEPS.value
     products = references.products(phase, 1 if levels == 2 else 2, batch, _SAMPLES.value)
@@ -149,36 +151,34 @@ def _row(kind: str, phase: str) -> dict:
     run()
     seconds = _seconds(programs, _REPEATS.value)
     return {
-        "likelihood": kind,
-        "phase": phase,
-        "images_per_second": steps * batch / seconds["program"],
+        "likelihood": kind, "phase": phase, "images_per_second": steps * batch / seconds["program"],
         "ms_per_step": 1e3 * seconds["program"] / steps,
         "floor_ms_per_step": 1e3 * seconds["floor"] / steps,
         "times_floor": seconds["program"] / seconds["floor"],
         "torch_over_program": seconds["torch"] / seconds["program"] if "torch" in seconds else None,
-        "compile_seconds_cold": cold,
-        "compile_seconds_cached": cached,
-    }
+        "compile_seconds_cold": cold, "compile_seconds_cached": cached,
+    }  # fmt: skip
 
 
 def _sweeps(kind: str, cores: parallel.Devices) -> dict:
     """Milliseconds of a step of each of four refits: one by one, on cores, and in one program."""
-    likelihood, levels = _LIKELIHOODS[kind]
-    vae = gapjax.mlp_vae(EVENT, likelihood, latent_dim=LATENT, hidden_sizes=HIDDEN)
+    vae, levels = _model(kind)
     params = [vae.init(jax.random.key(seed)) for seed in range(_MEMBERS)]
-    keys = [jax.random.key(seed) for seed in range(_MEMBERS)]
     images = _images(levels, _STEPS.value * _BATCH.value)
+    members = [
+        gapjax.Member(
+            each, self_consistent_source(vae, each, images, ALPHA, False), jax.random.key(seed)
+        )
+        for seed, each in enumerate(params)
+    ]
     options = {"num_epochs": 1, "batch_size": _BATCH.value}
 
     def alone(devices: parallel.Devices) -> None:
-        jobs = [
-            functools.partial(gapjax.self_consistent, vae, member, images, key, **options)
-            for member, key in zip(params, keys, strict=True)
-        ]
-        parallel.run_concurrently(jobs, devices, stop=lambda: None)
+        refits = [functools.partial(gapjax.refit_encoder, vae, *m[:3], **options) for m in members]
+        jobs.run_concurrently(refits, devices, stop=lambda: None)
 
     def together(sweep: str) -> None:
-        gapjax.self_consistent(vae, params, images, keys, sweep=sweep, **options)
+        gapjax.refit_members(vae, members, sweep=sweep, **options)
 
     programs = {"off": functools.partial(alone, ())}
     programs |= {"cores": functools.partial(alone, cores)} if cores else {}
@@ -192,13 +192,12 @@ def _sweeps(kind: str, cores: parallel.Devices) -> dict:
 
 def _coding(kind: str) -> dict | None:
     """Milliseconds an image to compress and to decompress, by a model that is not trained."""
-    likelihood, levels = _LIKELIHOODS[kind]
-    vae = gapjax.mlp_vae(EVENT, likelihood, latent_dim=LATENT, hidden_sizes=HIDDEN)
+    vae, levels = _model(kind)
     params = vae.init(jax.random.key(0))
     images = np.asarray(_images(levels, _STEPS.value * _BATCH.value))
     try:
         content = gapjax.compress(vae, params, images, num_chains=_CHAINS)
-    except gapjax.CodecError as error:
+    except CodecError as error:
         print(error)
         return None
     compress = functools.partial(gapjax.compress, vae, params, images, num_chains=_CHAINS)
@@ -212,7 +211,7 @@ def _scaling() -> list[dict]:
     """Seconds of one epoch of joint training at one, two and four times the data."""
     rows = []
     for factor in (1, 2, 4):
-        run, _ = _program("train", *_LIKELIHOODS["binary"], factor * _STEPS.value)
+        run, _ = _program("train", "binary", factor * _STEPS.value)
         run()
         seconds = _seconds({"epoch": run}, _REPEATS.value)["epoch"]
         rows.append({"times_data": factor, "seconds_per_epoch": seconds, "peak_mib": _peak_mib()})
@@ -238,18 +237,18 @@ def _benchmark(cores: parallel.Devices) -> None:
         f"{'x torch':>8} {'compile':>8} {'cached':>7}"
     )
     rows = []
-    for kind in _KINDS.value:
-        for phase in [phase for phase in _PHASES.value if phase != "codec"]:
-            row = _row(kind, phase)
-            rows.append(row)
-            torch_ratio = row["torch_over_program"]
-            print(
-                f"{kind:6} {phase:9} {row['images_per_second']:9.0f} {row['ms_per_step']:8.2f} "
-                f"{row['floor_ms_per_step']:9.2f} {row['times_floor']:8.2f} "
-                f"{f'{torch_ratio:.2f}' if torch_ratio else '':>8} "
-                f"{row['compile_seconds_cold']:7.1f}s {row['compile_seconds_cached']:6.1f}s",
-                flush=True,
-            )
+    phases = [phase for phase in _PHASES.value if phase != "codec"]
+    for kind, phase in itertools.product(_KINDS.value, phases):
+        row = _row(kind, phase)
+        rows.append(row)
+        torch_ratio = row["torch_over_program"]
+        print(
+            f"{kind:6} {phase:9} {row['images_per_second']:9.0f} {row['ms_per_step']:8.2f} "
+            f"{row['floor_ms_per_step']:9.2f} {row['times_floor']:8.2f} "
+            f"{f'{torch_ratio:.2f}' if torch_ratio else '':>8} "
+            f"{row['compile_seconds_cold']:7.1f}s {row['compile_seconds_cached']:6.1f}s",
+            flush=True,
+        )
     sweeps = [_sweeps(kind, cores) for kind in _KINDS.value if "refit" in _PHASES.value]
     for row in sweeps:
         print(f"ms for a step of one of {_MEMBERS} refits, by --sweep: {json.dumps(row)}")
@@ -260,16 +259,9 @@ def _benchmark(cores: parallel.Devices) -> None:
     for row in scaling:
         print(json.dumps(row))
     if _JSON.value:
-        write_json(
-            Path(_JSON.value),
-            {
-                "environment": machine,
-                "programs": rows,
-                "sweeps": sweeps,
-                "codec": [row for row in coding if row],
-                "scaling": scaling,
-            },
-        )
+        coding = [row for row in coding if row]
+        tables = {"programs": rows, "sweeps": sweeps, "codec": coding, "scaling": scaling}
+        write_json(Path(_JSON.value), {"environment": machine, **tables})
 
 
 if __name__ == "__main__":

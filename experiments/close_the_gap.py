@@ -10,7 +10,6 @@ the test set is touched, then closing.json and closing.png. The same command res
 it refits alone.
 """
 
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,24 +19,19 @@ import numpy as np
 from absl import flags
 
 import gapjax
-from experiments import amortization, options, program, stores
+from experiments import program, stores, studies
 from experiments.config import UsageError
 from experiments.files import write_json
-from experiments.recipe_refits import named, refit, refitted
 from experiments.run import Run, environment
 from experiments.show import figures
+from experiments.show.formatting import text_table
 from experiments.show.labels import chosen_note
-from experiments.sweeps import (
-    checkpoint_facts,
-    is_kept,
-    open_runs,
-    over_seeds,
-    over_seeds_and_images,
-    plain_recipe,
-)
+from experiments.studies import named, over_seeds, over_seeds_and_images, refit, refitted
 from gapjax import checkpoints
 from gapjax.fit.recipes import RECIPES, recipe_model
+from gapjax.measure.bounds import posterior_bounds
 from gapjax.measure.statistics import ratio_of_means
+from gapjax.vae import Frozen
 
 _NEEDED = ("paper", "control")  # rows that every table has
 _OPTIMAL = "q_star"
@@ -67,19 +61,14 @@ def score(run: Run, name: str | None, epoch: int, out: Path, images: np.ndarray)
     else:
         vae = recipe_model(named(name), run.vae, run.dataset.train)
         params = refitted(run, name, out)
-    samples = run.config.num_eval_samples
-    return gapjax.evaluate(vae, params, run.key("evaluate"), images, num_samples=samples).per_image
+    return studies.bpd(run, vae, params, images)
 
 
 def choose(runs: Sequence[Run], names: Sequence[str], epoch: int, out: Path) -> dict:
     """The recipes with the lowest validation BPD: of the trained encoder's cost, and of any.
 
     Without validation images it is the first name of either kind, but for "paper" and "control".
-
-    Returns:
-      "best", the name of the first, "best_of_any_size", "ranking", the best first, "chosen_on",
-      which is "validation" or "nothing", and "validation_bpd": by recipe, the mean of every seed,
-      or None.
+    "validation_bpd" is by recipe the mean of every seed, or None; "ranking" has the best first.
     """
     bpds: dict[str, list[float]] | None = None
     ranked = sorted(names, key=lambda name: name in _NEEDED)
@@ -92,47 +81,37 @@ def choose(runs: Sequence[Run], names: Sequence[str], epoch: int, out: Path) -> 
         ranked = sorted(names, key=mean.__getitem__)
     return {
         "best": next(name for name in ranked if _cost(runs[0], name) <= 1),
-        "best_of_any_size": ranked[0],
-        "ranking": ranked,
-        "chosen_on": "nothing" if bpds is None else "validation",
-        "validation_bpd": bpds,
-    }
+        "best_of_any_size": ranked[0], "ranking": ranked,
+        "chosen_on": "nothing" if bpds is None else "validation", "validation_bpd": bpds,
+    }  # fmt: skip
 
 
 def optimal_bpd(
     run: Run, epoch: int, out: Path, start: str, number: int | None = None
 ) -> np.ndarray:
-    """BPD of the first test images [N], each with its own q*, on the noise of `score`.
+    """BPD of the first `number` test images [N], each with its own q*, on the noise of `score`.
 
     The search begins at the better of two encoders, as trained and after the recipe `start`. Its
     result is kept.
-
-    Args:
-      run: the run.
-      epoch: of the checkpoint.
-      out: the folder of the results.
-      start: a recipe that was refitted.
-      number: most images; default: all.
     """
-    store, seed = out / "checkpoints" / _OPTIMAL, run.config.seed
     test = run.dataset.test[:number]
     fewer = len(test) if len(test) < len(run.dataset.test) else None
-    made_with = checkpoint_facts(run, epoch) | {"images": fewer}
-    if not is_kept(store, run, made_with):
-        clock = time.monotonic()
+
+    def compute() -> tuple[dict, Any]:
         params = stores.trained_params(run, epoch)
         encoders = [params.encoder, refitted(run, start, out).encoder]
-        found = gapjax.optimal_posteriors(
+        found = gapjax.best_posteriors(
             run.vae, params, run.key("ledger", epoch), test, encoders=encoders
         )
-        nats = gapjax.posterior_bounds(
+        nats = posterior_bounds(
             run.vae, params, run.key("evaluate"), test, found.posteriors,
             num_samples=run.config.num_eval_samples,
         )  # fmt: skip
-        facts = stores.entry_metadata(clock) | made_with
-        facts["converged"] = float(found.converged.mean())
-        checkpoints.save(store, seed, {"nats": nats}, facts)
-    tree, _ = checkpoints.restore(store, seed, {"nats": np.zeros(len(test), np.float32)})
+        return {"nats": nats}, found.converged
+
+    made_with = studies.checkpoint_facts(run, epoch) | {"images": fewer}
+    like = {"nats": np.zeros(len(test), np.float32)}
+    tree = studies.once(out / "checkpoints" / _OPTIMAL, run, made_with, like, compute)
     return np.asarray(gapjax.bits_per_dim(tree["nats"], test.shape[1:]))
 
 
@@ -141,12 +120,7 @@ def leaderboard(
 ) -> list[dict]:
     """Scores every recipe on the test set; a row for each, in the order of `choose`.
 
-    Args:
-      runs: one of each seed.
-      epoch: of the checkpoint.
-      out: the folder of the results.
-      choice: see `choose`.
-      optimal: [R, N], `optimal_bpd` of every run. The share that is closed is that of its images.
+    `optimal` [R, N] is `optimal_bpd` of every run. The share that is closed is that of its images.
     """
     on_test = lambda name: np.stack(
         [score(run, name, epoch, out, run.dataset.test) for run in runs], dtype=np.float64
@@ -157,24 +131,18 @@ def leaderboard(
     for name in choice["ranking"]:
         gain, validation = trained - tested[name], choice["validation_bpd"]
         records = [checkpoints.record(out / "checkpoints" / name, r.config.seed) for r in runs]
-        rows.append(
-            {
-                "recipe": name,
-                "gap_closed": _shares(gain[:, :number], trained[:, :number] - optimal),
-                "test_bpd": _summary(tested[name]),
-                "validation_bpd": validation and over_seeds(validation[name]),
-                "gain": _summary(gain),
-                "gain_over_control": _summary(tested["control"] - tested[name]),
-                "seeds": len(runs),
-                "larger_encoder": _cost(runs[0], name) > 1,
-                "cost": _cost(runs[0], name),
-                "encoder_parameters": _num_parameters(runs[0], name),
-                "chosen": name in (choice["best"], choice["best_of_any_size"]),
-                "refit_seconds": float(np.mean([record["seconds"] for record in records])),
-                "commits": sorted({str(record["commit"]) for record in records}),
-                "definition": plain_recipe(named(name)),
-            }
-        )
+        rows.append({
+            "recipe": name, "gap_closed": _shares(gain[:, :number], trained[:, :number] - optimal),
+            "test_bpd": _summary(tested[name]),
+            "validation_bpd": validation and over_seeds(validation[name]), "gain": _summary(gain),
+            "gain_over_control": _summary(tested["control"] - tested[name]), "seeds": len(runs),
+            "larger_encoder": _cost(runs[0], name) > 1, "cost": _cost(runs[0], name),
+            "encoder_parameters": _num_parameters(runs[0], name),
+            "chosen": name in (choice["best"], choice["best_of_any_size"]),
+            "refit_seconds": float(np.mean([record["seconds"] for record in records])),
+            "commits": sorted({str(record["commit"]) for record in records}),
+            "definition": studies.plain_recipe(named(name)),
+        })  # fmt: skip
     return rows
 
 
@@ -195,18 +163,11 @@ def _shares(gain: np.ndarray, gap: np.ndarray) -> dict:
 
 def nats_from_optimal(runs: Sequence[Run], epoch: int, out: Path, best: str, number: int) -> dict:
     """On each kind of images, how far the encoders as trained, "paper" and `best` are from q*."""
-    by_kind = {
-        kind: [
-            amortization.gaps(
-                run, epoch, kind,
-                {name: refitted(run, name, out) for name in dict.fromkeys(("paper", best))},
-                number, out,
-            )
-            for run in runs
-        ]
-        for kind in amortization.KINDS
-    }  # fmt: skip
-    return amortization.summary(by_kind)
+    names = list(dict.fromkeys(("paper", best)))
+    return studies.amortization_summary({
+        kind: [studies.amortization_gaps(run, epoch, kind, names, number, out) for run in runs]
+        for kind in studies.KINDS
+    })  # fmt: skip
 
 
 def summary(
@@ -220,11 +181,8 @@ def summary(
         [score(run, name, epoch, out, images_of(run)).mean(dtype=np.float64) for run in runs]
     )
     return {
-        "schema": 1,
-        "dataset": runs[0].dataset.name,
-        "preset": runs[0].config.preset,
-        "epoch": epoch,
-        "seeds": [run.config.seed for run in runs],
+        "schema": 1, "dataset": runs[0].dataset.name, "preset": runs[0].config.preset,
+        "epoch": epoch, "seeds": [run.config.seed for run in runs],
         "num_validation": len(_held_out(runs[0])) if validated else 0,
         "num_test": len(runs[0].dataset.test),
         "as_trained": {
@@ -238,28 +196,24 @@ def summary(
             "num_images": optimal.shape[1],
             "fitted_on_test": True,
         },
-        "stderr_over": _stderr_over(runs),
-        "chosen_on": choice["chosen_on"],
-        "best": choice["best"],
-        "best_of_any_size": choice["best_of_any_size"],
-        "recipes": rows,
-        "environment": environment(),
-        "notes": [*_NOTES, _CHOSEN[choice["chosen_on"]]],
-    }
+        "stderr_over": _stderr_over(runs), "chosen_on": choice["chosen_on"], "best": choice["best"],
+        "best_of_any_size": choice["best_of_any_size"], "recipes": rows,
+        "environment": environment(), "notes": [*_NOTES, _CHOSEN[choice["chosen_on"]]],
+    }  # fmt: skip
 
 
 def table(results: dict) -> str:
     """The leaderboard as plain text; * marks what was chosen."""
-    heads = ("validation BPD", "test BPD", "gain over control", "gap closed", "seconds", "cost")
-    lines = [f"{'recipe':24}" + "".join(f"{head:>20}" for head in heads)]
+    heads = (
+        "recipe", "validation BPD", "test BPD", "gain over control", "gap closed", "seconds", "cost"
+    )  # fmt: skip
+    rows = []
     for row in results["recipes"]:
         bpds = [_cell(row[key]) for key in ("validation_bpd", "test_bpd", "gain_over_control")]
-        closed = row["gap_closed"]
-        bpds.append(f"{closed['mean']:.1%} ± {closed['stderr']:.1%}")
-        bpds += [f"{row['refit_seconds']:.0f}", f"{row['cost']:.2f}"]
+        closed = f"{row['gap_closed']['mean']:.1%} ± {row['gap_closed']['stderr']:.1%}"
         name = row["recipe"] + (" *" if row["chosen"] else "")
-        lines.append(f"{name:24}" + "".join(f"{cell:>20}" for cell in bpds))
-    return "\n".join(lines)
+        rows.append((name, *bpds, closed, f"{row['refit_seconds']:.0f}", f"{row['cost']:.2f}"))
+    return text_table(heads, rows, 24, 20)
 
 
 def _cell(value: Mapping[str, float | None] | None) -> str:
@@ -287,7 +241,7 @@ def _encoder(run: Run, name: str | None) -> tuple[gapjax.VAE, Any]:
 
 def _num_parameters(run: Run, name: str | None) -> int:
     """Parameters of the encoder that a refit trains."""
-    is_frozen = lambda node: isinstance(node, gapjax.Frozen)
+    is_frozen = lambda node: isinstance(node, Frozen)
     leaves = jax.tree.leaves(_encoder(run, name)[1], is_leaf=is_frozen)
     return sum(leaf.size for leaf in leaves if not is_frozen(leaf))
 
@@ -307,18 +261,16 @@ def close_the_gap(values: flags.FlagValues) -> None:
     """Refits, chooses, then scores; writes closing.json and its figure, and prints the table."""
     if values.out is None:
         raise UsageError("--out is not given; name a folder")
-    program.use_compilation_cache()
     for name in values.recipes or ():
         named(name)
     needed = _NEEDED if values.score else ()
     names = list(dict.fromkeys((*needed, *(values.recipes or RECIPES))))
-    # Where the recipes are named, they may be compared without any choice.
-    runs = open_runs(values.runs or (), values.data_dir, validation=values.recipes is None)
-    out = Path(values.out)
-    saved = checkpoints.numbers(runs[0].workdir.checkpoints / "train")
     given = None if values.epoch is None else [str(values.epoch)]
-    epoch = options.checkpoints_of("epoch", given, saved)[-1]
-    out.mkdir(parents=True, exist_ok=True)
+    # Where the recipes are named, they may be compared without any choice.
+    runs, epochs, out = studies.open_study(
+        values, "epoch", given, validation=values.recipes is None
+    )
+    epoch = epochs[-1]
     for name in names:
         refit(runs, name, epoch, out)
     if not values.score:
@@ -335,14 +287,13 @@ def close_the_gap(values: flags.FlagValues) -> None:
     print(table(results))
     print(f"mean ± standard error over {_stderr_over(runs)}; {chosen_note(results)}")
     if values.gap_images:
-        print(amortization.table(results["nats_from_optimal"]))
+        print(studies.amortization_table(results["nats_from_optimal"]))
         print("mean ± standard error over images; q* is fitted on them")
     print(f"figure: {out / 'closing.png'}")
 
 
 if __name__ == "__main__":
-    flags.DEFINE_list("runs", None, "Workdirs of trained runs, one for each seed: a,b,c.")
-    flags.DEFINE_string("out", None, "Folder for the refits and the results; made if needed.")
+    studies.define_flags("the refits and the results")
     flags.DEFINE_list(
         "recipes", None,
         f"Which to try, of {', '.join(RECIPES)}; default: all. Numbers of one can be changed, for "
@@ -351,11 +302,9 @@ if __name__ == "__main__":
     )  # fmt: skip
     flags.DEFINE_integer("epoch", None, "Of the checkpoint; default: the last.")
     flags.DEFINE_integer(
-        "optimal_images",
-        None,
-        "Test images whose q* says how large the gap is; default: all.",
+        "optimal_images", None, "Test images whose q* says how large the gap is; default: all.",
         lower_bound=1,
-    )
+    )  # fmt: skip
     flags.DEFINE_integer(
         "gap_images", 200, "Images of each kind whose q* says how far encoders are; 0 for none."
     )
@@ -364,5 +313,4 @@ if __name__ == "__main__":
         "Choose and score after the refits. --noscore leaves that, and the rows that every table "
         "has, to a later call, so that recipes can be refitted side by side.",
     )  # fmt: skip
-    flags.DEFINE_string("data_dir", None, "Where MNIST is; see experiments.train.")
     program.run_without_workdir(close_the_gap)

@@ -20,14 +20,15 @@ import gapjax
 from experiments import program
 from experiments.config import Config, UsageError
 from experiments.files import replacing, write_atomically
+from experiments.results_json import AVERAGED, REFITS
 from experiments.run import Run, make_vae
-from experiments.stores import refitted_params, trained_params
+from experiments.stores import encoders
 from experiments.workdir import Workdir
-from gapjax import CodecError, checkpoints
+from gapjax import checkpoints
 from gapjax.codec import container
+from gapjax.codec.stack import CodecError
 from gapjax.data import named_levels
-from gapjax.fit.refine import METHODS
-from gapjax.results.schema import AVERAGED, REFITS
+from gapjax.infer.newton import METHODS
 
 AS_TRAINED = "as_trained"
 _AVERAGED = "_averaged"
@@ -40,16 +41,10 @@ def store_of(encoder: str) -> str:
 
 
 def encoder_params(run: Run, epoch: int, encoder: str) -> gapjax.VAEParams:
-    """The parameters of a checkpoint with one of `ENCODERS`.
-
-    Raises:
-      WorkdirError: there is no such checkpoint or refit.
-    """
-    trained = trained_params(run, epoch)
-    if encoder == AS_TRAINED:
-        return trained
-    which = "averaged" if encoder.endswith(_AVERAGED) else "encoder"
-    return refitted_params(run, store_of(encoder), epoch, trained, which)
+    """The parameters of a checkpoint with one of `ENCODERS`."""
+    kinds = () if encoder == AS_TRAINED else (store_of(encoder),)
+    trained, by_name = encoders(run, epoch, kinds, averaged=kinds)
+    return trained._replace(encoder=by_name[encoder])
 
 
 def compress(values: flags.FlagValues) -> None:
@@ -102,11 +97,7 @@ def _decompress(workdir: Workdir, epoch: int, encoder: str, source: Path, target
 
 
 def _checkpoint(given: str) -> tuple[Workdir, int]:
-    """The workdir and the epoch of WORKDIR[:EPOCH]; by default the last.
-
-    Raises:
-      UsageError: it has no checkpoint.
-    """
+    """The workdir and the epoch of WORKDIR[:EPOCH]; by default the last."""
     path, _, number = given.rpartition(":")
     if not (path and number.isdecimal()) or Path(given).is_dir():
         path, number = given, ""
@@ -122,11 +113,7 @@ def _checkpoint(given: str) -> tuple[Workdir, int]:
 
 
 def _model(workdir: Workdir, config: Config, event_shape: tuple[int, ...], levels: int) -> Run:
-    """The run with no data in it.
-
-    Raises:
-      CodecError: images for which the run has no model.
-    """
+    """The run with no data in it."""
     if not event_shape or min(event_shape) < 1:
         raise CodecError(f"the images have shape {tuple(event_shape)}; there is nothing to code")
     nothing = np.zeros((0, *event_shape), np.uint8)
@@ -136,11 +123,7 @@ def _model(workdir: Workdir, config: Config, event_shape: tuple[int, ...], level
 
 
 def levels_of(config: Config) -> int:
-    """The number of pixel levels that a run was trained with.
-
-    Raises:
-      DatasetError: it was trained on a file that is needed to know it, and is not there.
-    """
+    """The number of pixel levels that a run was trained with."""
     if config.likelihood == "bernoulli":
         return 2
     named = named_levels(config.dataset, config.binarization)
@@ -152,11 +135,7 @@ def levels_of(config: Config) -> int:
 
 
 def _read_images(path: Path) -> np.ndarray:
-    """The array `images` of an .npz file.
-
-    Raises:
-      CodecError: there is none, or it is too large.
-    """
+    """The array `images` of an .npz file."""
     try:
         with zipfile.ZipFile(path) as archive:
             size = archive.getinfo("images.npy").file_size

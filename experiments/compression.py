@@ -23,14 +23,15 @@ from experiments import baselines, options, program, stores
 from experiments.compress import AS_TRAINED, ENCODERS, encoder_params, store_of
 from experiments.config import UsageError
 from experiments.files import write_json
-from experiments.origins import Source
 from experiments.run import Run, environment
 from experiments.show import figures
 from experiments.stores import chosen_epochs
-from gapjax import CodecError, Refiner, checkpoints
+from gapjax import Refiner, checkpoints
 from gapjax.codec import container
 from gapjax.codec.coding import ENCODER
-from gapjax.codec.programs import SEED
+from gapjax.codec.stack import CodecError
+from gapjax.codec.tables import SEED
+from gapjax.measure.bounds import posterior_bounds
 from gapjax.measure.statistics import ratio_of_means
 from gapjax.model.bounds import bits_per_dim
 from gapjax.results.estimates import summarize
@@ -39,44 +40,28 @@ _STORE = "compression"
 
 
 class Settings(NamedTuple):
-    """What is measured.
+    """What is measured."""
 
-    Attributes:
-      encoders: of `ENCODERS`, those that the run has.
-      refiners: how posteriors are refined; `ENCODER` for not at all.
-      num_images: the first test images that are compressed; 0 for all.
-      gap_images: the first test images whose best posteriors are searched for; 0 for none.
-    """
-
-    encoders: tuple[str, ...] = (AS_TRAINED, "self_consistent")
+    encoders: tuple[str, ...] = (AS_TRAINED, "self_consistent")  # of `ENCODERS`
     refiners: tuple[Refiner, ...] = (ENCODER, Refiner(), Refiner("adam", 10))
-    num_images: int = 0
-    gap_images: int = 200
+    num_images: int = 0  # the first test images that are compressed; 0 for all
+    gap_images: int = 200  # the first whose best posteriors are searched for; 0 for none
 
 
 def compression_phase(run: Run, settings: Settings, epochs: Sequence[int]) -> dict:
     """Measures checkpoints; writes compression.json and its figure.
 
     What is measured is kept, row by row, and is not measured again.
-
-    Raises:
-      CodecError: a file did not decompress to its images.
-      KeyboardInterrupt: the run is interrupted.
     """
     images = run.dataset.test[: settings.num_images or None]
     rows = [_checkpoint(run, settings, epoch, images) for epoch in epochs]
     results = {
-        "schema": 1,
-        "preset": run.config.preset,
-        "dataset": run.dataset.name,
-        "event_shape": list(run.dataset.event_shape),
-        "levels": run.dataset.levels,
-        "num_images": len(images),
-        "num_eval_samples": run.config.num_eval_samples,
-        "environment": environment(),
-        "baselines": baselines.sizes(images, run.dataset.levels),
+        "schema": 1, "preset": run.config.preset, "dataset": run.dataset.name,
+        "event_shape": list(run.dataset.event_shape), "levels": run.dataset.levels,
+        "num_images": len(images), "num_eval_samples": run.config.num_eval_samples,
+        "environment": environment(), "baselines": baselines.sizes(images, run.dataset.levels),
         "checkpoints": rows,
-    }
+    }  # fmt: skip
     if run.workdir.writes:
         write_json(run.workdir.path / "compression.json", results)
         figures.save(figures.compression(results), run.workdir.path / "compression")
@@ -85,7 +70,8 @@ def compression_phase(run: Run, settings: Settings, epochs: Sequence[int]) -> di
 
 def _checkpoint(run: Run, settings: Settings, epoch: int, images: np.ndarray) -> dict[str, Any]:
     """The rows of a checkpoint, and what part of the gap to q* each refinement closes."""
-    kept = _kept(run, epoch, len(images))
+    record = stores.kept(run, _STORE, epoch)
+    kept = record["rows"] if record.get("num_images") == len(images) else {}
 
     def once(name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         if name not in kept:
@@ -95,7 +81,7 @@ def _checkpoint(run: Run, settings: Settings, epoch: int, images: np.ndarray) ->
             kept[name] = compute()
             stores.save(
                 run, _STORE, epoch, {"rows": np.asarray(len(kept))}, clock,
-                sources=_sources(epoch, kept), num_images=len(images), rows=kept,
+                made_from=_made_from(epoch, kept), num_images=len(images), rows=kept,
             )  # fmt: skip
         return kept[name]
 
@@ -113,19 +99,10 @@ def _checkpoint(run: Run, settings: Settings, epoch: int, images: np.ndarray) ->
     return {"epoch": epoch, "rows": rows, "gap": gap}
 
 
-def _kept(run: Run, epoch: int, num_images: int) -> dict[str, dict[str, Any]]:
-    """What an earlier call measured of a checkpoint on so many images, by name."""
-    store = run.workdir.checkpoints / _STORE
-    if epoch not in checkpoints.numbers(store) or not stores.is_of_run(run, _STORE, epoch):
-        return {}
-    record = checkpoints.record(store, epoch)
-    return record["rows"] if record["num_images"] == num_images else {}
-
-
-def _sources(epoch: int, rows: dict[str, dict[str, Any]]) -> list[Source]:
+def _made_from(epoch: int, rows: dict[str, dict[str, Any]]) -> list[tuple[str, int]]:
     """The entries that these rows were computed from."""
     names = {store_of(row["encoder"]) for row in rows.values() if "encoder" in row}
-    return [Source(name, epoch) for name in sorted({"train", *names})]
+    return [(name, epoch) for name in sorted({"train", *names})]
 
 
 def _measure(
@@ -145,19 +122,13 @@ def _measure(
     nats = _bounds(run, params, images, refiner)
     prediction = -float(np.sum(nats, dtype=np.float64)) / np.log(2) / 8
     return {
-        "encoder": encoder,
-        **_named(refiner),
-        "bytes": len(content),
-        "stream_bytes": 4 * sum(map(len, streams)),
-        "elbo_bytes": prediction,
-        "over_elbo": len(content) / prediction - 1,
-        "bpd": 8 * len(content) / images.size,
+        "encoder": encoder, **_named(refiner), "bytes": len(content),
+        "stream_bytes": 4 * sum(map(len, streams)), "elbo_bytes": prediction,
+        "over_elbo": len(content) / prediction - 1, "bpd": 8 * len(content) / images.size,
         "elbo_bpd": summarize(bits_per_dim(nats, run.dataset.event_shape)).bpd,
-        "chains": len(streams),
-        "compress_ms": 1e3 * (compressed - start) / len(images),
-        "decompress_ms": 1e3 * (end - compressed) / len(images),
-        "identical": True,
-    }
+        "chains": len(streams), "compress_ms": 1e3 * (compressed - start) / len(images),
+        "decompress_ms": 1e3 * (end - compressed) / len(images), "identical": True,
+    }  # fmt: skip
 
 
 def _gap(run: Run, epoch: int, settings: Settings) -> dict[str, Any]:
@@ -165,14 +136,12 @@ def _gap(run: Run, epoch: int, settings: Settings) -> dict[str, Any]:
     images = run.dataset.test[: settings.gap_images]
     params = encoder_params(run, epoch, AS_TRAINED)
     bounds = functools.partial(
-        gapjax.posterior_bounds, run.vae, params, run.key("evaluate"), images, num_samples=200
+        posterior_bounds, run.vae, params, run.key("evaluate"), images, num_samples=200
     )
-    search = gapjax.optimal_posteriors(run.vae, params, run.key("ledger", epoch), images)
+    search = gapjax.best_posteriors(run.vae, params, run.key("ledger", epoch), images)
     best, start = bounds(search.posteriors), _bounds(run, params, images, ENCODER, 200)
     rows = []
-    for refiner in settings.refiners:
-        if not refiner.num_steps:
-            continue
+    for refiner in filter(lambda refiner: refiner.num_steps, settings.refiners):
         refine = functools.partial(
             gapjax.refine, run.vae, params, jax.random.key(SEED), images, refiner
         )
@@ -183,12 +152,8 @@ def _gap(run: Run, epoch: int, settings: Settings) -> dict[str, Any]:
         won = bounds(refined.posteriors) - start
         closed, stderr = ratio_of_means(won, best - start)
         rows.append({
-            **_named(refiner),
-            "closed": closed,
-            "closed_stderr": stderr,
-            "worst": float(won.min()),
-            "fraction_worse": float((won < 0).mean()),
-            "ms": 1e3 * seconds / len(images),
+            **_named(refiner), "closed": closed, "closed_stderr": stderr, "worst": float(won.min()),
+            "fraction_worse": float((won < 0).mean()), "ms": 1e3 * seconds / len(images),
         })  # fmt: skip
         print(f"epoch {epoch}: {rows[-1]}", flush=True)
     return {"num_images": len(images), "nats": float((best - start).mean()), "rows": rows}
@@ -199,7 +164,7 @@ def _bounds(
 ) -> np.ndarray:
     """The ELBO of every image with its refined posterior, on noise that the steps have not seen."""
     refined = gapjax.refine(run.vae, params, jax.random.key(SEED), images, refiner)
-    return gapjax.posterior_bounds(
+    return posterior_bounds(
         run.vae, params, run.key("evaluate"), images, refined.posteriors,
         num_samples=samples or run.config.num_eval_samples,
     )  # fmt: skip
@@ -219,11 +184,7 @@ def _line(epoch: int, row: dict) -> str:
 
 
 def settings_from_flags(values: flags.FlagValues) -> Settings:
-    """The flags, checked.
-
-    Raises:
-      UsageError: a value that cannot be used.
-    """
+    """The flags, checked."""
     encoders = tuple(values.encoders)
     for name in encoders:
         if name not in ENCODERS:

@@ -16,8 +16,7 @@ class UsageError(ValueError):
 class Config(NamedTuple):
     """What a run computes: two runs of equal configurations give equal numbers.
 
-    A field with a default was added later: the default is what runs did before it. A field that
-    is None takes the default that fits the data.
+    A field that is None takes the default that fits the data.
     """
 
     preset: str
@@ -38,35 +37,26 @@ class Config(NamedTuple):
     hidden_sizes: tuple[int, ...]
     likelihood: str | None
     num_eval_samples: int
-    validation: int = 0
-    posterior: str = "diagonal"
-    uniform_weight: float | None = 0.0
-    refit_batch_size: int | None = None
-    mixture: str = "random"
-    recipe: str = "paper"
+    validation: int
+    posterior: str
+    uniform_weight: float | None
+    refit_batch_size: int | None
+    mixture: str
+    recipe: str
 
 
 def config_from_json(values: object) -> Config:
-    """A configuration as config.json has it; fields that it lacks take their older default.
-
-    Args:
-      values: what `Config._asdict` gave, after JSON.
-
-    Raises:
-      ValueError: a field is missing, unknown or of another type; the message says which.
-    """
+    """A configuration as config.json has it; ValueError names a field that is not as it must be."""
     if not isinstance(values, dict):
         raise ValueError(f"config is {values!r}, not an object")
-    merged = {**Config._field_defaults, **values}
     for kind, names in (
-        ("lacks", set(Config._fields) - set(merged)),
-        ("does not know", set(merged) - set(Config._fields)),
+        ("lacks", set(Config._fields) - set(values)),
+        ("does not know", set(values) - set(Config._fields)),
     ):
         if names:
             raise ValueError(f"this version {kind} {', '.join(sorted(names))}")
-    for name, annotation in get_type_hints(Config).items():
-        merged[name] = _typed(name, merged[name], annotation)
-    return Config(**merged)
+    hints = get_type_hints(Config)
+    return Config(**{name: _typed(name, values[name], hints[name]) for name in Config._fields})
 
 
 def epochs(config: Config) -> range:
@@ -79,30 +69,30 @@ def check(config: Config) -> None:
     """Raises UsageError for a value that cannot be used; flags say it by their name."""
     if not config.dataset.lower().endswith(".npz"):
         known("dataset", config.dataset, DATASETS, "or the path of an .npz file")
+    refuse = lambda name, words: UsageError(f"--{name} is {getattr(config, name)}; {words}")
     if not 0 <= config.alpha <= 1:
-        raise UsageError(f"--alpha is {config.alpha}; it must be in [0, 1]")
+        raise refuse("alpha", "it must be in [0, 1]")
     if not 0 < config.threshold <= 1:
-        raise UsageError(f"--threshold is {config.threshold}; it must be in (0, 1]")
+        raise refuse("threshold", "it must be in (0, 1]")
     if not (config.learning_rate > 0 and config.learning_rate < float("inf")):
-        raise UsageError(f"--learning_rate is {config.learning_rate}; it must be positive")
+        raise refuse("learning_rate", "it must be positive")
     for name in (
         "num_epochs", "checkpoint_every", "refit_epochs", "optimal_epochs", "batch_size",
-        "latent_dim", "num_eval_samples",
+        "latent_dim", "num_eval_samples", "refit_batch_size",
     ):  # fmt: skip
-        if getattr(config, name) < 1:
-            raise UsageError(f"--{name} is {getattr(config, name)}; it must be at least 1")
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise refuse(name, "it must be at least 1")
     weight, least = config.uniform_weight, MIN_UNIFORM_WEIGHT
     if weight and not least <= weight <= 1:
-        raise UsageError(f"--uniform_weight is {weight}; it must be 0, or in [{least:g}, 1]")
-    if config.refit_batch_size is not None and config.refit_batch_size < 1:
-        raise UsageError(f"--refit_batch_size is {config.refit_batch_size}; it must be at least 1")
+        raise refuse("uniform_weight", f"it must be 0, or in [{least:g}, 1]")
     if config.validation < 0:
-        raise UsageError(f"--validation is {config.validation}; it must be at least 0")
+        raise refuse("validation", "it must be at least 0")
     if any(size < 1 for size in config.hidden_sizes):
-        raise UsageError(f"--hidden_sizes is {config.hidden_sizes}; each must be at least 1")
+        raise refuse("hidden_sizes", "each must be at least 1")
     for name in ("seed", "binarization_seed"):
         if not 0 <= getattr(config, name) < 2**32:
-            raise UsageError(f"--{name} is {getattr(config, name)}; it must be in [0, 2^32)")
+            raise refuse(name, "it must be in [0, 2^32)")
     if config.num_epochs % config.checkpoint_every:
         raise UsageError(
             f"--checkpoint_every is {config.checkpoint_every}, which does not divide "
@@ -116,17 +106,7 @@ def check(config: Config) -> None:
 
 
 def known(flag: str, value: str, names: Iterable[str], other: str = "") -> str:
-    """The value, which must be one of the names.
-
-    Args:
-      flag: for the message.
-      value: to look for.
-      names: known ones; the closest is suggested in the message.
-      other: what else the value may be, for the message.
-
-    Raises:
-      UsageError: it is not known.
-    """
+    """The value, which must be one of the names; UsageError suggests the closest of them."""
     if value in names:
         return value
     close = closest_name(value, names)

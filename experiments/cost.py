@@ -25,32 +25,19 @@ _TYPICAL_OPTIMAL = 0.4  # share of --optimal_epochs after which optimal inferenc
 
 
 class Cost(NamedTuple):
-    """What a run will cost.
+    """What a run will cost."""
 
-    Attributes:
-      encoder: number of the encoder's parameters.
-      decoder: number of the decoder's parameters.
-      memory: bytes, of one device.
-      operations: floating-point operations in matrix products, by phase.
-    """
-
-    encoder: int
+    encoder: int  # number of its parameters
     decoder: int
-    memory: int
-    operations: dict[str, float]
+    memory: int  # bytes, of one device
+    operations: dict[str, float]  # floating-point operations in matrix products, by phase
 
 
 def estimate(config: Config, dataset: gapjax.Dataset, vae: gapjax.VAE, num_devices: int) -> Cost:
-    """Estimates the cost of a run of `mlp_vae`; nothing is computed.
+    """Estimates the cost of a run with so many refits at a time; nothing is computed.
 
     A product of a batch with a weight matrix takes two operations for each weight and example, its
     gradients as many each.
-
-    Args:
-      config: of the run.
-      dataset: its data.
-      vae: its model.
-      num_devices: refits that run at the same time.
     """
     shapes = jax.eval_shape(vae.init, jax.random.key(0))
     encoder, decoder = (
@@ -75,20 +62,13 @@ def estimate(config: Config, dataset: gapjax.Dataset, vae: gapjax.VAE, num_devic
 
 
 def check_memory(config: Config, dataset: gapjax.Dataset) -> None:
-    """Refuses sizes that cannot fit, before anything of that size is made.
-
-    Raises:
-      UsageError: training alone takes more memory than there is.
-    """
+    """Refuses sizes that cannot fit, before anything of that size is made."""
     pixels = math.prod(dataset.event_shape)
     outputs = pixels if dataset.levels == 2 else 2 * pixels
     encoder = [pixels, *config.hidden_sizes, 2 * config.latent_dim]
     decoder = [config.latent_dim, *reversed(config.hidden_sizes), outputs]
-    number = sum(
-        (inputs + 1) * size
-        for layers in (encoder, decoder)
-        for inputs, size in itertools.pairwise(layers)
-    )
+    layers = itertools.chain(itertools.pairwise(encoder), itertools.pairwise(decoder))
+    number = sum((inputs + 1) * size for inputs, size in layers)
     needed, available = _training_memory(number, dataset), _memory()
     if available is not None and needed > available:
         raise UsageError(
@@ -102,12 +82,9 @@ def describe(config: Config, cost: Cost, workdir: object) -> str:
     """What --dry_run prints: the configuration, the folder, and the estimates."""
     speed = _EFFICIENCY * _product_speed()
     phases = {name: duration(number / speed) for name, number in cost.operations.items()}
+    given = {name: value for name, value in config._asdict().items() if value is not None}
     lines = [
-        *(
-            f"--{name}={_plain(value)}"
-            for name, value in config._asdict().items()
-            if value is not None
-        ),
+        *(f"--{name}={_plain(value)}" for name, value in given.items()),
         f"workdir: {workdir}",
         f"parameters: {cost.encoder:,} of the encoder, {cost.decoder:,} of the decoder",
         f"memory: about {_gib(cost.memory)}",
@@ -127,8 +104,7 @@ def _memory() -> int | None:
     """Bytes that the first device can have; None where that is not known."""
     device = parallel.all_devices()[0]
     if device.platform != "cpu":
-        statistics = device.memory_stats() or {}
-        return statistics.get("bytes_limit")
+        return (device.memory_stats() or {}).get("bytes_limit")
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError):

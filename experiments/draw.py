@@ -14,38 +14,27 @@ from experiments.run import Run
 from experiments.show import figures
 from experiments.show.report import write_report
 from experiments.stores import encoders, evaluated_like, load
+from gapjax.vae import reconstruct, sample_model
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
 def draw_phase(run: Run, results: dict) -> Path:
-    """Draws all figures and writes report.html.
-
-    Args:
-      run: a run whose checkpoints have been refitted and evaluated.
-      results: the contents of its results.json.
-
-    Returns:
-      The path of the report.
-    """
+    """Draws all figures of an evaluated run and writes report.html, whose path it gives."""
     report = run.workdir.path / "report.html"
     path = run.workdir.path / "ledger.json"
     ledger = json.loads(path.read_text()) if path.is_file() else None
     epoch = results["checkpoints"][-1]["epoch"]
     by_encoder = _encoders(run, epoch)
     drawn = {
-        "overview": figures.overview(results),
-        "figure1a": figures.figure1a(results),
-        "figure1b": figures.figure1b(results),
-        "figure2": figures.figure2(results),
-        "refit_curves": figures.refit_curves(results),
-        "effects": figures.effects(results),
-        "ledger": figures.ledger(ledger) if ledger else None,
-        "samples": _samples(run, by_encoder),
+        "overview": figures.overview(results), "figure1a": figures.figure1a(results),
+        "figure1b": figures.figure1b(results), "figure2": figures.figure2(results),
+        "refit_curves": figures.refit_curves(results), "effects": figures.effects(results),
+        "ledger": figures.ledger(ledger) if ledger else None, "samples": _samples(run, by_encoder),
         "reconstructions": _reconstructions(run, by_encoder),
         "costliest": _costliest(run, epoch, by_encoder),
-    }
+    }  # fmt: skip
     if not run.workdir.writes:  # restoring checkpoints, above, needs every process
         return report
     paths = {
@@ -61,7 +50,7 @@ def _samples(run: Run, by_encoder: dict[str, gapjax.VAEParams]) -> "Figure":
     """Samples of the model; the decoder is that of all encoders."""
     params = next(iter(by_encoder.values()))
     keys = jax.random.split(run.key("pictures"), 64)
-    sample = jax.vmap(functools.partial(gapjax.sample_model, run.vae, params.decoder))
+    sample = jax.vmap(functools.partial(sample_model, run.vae, params.decoder))
     return figures.image_grid(_pictures(run, sample(keys)), run.dataset.levels, columns=16)
 
 
@@ -71,7 +60,7 @@ def _reconstructions(run: Run, by_encoder: dict[str, gapjax.VAEParams]) -> "Figu
     keys = jax.random.split(run.key("pictures"), len(x))
     rows = [_pictures(run, x)]
     for params in by_encoder.values():
-        means = jax.vmap(functools.partial(gapjax.reconstruct, run.vae, params))(keys, x)
+        means = jax.vmap(functools.partial(reconstruct, run.vae, params))(keys, x)
         rows.append(_pictures(run, means))
     return figures.image_grid(
         np.concatenate(rows), run.dataset.levels, columns=len(x),
@@ -110,18 +99,7 @@ def _costliest(run: Run, epoch: int, by_encoder: dict[str, gapjax.VAEParams]) ->
 def _pixel_nats(
     vae: gapjax.VAE, params: gapjax.VAEParams, rng_key: jax.Array, x: jax.Array, num_samples: int
 ) -> jax.Array:
-    """The cost of every pixel: -log p(pixel given z), averaged over samples of z.
-
-    Args:
-      vae: the model.
-      params: its parameters.
-      rng_key: of the posterior samples, the same for all images.
-      x: [N, *event].
-      num_samples: posterior samples for each image.
-
-    Returns:
-      Nats [N, *event].
-    """
+    """Nats [N, *event]: -log p(pixel given z), averaged over samples of z; one key for all x."""
 
     def one(sample_key: jax.Array, x: jax.Array) -> jax.Array:
         z = vae.encode(params.encoder, x).sample(sample_key)

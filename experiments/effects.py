@@ -17,6 +17,7 @@ import gapjax
 from experiments.run import Run
 from experiments.show.formatting import at_epochs, measured, percent
 from gapjax.fit.sources import draw_examples
+from gapjax.measure.bounds import encoder_gradient_norms
 
 COMPARED = ("control", "self_consistent")
 _MOST_GRADIENTS = 1000
@@ -25,8 +26,8 @@ _draw = jax.jit(draw_examples)
 
 def effects_like(run: Run) -> dict:
     """A pytree with the structure, shapes and dtypes of what `measure` returns."""
-    bpds = dict.fromkeys(("as_trained", *COMPARED), np.zeros(_num_images(run), np.float32))
-    norms = np.zeros(min(_MOST_GRADIENTS, _num_images(run)), np.float32)
+    bpds = dict.fromkeys(("as_trained", *COMPARED), np.zeros(num_images(run), np.float32))
+    norms = np.zeros(min(_MOST_GRADIENTS, num_images(run)), np.float32)
     return {kind: {"bpd": bpds, "gradient": norms} for kind in ("model", "train")}
 
 
@@ -39,25 +40,14 @@ def measure(
 ) -> dict:
     """Evaluates each encoder on new samples of the model and on training images.
 
-    The number of either is that of the test images, or that of the training images if there are
-    fewer of those.
-
-    Args:
-      run: the run.
-      epoch: of the checkpoint.
-      trained: its parameters.
-      encoders: by name, for the same decoder; those named in `COMPARED` are taken.
-      train_bpd: BPD of every training image by the encoder as trained, which is not evaluated
-        again.
-
-    Returns:
-      For "model" and "train": "bpd", from the name of an encoder to the BPD of each image [N], and
-      "gradient", the norm [min(N, 1000)] of the gradient of each image's ELBO with respect to the
-      encoder as trained, from which the refits start.
+    There are as many of either as there are test images, or training images if these are fewer.
+    "bpd" has the BPD of each image [N] by each encoder; that of the trained one on training images
+    is known, `train_bpd`. "gradient" is the norm [min(N, 1000)] of the gradient of each image's
+    ELBO with respect to the encoder as trained, from which the refits start.
     """
     by_name = {"as_trained": trained.encoder, **{name: encoders[name] for name in COMPARED}}
     key, samples = run.key("evaluate"), run.config.num_eval_samples
-    number = _num_images(run)
+    number = num_images(run)
     model = gapjax.model_source(run.vae, trained.decoder, number)
     keys = jax.random.split(run.key("effects", epoch), number)
     drawn = _draw(model, None, keys, jnp.arange(number)).astype(run.dataset.train.dtype)
@@ -72,7 +62,7 @@ def measure(
         }
 
     def gradient(x: jax.Array) -> np.ndarray:
-        return gapjax.encoder_gradient_norms(run.vae, trained, key, x[:_MOST_GRADIENTS])
+        return encoder_gradient_norms(run.vae, trained, key, x[:_MOST_GRADIENTS])
 
     on_train = {"as_trained": np.asarray(train_bpd[:number])}
     return {
@@ -82,14 +72,9 @@ def measure(
 
 
 def notes(rows: list[dict]) -> list[str]:
-    """Explains where self-consistent training is worse than its control, if it is anywhere.
+    """Says why self-consistent training is worse than its control at the last such checkpoint.
 
-    Args:
-      rows: the checkpoints of results.json.
-
-    Returns:
-      One note or none: the effects on model samples and on training images at the last such
-      checkpoint. Worse means by more than two standard errors.
+    Worse means by more than two standard errors of test BPD. Without such a checkpoint it is [].
     """
     lost = [row for row in rows if _loses(row["gain_over_control"])]
     if not lost:
@@ -111,7 +96,8 @@ def notes(rows: list[dict]) -> list[str]:
     ]
 
 
-def _num_images(run: Run) -> int:
+def num_images(run: Run) -> int:
+    """As many of every kind: as there are in either set."""
     return min(len(run.dataset.test), len(run.dataset.train))
 
 

@@ -13,38 +13,23 @@ import numpy as np
 from absl import flags
 
 import gapjax
-from experiments import effects, options, program, stores
+from experiments import effects, options, program, results_json, stores
+from experiments.claims import claims, sign_test_contradicts_mean
 from experiments.draw import draw_phase
 from experiments.effects import effects_like
 from experiments.files import write_json
-from experiments.origins import ORIGIN
+from experiments.results_json import AVERAGED, REFITS
 from experiments.run import OPTIMAL_NOTE, Run, environment, progress_bar
 from experiments.show.formatting import at_epochs, percent, signed
-from experiments.stores import (
-    chosen_epochs,
-    encoders,
-    evaluated_like,
-    valid_entries,
-)
+from experiments.stores import ORIGIN, chosen_epochs, encoders, evaluated_like, valid_entries
 from gapjax import checkpoints
-from gapjax.results import schema
-from gapjax.results.claims import claims, sign_test_contradicts_mean
 from gapjax.results.estimates import summarize
-from gapjax.results.schema import AVERAGED, REFITS
 
 _MADE = ("train", *REFITS)  # the stores of what is evaluated
 
 
-def evaluate_phase(run: Run, epochs: Sequence[int] | None = None) -> schema.Results:
-    """Evaluates checkpoints and their refits; writes results.json.
-
-    Args:
-      run: the run.
-      epochs: of the checkpoints; None takes all of them.
-
-    Raises:
-      WorkdirError: a checkpoint or a refit is missing.
-    """
+def evaluate_phase(run: Run, epochs: Sequence[int] | None = None) -> results_json.Results:
+    """Evaluates checkpoints and their refits; writes results.json."""
     epochs = list(epochs or run.epochs)
     rows, seconds = [], dict.fromkeys((*_MADE, "evaluate"), 0.0)
     commits = {phase: set() for phase in seconds}
@@ -60,10 +45,8 @@ def evaluate_phase(run: Run, epochs: Sequence[int] | None = None) -> schema.Resu
                 commits[phase].add(record.get("commit"))
             rows.append(row)
             bar(index + 1, row["test"]["bpd"])
-    results: schema.Results = {
-        "schema": schema.VERSION,
-        "preset": run.config.preset,
-        "dataset": run.dataset.name,
+    results: results_json.Results = {
+        "schema": results_json.VERSION, "preset": run.config.preset, "dataset": run.dataset.name,
         "event_shape": list(run.dataset.event_shape),
         "config": {
             **run.config._asdict(),
@@ -75,14 +58,12 @@ def evaluate_phase(run: Run, epochs: Sequence[int] | None = None) -> schema.Resu
             **environment(),
             "commits": {phase: sorted(filter(None, made)) for phase, made in commits.items()},
         },
-        "data": run.dataset.provenance,
-        "num_eval_samples": run.config.num_eval_samples,
-        "checkpoints": rows,
-        "best": schema.best(rows),
+        "data": run.dataset.provenance, "num_eval_samples": run.config.num_eval_samples,
+        "checkpoints": rows, "best": results_json.best(rows),
         "claims": claims(rows, run.config.alpha),
         "seconds": {**seconds, "total": sum(seconds.values())},
         "notes": [*_notes(rows), *effects.notes(rows)],
-    }
+    }  # fmt: skip
     if run.workdir.writes:
         write_json(run.workdir.path / "results.json", results)
     return results
@@ -90,17 +71,24 @@ def evaluate_phase(run: Run, epochs: Sequence[int] | None = None) -> schema.Resu
 
 def _row(
     run: Run, epoch: int, done: Mapping[str, list[int]]
-) -> tuple[schema.Checkpoint, list[tuple[str, dict]]]:
+) -> tuple[results_json.Checkpoint, list[tuple[str, dict]]]:
     """The row of a checkpoint, and the records of what it was made from, by phase."""
     like = evaluated_like(run)
     # Restored only if something is missing, and once for both.
     restored = functools.cache(lambda: encoders(run, epoch, REFITS, AVERAGED))
-    bpds, evaluated = _load_or_compute(
-        run, "evaluation", epoch, like, lambda: _evaluate(run, *restored()), done
-    )
-    measured, compared = _load_or_compute(
-        run, "effects", epoch, effects_like(run),
-        lambda: effects.measure(run, epoch, *restored(), bpds["train"]), done,
+
+    def load_or_compute(name: str, like: Any, compute: Callable[[], Any]) -> tuple[Any, dict]:
+        if run.interrupted():  # what was computed has been saved
+            raise KeyboardInterrupt
+        if epoch not in done[name]:
+            clock = time.monotonic()
+            stores.save(run, name, epoch, compute(), clock)
+        return stores.load(run, name, epoch, like)
+
+    bpds, evaluated = load_or_compute("evaluation", like, lambda: _evaluate(run, *restored()))
+    measured, compared = load_or_compute(
+        "effects", effects_like(run),
+        lambda: effects.measure(run, epoch, *restored(), bpds["train"]),
     )  # fmt: skip
     made = {kind: checkpoints.record(run.workdir.checkpoints / kind, epoch) for kind in _MADE}
     evaluations = {name: summarize(np.asarray(bpds[name])) for name in like}
@@ -109,30 +97,9 @@ def _row(
         kind: {key: value for key, value in made[kind].items() if key not in left_out}
         for kind in REFITS
     }
-    row = schema.checkpoint_row(epoch, evaluations, refits)
-    row["effects"] = schema.effects(measured, evaluations)
+    row = results_json.checkpoint_row(epoch, evaluations, refits)
+    row["effects"] = results_json.effects(measured, evaluations)
     return row, [*made.items(), ("evaluate", evaluated), ("evaluate", compared)]
-
-
-def _load_or_compute(
-    run: Run,
-    name: str,
-    epoch: int,
-    like: Any,
-    compute: Callable[[], Any],
-    done: Mapping[str, list[int]],
-) -> tuple[Any, dict]:
-    """The entry of a checkpoint in one of the run's stores, computed if missing; its record.
-
-    Raises:
-      KeyboardInterrupt: the run is interrupted; what was computed has been saved.
-    """
-    if run.interrupted():
-        raise KeyboardInterrupt
-    if epoch not in done[name]:
-        clock = time.monotonic()
-        stores.save(run, name, epoch, compute(), clock)
-    return stores.load(run, name, epoch, like)
 
 
 def _evaluate(
@@ -140,22 +107,18 @@ def _evaluate(
 ) -> dict[str, np.ndarray]:
     """BPD per image, of the train set and by every encoder of the test set, on common noise."""
     evaluate = functools.partial(gapjax.evaluate, run.vae, num_samples=run.config.num_eval_samples)
-    key = run.key("evaluate")
-    train, test = jnp.asarray(run.dataset.train), jnp.asarray(run.dataset.test)
-    bpds = {
-        "train": evaluate(trained, key, train).per_image,
-        "test": evaluate(trained, key, test).per_image,
-    }
+    key, test = run.key("evaluate"), jnp.asarray(run.dataset.test)
+    bpds = {"train": evaluate(trained, key, jnp.asarray(run.dataset.train)).per_image}
     for name, encoder in by_name.items():
-        if name != "as_trained":
-            bpds[name] = evaluate(trained._replace(encoder=encoder), key, test).per_image
+        params = trained._replace(encoder=encoder)
+        bpds["test" if name == "as_trained" else name] = evaluate(params, key, test).per_image
     if run.validation is not None:
         bpds["validation"] = evaluate(trained, key, jnp.asarray(run.validation)).per_image
     return bpds
 
 
 def _best_note(rows: list[dict]) -> str:
-    chosen = schema.best(rows)
+    chosen = results_json.best(rows)
     if chosen["chosen_on"] == "validation":
         words = "It was chosen on images held out of training"
     else:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from gapjax.results import schema
+from experiments import results_json
 
 
 @contextlib.contextmanager
@@ -15,18 +15,8 @@ def replacing(path: Path) -> Iterator[Path]:
     """Gives a temporary path to write to, which replaces `path` when the block succeeds.
 
     A reader of `path` sees the old file or the new one, never a part of it. If the block or the
-    renaming fails, the old file stays and the temporary one is removed. The name of a temporary
-    file that a killed program leaves behind is that of `path` with a dot before and a random part
-    and ".tmp" after it; `Workdir` removes such files.
-
-    Args:
-      path: the file to write, in a directory that exists.
-
-    Yields:
-      The path of an empty file in the same directory.
-
-    Raises:
-      OSError: the file could not be created, written or renamed.
+    renaming fails, the old file stays. A program that is killed leaves a file named `path` with a
+    dot before and a random part and ".tmp" after it; `Workdir` removes such files.
     """
     path = Path(path)
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
@@ -49,5 +39,5 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes strict JSON as a whole; see `replacing` and `gapjax.results.schema.dumps`."""
-    write_atomically(path, schema.dumps(value).encode())
+    """Writes strict JSON as a whole; see `replacing` and `experiments.results_json.dumps`."""
+    write_atomically(path, results_json.dumps(value).encode())

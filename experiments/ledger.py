@@ -23,14 +23,15 @@ from experiments.config import Config, UsageError
 from experiments.config import epochs as config_epochs
 from experiments.draw import draw_phase
 from experiments.files import write_json
-from experiments.origins import Source
+from experiments.results_json import REFITS, plain
 from experiments.run import Run, environment, plain_bar
 from experiments.show import figures
+from experiments.show.formatting import text_table
 from experiments.stores import encoders
 from gapjax import checkpoints
+from gapjax.measure.log_likelihood import sandwich
 from gapjax.results import ledger as results_ledger
-from gapjax.results import measurements, schema
-from gapjax.results.schema import REFITS
+from gapjax.results import measurements
 
 _STORE = "ledger"
 _REFIT = "optimal"
@@ -45,21 +46,13 @@ _NOTES = (
 
 
 class Settings(NamedTuple):
-    """What a ledger is measured with.
+    """What a ledger is measured with; its flags say more."""
 
-    Attributes:
-      epochs: of the checkpoints; None takes the first, the middle and the last.
-      num_images: most images of each set, a random subset by the run's seed.
-      num_samples: posterior samples for every ELBO.
-      num_simulated: images simulated from the model, whose log p(x) is bounded from both sides.
-      batch_size: images at once; bounds memory, changes nothing else.
-    """
-
-    epochs: tuple[int, ...] | None = None
-    num_images: int = 360
-    num_samples: int = 50
+    epochs: tuple[int, ...] | None = None  # None takes the first, the middle and the last
+    num_images: int = 360  # most of each set
+    num_samples: int = 50  # for every ELBO
     num_simulated: int = 0
-    batch_size: int = 50
+    batch_size: int = 50  # images at once; bounds memory, changes nothing else
 
 
 def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
@@ -82,45 +75,28 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
 
 
 def settings_from_flags(values: flags.FlagValues) -> Settings:
-    """The flags, checked.
-
-    Raises:
-      UsageError: a value that cannot be used.
-    """
+    """The flags, checked."""
+    found = {}
     for name, least in (("images", 2), ("samples", 1), ("simulated", 0), ("batch_size", 1)):
-        if values[f"ledger_{name}"].value < least:
-            raise UsageError(
-                f"--ledger_{name} is {values[f'ledger_{name}'].value}; it must be at least {least}"
-            )
+        value = values[f"ledger_{name}"].value
+        if value < least:
+            raise UsageError(f"--ledger_{name} is {value}; it must be at least {least}")
+        found[name if name == "batch_size" else f"num_{name}"] = value
     epochs = values["ledger_epochs"].value
     if epochs is not None:
         epochs = tuple(sorted(set(options.integers("ledger_epochs", epochs))))
-    return Settings(
-        epochs=epochs,
-        num_images=values["ledger_images"].value,
-        num_samples=values["ledger_samples"].value,
-        num_simulated=values["ledger_simulated"].value,
-        batch_size=values["ledger_batch_size"].value,
-    )
+    return Settings(epochs=epochs, **found)
 
 
 def check_flags(values: flags.FlagValues, config: Config) -> None:
-    """Checks the flags before there are any checkpoints.
-
-    Raises:
-      UsageError: a value that cannot be used, or an epoch that will have no checkpoint.
-    """
+    """Checks the flags before there are any checkpoints."""
     epochs = settings_from_flags(values).epochs
     if epochs is not None:
         options.checkpoints_of("ledger_epochs", map(str, epochs), config_epochs(config))
 
 
 def ledger_phase(run: Run, settings: Settings) -> dict:
-    """Measures the checkpoints that are not measured yet; writes ledger.json and ledger.png.
-
-    Raises:
-      UsageError: an epoch that has no checkpoint.
-    """
+    """Measures the checkpoints that are not measured yet; writes ledger.json and ledger.png."""
     rows, seconds = [], 0.0
     methods = {
         "search": gapjax.PosteriorSearch()._asdict(),
@@ -133,14 +109,14 @@ def ledger_phase(run: Run, settings: Settings) -> dict:
         # The batch size is no part of what is measured.
         measured_with = {**settings._asdict(), "epochs": None, "batch_size": None}
         measured_with |= {"refits": kinds, **methods}
-        if not _is_measured(run, epoch, measured_with):
+        if stores.kept(run, _STORE, epoch).get("settings") != measured_with:
             clock = time.monotonic()
             model = encoders(run, epoch, kinds)
             tree = _measure(run, settings, epoch, *model)
             between = _sandwich(run, settings, epoch, *model) if settings.num_simulated else None
             stores.save(
                 run, _STORE, epoch, tree, clock, settings=measured_with, sandwich=between,
-                sources=[Source(name, epoch) for name in ("train", *kinds)],
+                made_from=[(name, epoch) for name in ("train", *kinds)],
             )  # fmt: skip
         tree, record = stores.load(run, _STORE, epoch, _like(run, settings, kinds))
         book = results_ledger.balance(
@@ -151,22 +127,13 @@ def ledger_phase(run: Run, settings: Settings) -> dict:
         others = {name: record.get(name) for name in ("sandwich", "seconds")}
         paths = [run.workdir.checkpoints / name for name in ("train", *kinds, _STORE)]
         made_by = {path.name: checkpoints.record(path, epoch).get("commit") for path in paths}
-        rows.append(
-            {"epoch": epoch, **schema.plain(book), **schema.plain(others), "commits": made_by}
-        )
+        rows.append({"epoch": epoch, **plain(book), **plain(others), "commits": made_by})
     results = {
-        "schema": 1,
-        "unit": "nats per image",
-        "dataset": run.dataset.name,
-        "preset": run.config.preset,
-        "subset_seed": run.config.seed,
-        "num_samples": settings.num_samples,
-        **methods,
-        "environment": environment(),
-        "checkpoints": rows,
-        "notes": [*_NOTES, *_own_notes(rows)],
-        "seconds": seconds,
-    }
+        "schema": 1, "unit": "nats per image", "dataset": run.dataset.name,
+        "preset": run.config.preset, "subset_seed": run.config.seed,
+        "num_samples": settings.num_samples, **methods, "environment": environment(),
+        "checkpoints": rows, "notes": [*_NOTES, *_own_notes(rows)], "seconds": seconds,
+    }  # fmt: skip
     if run.workdir.writes:
         write_json(run.workdir.path / "ledger.json", results)
         figures.save(figures.ledger(results), run.workdir.path / "ledger")
@@ -184,11 +151,11 @@ def table(results: dict) -> str:
         "over-fitting": lambda row: row["test"]["encoders"]["as_trained"]["inference_gap_by_refit"],
         "ELBO test": lambda row: row["test"]["encoders"]["as_trained"]["elbo"],
     }
-    lines = ["epoch" + "".join(f"{head:>18}" for head in heads)]
-    for row in results["checkpoints"]:
-        cells = [_cell(find(row)) for find in heads.values()]
-        lines.append(f"{row['epoch']:5}" + "".join(f"{cell:>18}" for cell in cells))
-    return "\n".join(lines)
+    rows = [
+        (str(row["epoch"]), *(_cell(find(row)) for find in heads.values()))
+        for row in results["checkpoints"]
+    ]
+    return text_table(("epoch", *heads), rows, 5, 18)
 
 
 def _cell(entry: dict | None) -> str:
@@ -210,14 +177,6 @@ def _epochs(run: Run, settings: Settings) -> list[int]:
     if wanted is None:
         wanted = sorted({trained[0], trained[len(trained) // 2], trained[-1]}) if trained else []
     return options.checkpoints_of("ledger_epochs", wanted, trained)
-
-
-def _is_measured(run: Run, epoch: int, measured_with: dict) -> bool:
-    """Whether there is an entry of this run that was measured with these settings."""
-    store = run.workdir.checkpoints / _STORE
-    if epoch not in checkpoints.numbers(store) or not stores.is_of_run(run, _STORE, epoch):
-        return False
-    return checkpoints.record(store, epoch)["settings"] == measured_with
 
 
 def _measure(
@@ -243,20 +202,16 @@ def _sandwich(
     # It was made for such images: a better place for the chains to start from.
     start = by_name.get("self_consistent", params.encoder)
     with _bars(run, f"ledger {epoch} simulated", settings.num_simulated) as on_progress:
-        between = gapjax.sandwich(
+        between = sandwich(
             run.vae, params._replace(encoder=start), run.key("simulated", epoch),
             settings.num_simulated, batch_size=settings.batch_size,
             on_progress=functools.partial(on_progress, "log p(x)"),
         )  # fmt: skip
     return {
-        "num_images": settings.num_simulated,
-        "lower": float(between.lower.mean()),
-        "upper": float(between.upper.mean()),
-        "gap": between.gap,
-        "gap_stderr": between.gap_stderr,
-        "ess": float(between.ess.mean()),
-        "acceptance": float(between.acceptance.mean()),
-    }
+        "num_images": settings.num_simulated, "lower": float(between.lower.mean()),
+        "upper": float(between.upper.mean()), "gap": between.gap, "gap_stderr": between.gap_stderr,
+        "ess": float(between.ess.mean()), "acceptance": float(between.acceptance.mean()),
+    }  # fmt: skip
 
 
 def _own_notes(rows: list[dict]) -> list[str]:

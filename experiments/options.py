@@ -9,7 +9,7 @@ from absl import flags
 from experiments.config import Config, UsageError, check, known
 from experiments.presets import PRESETS
 from gapjax.data import BINARIZATIONS, DATASETS
-from gapjax.fit.executor import SWEEPS
+from gapjax.fit.loop import SWEEPS
 from gapjax.fit.recipes import RECIPES
 from gapjax.model.mlp import LIKELIHOODS, POSTERIORS, UNIFORM_WEIGHT
 
@@ -26,17 +26,14 @@ flags.disclaim_key_flags()  # --help shows them as the program's own
 
 
 class Saving(NamedTuple):
-    """What is saved of joint training between the checkpoints; it changes nothing computed.
+    """What is saved of joint training between the checkpoints; it changes nothing computed."""
 
-    Attributes:
-      every: epochs between two such states; 0 saves none.
-      keep: how many of them are kept, the newest.
-    """
-
-    every: int = 25
-    keep: int = 1
+    every: int = 25  # epochs between two such states; 0 saves none
+    keep: int = 1  # how many of them are kept, the newest
 
 
+_one_of = lambda names: functools.partial(flags.DEFINE_enum, enum_values=names)
+_int, _float, _str = flags.DEFINE_integer, flags.DEFINE_float, flags.DEFINE_string
 _PLACE_FLAGS = (
     (
         flags.DEFINE_string, "workdir", None,
@@ -48,7 +45,7 @@ _PLACE_FLAGS = (
         "Where MNIST is: a TensorFlow Datasets folder, or one with the four IDX files.",
     ),
     (
-        functools.partial(flags.DEFINE_enum, enum_values=("off", "cores", *SWEEPS)), "sweep",
+        _one_of(("off", "cores", *SWEEPS)), "sweep",
         "auto", "How the refits of all checkpoints are computed. In one program, spread over the "
         "devices: vmap, side by side; map, one after another. Each on its own: off, one after "
         "another; cores, side by side, each on a core of the CPU, to the same bits. auto: vmap on "
@@ -78,16 +75,12 @@ _SAVING_FLAGS = (
         "How many of the states of --save_every are kept, the newest; checkpoints all are.",
     ),
 )  # fmt: skip
-_binarizations = functools.partial(flags.DEFINE_enum, enum_values=BINARIZATIONS)
-_likelihoods = functools.partial(flags.DEFINE_enum, enum_values=LIKELIHOODS)
-_posteriors = functools.partial(flags.DEFINE_enum, enum_values=POSTERIORS)
-_int, _float, _str = flags.DEFINE_integer, flags.DEFINE_float, flags.DEFINE_string
 _RUN_FLAGS = (
     (_str, "preset", "digits", f"Sets the defaults of the others: {', '.join(PRESETS)}."),
     (_int, "seed", 0, "Seed of everything random in the run, but not of the data."),
     (_str, "dataset", None, f"{', '.join(DATASETS)}, or the path of an .npz file."),
     (
-        _binarizations, "binarization", None,
+        _one_of(BINARIZATIONS), "binarization", None,
         "How grey levels become binary; default: what the data set's name says.",
     ),
     (_float, "threshold", None, "Share of full brightness from which a pixel is 1."),
@@ -104,29 +97,28 @@ _RUN_FLAGS = (
         "Examples in a step of self-consistent training and of its control; default: --batch_size.",
     ),
     (
-        functools.partial(flags.DEFINE_enum, enum_values=MIXTURES), "mixture", None,
+        _one_of(MIXTURES), "mixture", None,
         "How self-consistent training mixes: random, each example is a sample of the model with "
         "probability --alpha; stratified, this share of every batch.",
     ),
     (
-        functools.partial(flags.DEFINE_enum, enum_values=_RECIPES), "recipe", None,
+        _one_of(_RECIPES), "recipe", None,
         "How self-consistent training refits: paper, by --alpha and the flags above; or another "
-        "recipe of gapjax.RECIPES, with its own sources and optimizer. Its epochs and batch size "
-        "are the defaults of --refit_epochs and --refit_batch_size. Its control is the same refit "
-        "on training images alone.",
+        "recipe of gapjax, with its own sources and optimizer. Its epochs and batch size are the "
+        "defaults of --refit_epochs and --refit_batch_size. Its control is the same refit on "
+        "training images alone.",
     ),
     (_float, "learning_rate", None, "Learning rate of Adam, in training and refits."),
     (_int, "latent_dim", None, "Dimension of the latent space."),
     (flags.DEFINE_list, "hidden_sizes", None, "Widths of the hidden layers, e.g. 500,500."),
     (
-        _likelihoods, "likelihood", None,
+        _one_of(LIKELIHOODS), "likelihood", None,
         "p(x given z); default: bernoulli for binary data, discretized_logistic for grey.",
     ),
     (
         _float, "uniform_weight", None,
         "Weight of a uniform over the pixel levels that the discretized logistic is mixed with, "
-        f"0 to 1; default: {UNIFORM_WEIGHT:g}, the floor of the authors' code. A workdir that was "
-        "made before this flag goes on with 0.",
+        f"0 to 1; default: {UNIFORM_WEIGHT:g}, the floor of the authors' code.",
     ),
     (_int, "num_eval_samples", None, "Posterior samples for each image when BPD is evaluated."),
     (
@@ -134,28 +126,36 @@ _RUN_FLAGS = (
         "Training images to hold out of training, to name the best checkpoint by; 0: by the test "
         "set, which is optimistic.",
     ),
-    (_posteriors, "posterior", "diagonal", "Family of q(z given x)."),
+    (_one_of(POSTERIORS), "posterior", "diagonal", "Family of q(z given x)."),
+    (
+        flags.DEFINE_bool, "dry_run", False, "Print the resolved configuration, the folder, and an "
+        "estimate of memory and time; write nothing.",
+    ),
 )  # fmt: skip
 
 
 def define_place(values: flags.FlagValues = flags.FLAGS) -> None:
     """Defines the flags that say where a run lives; they are no part of what it computes."""
-    for define, name, default, text in _PLACE_FLAGS:
-        define(name=name, default=default, help=text, flag_values=values)
+    _define(_PLACE_FLAGS, values)
 
 
 def define_saving(values: flags.FlagValues = flags.FLAGS) -> None:
     """Defines the flags of `Saving`."""
-    for define, name, default, text in _SAVING_FLAGS:
+    _define(_SAVING_FLAGS, values)
+
+
+def define_run(values: flags.FlagValues = flags.FLAGS) -> None:
+    """Defines the flags of `Config`. Those without a default here take the preset's."""
+    _define(_RUN_FLAGS, values)
+
+
+def _define(table: tuple, values: flags.FlagValues) -> None:
+    for define, name, default, text in table:
         define(name=name, default=default, help=text, flag_values=values)
 
 
 def saving_from_flags(values: flags.FlagValues) -> Saving:
-    """What the flags say of saving, checked.
-
-    Raises:
-      UsageError: a value that cannot be used.
-    """
+    """What the flags say of saving, checked."""
     saving = Saving(every=values.save_every, keep=values.keep)
     for name, value, least in (("save_every", saving.every, 0), ("keep", saving.keep, 1)):
         if value < least:
@@ -163,22 +163,8 @@ def saving_from_flags(values: flags.FlagValues) -> Saving:
     return saving
 
 
-def define_run(values: flags.FlagValues = flags.FLAGS) -> None:
-    """Defines the flags of `Config`. Those without a default here take the preset's."""
-    for define, name, default, text in _RUN_FLAGS:
-        define(name=name, default=default, help=text, flag_values=values)
-    flags.DEFINE_bool(
-        "dry_run", False, "Print the resolved configuration, the folder, and an estimate of memory "
-        "and time; write nothing.", flag_values=values,
-    )  # fmt: skip
-
-
 def config_from_flags(values: flags.FlagValues) -> Config:
-    """The preset's defaults, overridden by the flags given, checked.
-
-    Raises:
-      UsageError: an unknown preset or a value that cannot be used.
-    """
+    """The preset's defaults, overridden by the flags given, checked."""
     preset = known("preset", values.preset, PRESETS)
     given = {name: values[name].value for name in Config._fields}
     defaults = {**PRESETS[preset], **_recipe_defaults(given)}
@@ -196,11 +182,7 @@ def config_from_flags(values: flags.FlagValues) -> Config:
 
 
 def _recipe_defaults(given: dict) -> dict:
-    """The defaults that --recipe brings; none where it is the paper's.
-
-    Raises:
-      UsageError: a flag of the paper's recipe beside another recipe.
-    """
+    """The defaults that --recipe brings; none where it is the paper's."""
     name = given["recipe"] or "paper"
     if name == "paper":
         return {}
@@ -213,24 +195,8 @@ def _recipe_defaults(given: dict) -> dict:
     }  # fmt: skip
 
 
-def with_older_defaults(config: Config, missing: Iterable[str], values: flags.FlagValues) -> Config:
-    """Fits a configuration to a workdir that was made before some of the flags.
-
-    Args:
-      config: that of the flags and their preset.
-      missing: the fields that the workdir does not name.
-      values: the flags; one that was given is kept.
-    """
-    older = {name: Config._field_defaults[name] for name in missing if values[name].value is None}
-    return config._replace(**older)
-
-
 def integers(flag: str, values: Iterable[str | int]) -> list[int]:
-    """The values of a list flag.
-
-    Raises:
-      UsageError: one that is no integer.
-    """
+    """The values of a list flag."""
     values = list(values)
     try:
         return [int(value) for value in values]
@@ -240,11 +206,7 @@ def integers(flag: str, values: Iterable[str | int]) -> list[int]:
 
 
 def checkpoints_of(flag: str, given: Iterable[str] | None, saved: Sequence[int]) -> list[int]:
-    """The checkpoints that a list flag names, in order; all that are saved where it is not given.
-
-    Raises:
-      UsageError: one that is not saved, or none is.
-    """
+    """The saved checkpoints that a list flag names, in order; all where it is not given."""
     wanted = list(saved) if given is None else sorted(set(integers(flag, given)))
     missing = [epoch for epoch in wanted if epoch not in saved]
     if missing or not wanted:

@@ -14,11 +14,13 @@ from absl import app, flags, logging
 
 from experiments import cost
 from experiments.config import Config, UsageError
-from experiments.options import Saving, config_from_flags, saving_from_flags, with_older_defaults
+from experiments.options import Saving, config_from_flags, saving_from_flags
 from experiments.run import Run, prepare, start
 from experiments.workdir import Workdir, WorkdirError
-from gapjax import CodecError, DatasetError, parallel
+from gapjax import jobs, parallel
 from gapjax.checkpoints import CheckpointError, CorruptCheckpointError
+from gapjax.codec.stack import CodecError
+from gapjax.data import DatasetError
 
 _EXPECTED = (
     UsageError, WorkdirError, DatasetError, CheckpointError, CodecError, FloatingPointError,
@@ -58,7 +60,6 @@ def run_program(
             _path("dataset", config.dataset)
             default = f"runs/{config.preset}_seed{config.seed}"
             workdir = Workdir(_path("workdir", values.workdir or default))
-            config = with_older_defaults(config, workdir.missing_fields(), values)
         elif values.workdir is None:
             raise UsageError("--workdir is not given; name the folder of a run")
         else:
@@ -87,11 +88,7 @@ def run_program(
 
 
 def _path(flag: str, value: str) -> Path:
-    """A path that can be written into JSON and printed.
-
-    Raises:
-      UsageError: it is not UTF-8.
-    """
+    """A path that can be written into JSON and printed."""
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -166,20 +163,16 @@ def _run(work: Callable[[flags.FlagValues, Callable[[Workdir], None]], None]) ->
 
 
 def _join(values: flags.FlagValues) -> tuple[jax.Device, ...]:
-    """Joins the other processes of the run; all but the first of them say nothing.
-
-    Returns:
-      The cores on which things can be done side by side; none where that is not wanted.
-    """
+    """Joins the other processes of the run; all but the first of them say nothing."""
     try:
-        parallel.join_processes(
+        jobs.join_processes(
             values.coordinator, values.num_processes, values.process_id,
             detect=values.detect_processes,
         )  # fmt: skip
     except RuntimeError as error:
         raise UsageError(str(error)) from error
     cores = parallel.expose_cpu_cores() if values.sweep in ("auto", "cores") else ()
-    if parallel.process()[0] > 0:
+    if jobs.process()[0] > 0:
         sys.stdout = Path(os.devnull).open("w")
     return cores
 

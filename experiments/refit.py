@@ -7,32 +7,25 @@ workdir on other machines: an entry is one folder of checkpoints/self_consistent
 optimal, and can be carried back.
 """
 
+import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 
 import jax
 import jax.numpy as jnp
-import optax
 from absl import flags
 
 import gapjax
-from experiments import options, program, stores, unfinished
-from experiments.origins import Source
+from experiments import options, program, stores
+from experiments.results_json import REFITS
 from experiments.run import Run, progress_bar
-from experiments.stores import (
-    chosen_epochs,
-    refitted_like,
-    state_like,
-    trained_params,
-    valid_entries,
-)
+from experiments.stores import chosen_epochs, trained_params, valid_entries
 from gapjax import checkpoints
-from gapjax.fit.executor import SWEEPS
-from gapjax.fit.loop import Monitor, Progress
-from gapjax.fit.recipes import recipe_optimizer
-from gapjax.fit.steps import steps_per_epoch
-from gapjax.results.schema import REFITS
+from gapjax.fit.api import OPTIMAL_EVERY, Refit, optimal_member, self_consistent_source
+from gapjax.fit.loop import SWEEPS, Monitor, Progress
+from gapjax.fit.recipes import RECIPES, recipe_member, recipe_options
+from gapjax.fit.step import steps_per_epoch
 
 _UNFINISHED = "refit_partial"  # the store of refits that are under way; `_number` names an entry
 _MONITOR_EVERY = 10  # epochs between two points of a refit's curve
@@ -42,14 +35,8 @@ _MONITOR_SAMPLES = 4
 def refit_phase(
     run: Run, epochs: Sequence[int] | None = None, kinds: Sequence[str] = REFITS
 ) -> None:
-    """Refits the encoder of these checkpoints: self-consistent, its control, and optimal.
-
-    Args:
-      run: the run.
-      epochs: of the checkpoints; None takes all of them.
-      kinds: of `REFITS`, which to make.
-    """
-    epochs, like = list(epochs or run.epochs), refitted_like(run)
+    """Refits the encoder of these checkpoints: self-consistent, its control, and optimal."""
+    epochs, like = list(epochs or run.epochs), stores.refitted_like(run)
     good = {kind: valid_entries(run, kind, like) for kind in kinds}
     missing = [(epoch, kind) for epoch in epochs for kind in kinds if epoch not in good[kind]]
     # The kinds of refit start from one copy; it is on the host, as each may run on another device.
@@ -76,36 +63,33 @@ def _refit(
     trained: Callable[[int], gapjax.VAEParams],
 ) -> None:
     """Refits the checkpoints of `epochs` in one way and one program, and saves what is missing."""
-    config, clock = run.config, time.monotonic()
-    most = config.optimal_epochs if kind == "optimal" else config.refit_epochs
-    all_params = [trained(epoch) for epoch in epochs]
+    clock, options = time.monotonic(), _options(run, kind)
     resume, seconds = _unfinished(run, kind, epochs)
     clock -= seconds
-    images = run.dataset.test if kind == "optimal" else run.dataset.train
-    batch_size = config.batch_size
-    if kind != "optimal":
-        batch_size = config.refit_batch_size or batch_size
-    steps = steps_per_epoch(len(images), batch_size)
+    members = _members(run, kind, [(epoch, trained(epoch)) for epoch in epochs])
+    if resume is not None:
+        members = [
+            member._replace(resume=each) for member, each in zip(members, resume, strict=True)
+        ]
+    most = options["num_epochs"]
+    steps = steps_per_epoch(members[0].source.num_examples, options["batch_size"])
     every = run.saving.every * steps
 
-    def keep(progress: list[Progress] | Progress) -> None:
-        several = unfinished.as_list(progress)
-        step = max(int(member.state.step) for member in several)
+    def keep(progress: list[Progress]) -> None:
+        step = max(int(member.state.step) for member in progress)
         interrupted = run.interrupted()
         if interrupted or (every and step % every == 0 and step < most * steps):
-            _save_unfinished(run, kind, epochs, several, clock)
+            _save_unfinished(run, kind, epochs, progress, clock)
         if interrupted:
             raise KeyboardInterrupt
 
     name = f"{kind} {epochs[0]}" + (f" to {epochs[-1]}" if len(epochs) > 1 else "")
     done = resume[0].curve.epoch[-1] if resume and resume[0].curve.epoch else 0
-    common = {
-        "batch_size": batch_size, "optimizer": _optimizer(run, kind),
-        "resume": resume, "on_chunk": keep,
-        "sweep": run.sweep if run.sweep in SWEEPS else "auto",
-    }  # fmt: skip
+    sweep = run.sweep if run.sweep in SWEEPS else "auto"
     with progress_bar(run, name, most, done) as bar:
-        refits = _computed(run, kind, epochs, all_params, {"on_epoch": bar, **common})
+        refits = gapjax.refit_members(
+            run.vae, members, on_epoch=bar, on_chunk=keep, sweep=sweep, **options
+        )
     for epoch, refit in zip(epochs, refits, strict=True):
         if epoch not in missing:
             continue
@@ -115,74 +99,85 @@ def _refit(
             run.workdir.log(kind, done_epoch, {"test_bpd": bpd}, checkpoint=epoch)
         tree = {"encoder": refit.params.encoder, "averaged": refit.averaged_params.encoder}
         seconds = (time.monotonic() - clock) / len(epochs)
-        metadata = {**_record(kind, refit), "seconds": seconds}
-        stores.save(run, kind, epoch, tree, clock, **metadata)
+        stores.save(run, kind, epoch, tree, clock, **_record(kind, refit), seconds=seconds)
     store, own = run.workdir.checkpoints / _UNFINISHED, _number(kind, epochs)
     checkpoints.prune(store, lambda saved: [number for number in saved if number == own])
 
 
-def _computed(
-    run: Run, kind: str, epochs: list[int], all_params: list[gapjax.VAEParams], options: dict
-) -> list[gapjax.Refit]:
-    """The refits of these checkpoints in one way; `options` are those of every way."""
-    config, train_images = run.config, run.dataset.train
-    if kind == "optimal":
-        keys = [run.key("optimal", epoch) for epoch in epochs]
-        return gapjax.optimal_inference(
-            run.vae, all_params, run.dataset.test, keys, num_epochs=config.optimal_epochs,
-            num_samples=_MONITOR_SAMPLES, **options,
-        )  # fmt: skip
+def _members(
+    run: Run, kind: str, starts: list[tuple[int, gapjax.VAEParams]]
+) -> list[gapjax.Member]:
+    """The refits of the checkpoints of these epochs in one way."""
+    config, recipe = run.config, _recipe(run, kind)
+    train_images, test_images = jnp.asarray(run.dataset.train), run.dataset.test
+    alpha = config.alpha if kind == "self_consistent" else 0
     # One key for self-consistent training and its control, so that both see the training data in
     # one order with one noise.
-    keys = [run.key("refit", epoch) for epoch in epochs]
-    options |= {"monitor": _monitor(run), "monitor_every": _MONITOR_EVERY}
-    recipe = _recipe(run, kind)
+    purpose = "optimal" if kind == "optimal" else "refit"
+
+    def member(epoch: int, params: gapjax.VAEParams) -> gapjax.Member:
+        key = run.key(purpose, epoch)
+        if kind == "optimal":
+            return optimal_member(run.vae, params, test_images, key, num_samples=_MONITOR_SAMPLES)
+        if recipe is not None:
+            refitted = recipe_member(recipe, run.vae, params, train_images, key)
+        else:
+            stratified = config.mixture == "stratified"
+            source = self_consistent_source(run.vae, params, train_images, alpha, stratified)
+            refitted = gapjax.Member(params, source, key)
+        return refitted._replace(monitor=_monitor(run))
+
+    return [member(*start) for start in starts]
+
+
+def _options(run: Run, kind: str) -> dict:
+    """How these refits differ from others: by their kind, and by the recipe."""
+    config, recipe = run.config, _recipe(run, kind)
+    if kind == "optimal":
+        return {
+            "num_epochs": config.optimal_epochs, "batch_size": config.batch_size,
+            "optimizer": gapjax.adam(config.learning_rate), "until": gapjax.Convergence(),
+            "monitor_every": OPTIMAL_EVERY,
+        }  # fmt: skip
+    options = {
+        "num_epochs": config.refit_epochs,
+        "batch_size": config.refit_batch_size or config.batch_size,
+        "optimizer": gapjax.adam(config.learning_rate),
+    }
     if recipe is not None:
-        closed = gapjax.close_gap(run.vae, all_params, train_images, keys, recipe, **options)
-        return [one.refit for one in closed]
-    return gapjax.self_consistent(
-        run.vae, all_params, train_images, keys,
-        alpha=config.alpha if kind == "self_consistent" else 0,
-        stratified=config.mixture == "stratified", num_epochs=config.refit_epochs, **options,
-    )  # fmt: skip
+        options = recipe_options(recipe, len(run.dataset.train))
+    return options | {"monitor_every": _MONITOR_EVERY}
 
 
-def _recipe(run: Run, kind: str) -> gapjax.Recipe | None:
+def _recipe(run: Run, kind: str) -> gapjax.recipes.Recipe | None:
     """What --recipe says of a refit: the control's data alone. None where that is the paper's."""
     config = run.config
     if config.recipe == "paper" or kind == "optimal":
         return None
-    recipe = gapjax.RECIPES[config.recipe]._replace(
-        num_epochs=config.refit_epochs, batch_size=config.refit_batch_size or config.batch_size
+    recipe = dataclasses.replace(
+        RECIPES[config.recipe],
+        num_epochs=config.refit_epochs,
+        batch_size=config.refit_batch_size or config.batch_size,
     )
-    return recipe if kind == "self_consistent" else recipe._replace(sources=(("data", 1.0),))
-
-
-def _optimizer(run: Run, kind: str) -> optax.GradientTransformation:
-    recipe = _recipe(run, kind)
-    if recipe is None:
-        return gapjax.adam(run.config.learning_rate)
-    return recipe_optimizer(recipe, len(run.dataset.train))
+    return (
+        recipe
+        if kind == "self_consistent"
+        else dataclasses.replace(recipe, sources=(("data", 1.0),))
+    )
 
 
 def _monitor(run: Run) -> Monitor:
     """Test BPD with few samples, for the curve of a refit."""
-    test = jnp.asarray(run.dataset.test)
-
-    def monitor(candidate: gapjax.VAEParams) -> float:
-        return gapjax.evaluate(
-            run.vae, candidate, run.key("monitor"), test, num_samples=_MONITOR_SAMPLES
-        ).bpd
-
-    return monitor
+    test, few = jnp.asarray(run.dataset.test), {"num_samples": _MONITOR_SAMPLES}
+    return lambda params: gapjax.evaluate(run.vae, params, run.key("monitor"), test, **few).bpd
 
 
 def _save_unfinished(run: Run, kind: str, epochs: list[int], several: list, clock: float) -> None:
     """Saves refits that are under way, in the place of what was saved of them before."""
-    tree, members = unfinished.packed(several)
+    tree, members = stores.packed(several)
     stores.save(
         run, _UNFINISHED, _number(kind, epochs), tree, clock, kind=kind, epochs=epochs,
-        members=members, sources=[Source("train", epoch) for epoch in epochs],
+        members=members, made_from=[("train", epoch) for epoch in epochs],
     )  # fmt: skip
 
 
@@ -193,25 +188,17 @@ def _number(kind: str, epochs: list[int]) -> int:
 
 def _unfinished(run: Run, kind: str, epochs: list[int]) -> tuple[list | None, float]:
     """Where these refits were when they were saved last, and their seconds until then."""
-    store, number = run.workdir.checkpoints / _UNFINISHED, _number(kind, epochs)
-    optimizer = gapjax.encoder_only(_optimizer(run, kind))
-    like = unfinished.packed_like(state_like(run, optimizer), len(epochs))
-    try:
-        if number not in checkpoints.numbers(store):
-            return None, 0.0
-        metadata = checkpoints.record(store, number)
-        if (metadata["kind"], metadata["epochs"]) != (kind, epochs):
-            return None, 0.0  # of another company of checkpoints
-        if not stores.is_of_run(run, _UNFINISHED, number, "the refit begins anew"):
-            return None, 0.0
-        tree, _ = checkpoints.restore(store, number, like)
-    except checkpoints.CorruptCheckpointError as error:
-        print(f"skipped: {error}; the refit begins anew", flush=True)
-        return None, 0.0
-    return unfinished.unpacked(tree, metadata["members"]), metadata["seconds"]
+    number = _number(kind, epochs)
+
+    def is_wanted(record: dict) -> bool:  # otherwise it is of other checkpoints, or another run
+        same = (record["kind"], record["epochs"]) == (kind, epochs)
+        return same and stores.is_of_run(run, _UNFINISHED, number, "the refit begins anew")
+
+    state = lambda: stores.state_like(run, gapjax.encoder_only(_options(run, kind)["optimizer"]))
+    return stores.unfinished(run.workdir.checkpoints / _UNFINISHED, number, is_wanted, state)
 
 
-def _record(kind: str, refit: gapjax.Refit) -> dict:
+def _record(kind: str, refit: Refit) -> dict:
     curve = refit.curve
     name = "bpd" if kind == "optimal" else "test_bpd"
     record = {

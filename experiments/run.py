@@ -23,9 +23,9 @@ from experiments.config import Config, UsageError, epochs
 from experiments.cost import check_memory
 from experiments.options import Saving
 from experiments.workdir import Workdir
-from gapjax import parallel
-from gapjax.fit.executor import SWEEPS
-from gapjax.fit.steps import steps_per_epoch
+from gapjax import jobs, parallel
+from gapjax.fit.loop import SWEEPS
+from gapjax.fit.step import steps_per_epoch
 from gapjax.model.mlp import UNIFORM_WEIGHT
 
 _MOST_STEPS = 2**31 - 1  # a state counts them in int32
@@ -38,30 +38,20 @@ _PURPOSES = {
 
 
 class Run(NamedTuple):
-    """Everything a phase needs.
-
-    Attributes:
-      config: what to compute.
-      dataset: the data, uint8.
-      vae: the model.
-      workdir: the claimed folder.
-      data_dir: where the data was looked for, as given; no part of what is computed.
-      validation: [V, *event] uint8, taken off the training set; None without --validation.
-      saving: what is saved between checkpoints; no part of what is computed.
-      sweep: how refits are computed: one by one where "off" or "cores", or in one program as in
-        `gapjax.refit_encoder`; see `sweeps` for "auto".
-      cores: devices for the refits that go side by side; none: one after another.
-    """
+    """Everything a phase needs."""
 
     config: Config
-    dataset: gapjax.Dataset
+    dataset: gapjax.Dataset  # uint8
     vae: gapjax.VAE
-    workdir: Workdir
+    workdir: Workdir  # claimed
+    # Where the data was looked for, as given; no part of what is computed.
     data_dir: str | None = None
-    validation: np.ndarray | None = None
+    validation: np.ndarray | None = None  # [V, *event] uint8, taken off the training set
     saving: Saving = Saving()
+    # How refits are computed: one by one where "off" or "cores", or in one program as in
+    # `gapjax.refit_encoder`; see `sweeps` for "auto".
     sweep: str = "auto"
-    cores: tuple[jax.Device, ...] = ()
+    cores: tuple[jax.Device, ...] = ()  # for refits that go side by side; none: one after another
 
     def key(self, purpose: str, epoch: int = 0) -> jax.Array:
         """The key of a purpose, for the checkpoint of an epoch."""
@@ -75,12 +65,12 @@ class Run(NamedTuple):
 
     def interrupted(self) -> bool:
         """Whether a signal has asked any process of the run to end it."""
-        return parallel.any_process(self.workdir.interrupted)
+        return jobs.any_process(self.workdir.interrupted)
 
     def sweeps(self) -> bool:
         """Whether the refits of all checkpoints are one program."""
         if self.sweep == "auto":
-            everywhere, alone = parallel.all_devices(), parallel.process()[1] == 1
+            everywhere, alone = parallel.all_devices(), jobs.process()[1] == 1
             return alone and (parallel.is_accelerated(everywhere) or len(everywhere) > 1)
         return self.sweep in SWEEPS
 
@@ -89,9 +79,6 @@ class Run(NamedTuple):
 
         Worth it where a program leaves cores idle, as refits in small batches do. An evaluation
         and a ledger do not: of them several took together what they take in turn, or more.
-
-        Raises:
-          KeyboardInterrupt: the run is interrupted; what is under way has been saved.
         """
 
         def stop() -> None:
@@ -102,20 +89,13 @@ class Run(NamedTuple):
                 raise KeyboardInterrupt
             job()
 
-        parallel.run_concurrently(
+        jobs.run_concurrently(
             [functools.partial(unless_interrupted, job) for job in jobs], self.cores, stop
         )
 
 
 class Prepared(NamedTuple):
-    """What a configuration comes to, with the data at hand.
-
-    Attributes:
-      config: with every default resolved.
-      dataset: the data, uint8.
-      validation: [V, *event] uint8, taken off the training set; None without --validation.
-      vae: the model.
-    """
+    """What a configuration, with every default resolved, comes to with the data at hand."""
 
     config: Config
     dataset: gapjax.Dataset
@@ -124,12 +104,7 @@ class Prepared(NamedTuple):
 
 
 def prepare(config: Config, data_dir: str | None) -> Prepared:
-    """Loads the data, checks that the configuration fits it, and makes the model.
-
-    Raises:
-      UsageError: a flag that does not fit the data.
-      DatasetError: data that cannot be used.
-    """
+    """Loads the data, checks that the configuration fits it, and makes the model."""
     dataset = gapjax.load_dataset(
         config.dataset, data_dir=data_dir, binarization=config.binarization,
         threshold=config.threshold, binarization_seed=config.binarization_seed,
@@ -174,19 +149,9 @@ def start(
     sweep: str = "auto",
     cores: tuple[jax.Device, ...] = (),
 ) -> Run:
-    """Claims the workdir for what was prepared.
-
-    Raises:
-      WorkdirError: a workdir that cannot be used.
-    """
+    """Claims the workdir for what was prepared."""
     config, dataset, validation, vae = prepared
     workdir.claim(config, dataset.provenance)
-    if not workdir.records_origins:
-        print(
-            f"not verified: {workdir.path} was begun by an older version, whose entries do not say "
-            "which run they are of",
-            flush=True,
-        )
     commit()  # of the code that is loaded, not of what the checkout holds hours later
     return Run(config, dataset, vae, workdir, data_dir, validation, saving, sweep, cores)
 
@@ -233,29 +198,22 @@ def environment() -> dict:
     """What the numbers were computed with."""
     device = jax.devices()[0]
     return {
-        "gapjax": gapjax.__version__,
-        "commit": commit(),
-        "python": platform.python_version(),
-        "jax": jax.__version__,
-        "jaxlib": importlib.metadata.version("jaxlib"),
-        "backend": jax.default_backend(),
-        "device_kind": device.device_kind,
+        "gapjax": gapjax.__version__, "commit": commit(), "python": platform.python_version(),
+        "jax": jax.__version__, "jaxlib": importlib.metadata.version("jaxlib"),
+        "backend": jax.default_backend(), "device_kind": device.device_kind,
         "device_count": jax.device_count(),
-    }
+    }  # fmt: skip
 
 
 @functools.cache
 def commit() -> str | None:
     """The commit of the source tree, marked where it has changes; None outside a checkout."""
     git = ["git", "-C", str(Path(__file__).parent.parent)]
+    said = {"capture_output": True, "text": True, "check": True}
+    status = ["status", "--porcelain", "--", "gapjax", "experiments"]
     try:
-        commit = subprocess.run(
-            [*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True
-        ).stdout.strip()
-        changed = subprocess.run(
-            [*git, "status", "--porcelain", "--", "gapjax", "experiments"],
-            capture_output=True, text=True, check=True,
-        ).stdout  # fmt: skip
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], **said).stdout.strip()
+        changed = subprocess.run([*git, *status], **said).stdout
     except (OSError, subprocess.CalledProcessError):
         return None
     return f"{commit} with changes" if changed else commit

@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from experiments import program
+from experiments import program, results_json
 from experiments.config import UsageError
 from experiments.effects import COMPARED
 from experiments.files import write_json
 from experiments.run import OPTIMAL_NOTE, environment
 from experiments.show import figures
-from gapjax.results import schema
+from experiments.show.formatting import text_table
 
 _BPD = (
     "train", "test", "control", "self_consistent", "optimal", "control_averaged",
@@ -37,17 +37,7 @@ _MAY_DIFFER = ("seed", "workdir", "data_dir")  # flags that need not be the same
 
 
 def summary(runs: Sequence[dict]) -> dict:
-    """Means over seeds and standard deviations across them, for each checkpoint.
-
-    Args:
-      runs: the contents of several results.json, one per seed.
-
-    Returns:
-      The contents of seeds.json. For each BPD, each closed share of the gap and each effect of the
-      refits: "values", one per run, their "mean", their standard deviation "sd" (with n - 1) and
-      the standard error of the mean "stderr" = sd / sqrt(n). For each claim: the seeds for which it
-      was tested, and those for which it holds.
-    """
+    """Means over seeds and standard deviations across them, for each checkpoint."""
     seeds = [run["config"]["seed"] for run in runs]
     rows = []
     for together in zip(*(run["checkpoints"] for run in runs), strict=True):
@@ -56,22 +46,24 @@ def summary(runs: Sequence[dict]) -> dict:
         row |= {
             name: _over_seeds([find(one) for one in together]) for name, find in _SHARES.items()
         }
-        if all("effects" in one for one in together):
-            row["effects"] = _effects([one["effects"] for one in together])
+        row["effects"] = {
+            kind: {
+                refit: _over_seeds([one["effects"][kind][refit]["bpd"] for one in together])
+                for refit in COMPARED
+            }
+            for kind in together[0]["effects"]
+        }
         rows.append(row)
+    made_by = [made for run in runs for made in run["environment"]["commits"].values()]
     verdicts: dict[str, dict[int, bool]] = {}
     for seed, run in zip(seeds, runs, strict=True):
         for claim in run["claims"]:
             if claim["holds"] is not None:
                 verdicts.setdefault(claim["claim"], {})[seed] = claim["holds"]
     return {
-        "schema": 1,
-        "preset": runs[0]["preset"],
-        "dataset": runs[0]["dataset"],
-        "seeds": seeds,
-        "commits": sorted({commit for run in runs for commit in _commits(run["environment"])}),
-        "environment": environment(),
-        "checkpoints": rows,
+        "schema": 1, "preset": runs[0]["preset"], "dataset": runs[0]["dataset"], "seeds": seeds,
+        "commits": sorted({commit for made in made_by for commit in made}),
+        "environment": environment(), "checkpoints": rows,
         "claims": [
             {
                 "claim": claim,
@@ -81,7 +73,7 @@ def summary(runs: Sequence[dict]) -> dict:
             for claim, holds in verdicts.items()
         ],
         "notes": [OPTIMAL_NOTE],
-    }
+    }  # fmt: skip
 
 
 def table(results: dict) -> str:
@@ -91,29 +83,18 @@ def table(results: dict) -> str:
         "self_consistent": "self-consistent", "optimal": "optimal*",
         "gain_over_control": "gain over control",
     }  # fmt: skip
-    lines = ["epoch" + "".join(f"{head:>18}" for head in (*heads.values(), "gap closed"))]
+    rows = []
     for row in results["checkpoints"]:
         cells = [f"{row[name]['mean']:.4f} ± {row[name]['sd']:.4f}" for name in heads]
         closed = row["gap_closed"]
         known = closed["mean"] is not None
         cells.append(f"{closed['mean']:.0%} ± {closed['sd']:.0%}" if known else "-")
-        lines.append(f"{row['epoch']:5}" + "".join(f"{cell:>18}" for cell in cells))
-    return "\n".join(lines)
+        rows.append((str(row["epoch"]), *cells))
+    return text_table(("epoch", *heads.values(), "gap closed"), rows, 5, 18)
 
 
 def read(folders: Sequence[str]) -> list[dict]:
-    """Reads the results of runs that differ only in their seeds.
-
-    Args:
-      folders: the workdirs.
-
-    Returns:
-      The contents of their results.json, ascending by seed.
-
-    Raises:
-      UsageError: there are fewer than two, one has no results, or they differ in their
-        configuration, data or checkpoints.
-    """
+    """Reads the results of runs that differ only in their seeds."""
     if len(folders) < 2:
         raise UsageError(
             f"--runs names {len(folders)} folders; a standard deviation needs at least 2 seeds"
@@ -127,7 +108,7 @@ def read(folders: Sequence[str]) -> list[dict]:
                 f"--workdir={folder} makes it"
             )
         try:
-            runs.append(schema.loads(path.read_text()))
+            runs.append(results_json.loads(path.read_text()))
             _identity(runs[-1])
         except (ValueError, KeyError, TypeError) as error:
             raise UsageError(f"--runs: {path} is damaged ({error!r})") from error
@@ -157,25 +138,6 @@ def _share(row: dict, name: str) -> float | None:
     return (row["test"]["bpd"] - row[name]["bpd"]) / gap if gap else None
 
 
-def _commits(environment: dict) -> list[str]:
-    """The commits that any phase of a run was made with.
-
-    Old runs know only the commit that wrote their results.
-    """
-    by_phase = environment.get("commits") or {}
-    return [commit for made in by_phase.values() for commit in made] or [str(environment["commit"])]
-
-
-def _effects(together: list[dict]) -> dict:
-    """The effects of either refit on each kind of image, over seeds."""
-    return {
-        kind: {
-            refit: _over_seeds([one[kind][refit]["bpd"] for one in together]) for refit in COMPARED
-        }
-        for kind in together[0]
-    }
-
-
 def _over_seeds(values: Sequence[float | None]) -> dict:
     """Mean and deviation of numbers; of what is not known for every seed they are unknown too."""
     if any(value is None for value in values):
@@ -191,16 +153,10 @@ def seeds(values: flags.FlagValues) -> None:
     runs, out = read(values.runs), Path(values.out)
     results = summary(runs)
     out.mkdir(parents=True, exist_ok=True)
-    for draw in (
-        figures.overview,
-        figures.figure1a,
-        figures.figure1b,
-        figures.figure2,
-        figures.effects,
-    ):
-        figure = draw(runs)
+    for name in ("overview", "figure1a", "figure1b", "figure2", "effects"):
+        figure = getattr(figures, name)(runs)
         if figure is not None:
-            figures.save(figure, out / draw.__name__)
+            figures.save(figure, out / name)
     write_json(out / "seeds.json", results)
     print(table(results))
     print("mean ± standard deviation across seeds; * fitted on the test set")

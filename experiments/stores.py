@@ -1,26 +1,64 @@
 """What a run's folder keeps of its work: entries of checkpoints, refits and evaluations.
 
-Every entry is verified when it is read: that it is what was saved, and that it is of this run.
-`experiments.workdir` knows the folder; this module knows what is in its stores.
+The record of every entry names its store and number, the settings and the data of the run that
+computed it, and the checksums of the entries that it was computed from. An entry is verified when
+it is read, so that one that was copied from another run, seed or epoch is found, and so is one
+whose checkpoint has been replaced. `experiments.workdir` knows the folder; this module knows what
+is in its stores.
 """
 
+import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
 import gapjax
+from experiments.config import Config
 from experiments.options import checkpoints_of
-from experiments.origins import ORIGIN, UNFINISHED, Source, mismatch, origin, sources_of
+from experiments.results_json import AVERAGED, REFITS
 from experiments.run import Run, commit
 from experiments.workdir import WorkdirError
 from gapjax import checkpoints
-from gapjax.fit.steps import TrainState, init_state
-from gapjax.results.schema import AVERAGED, REFITS
+from gapjax.fit.loop import Curve, Progress
+from gapjax.fit.step import TrainState, init_state
 
+ORIGIN = "origin"  # the key under which a record says where its entry comes from
+UNFINISHED = ("train_partial", "refit_partial")  # the stores whose entries are not of an epoch
 _CURE = "give another --workdir, or remove that folder for it to be made again"
+
+_TRAINING = (
+    "seed", "validation", "batch_size", "learning_rate", "latent_dim", "hidden_sizes",
+    "likelihood", "posterior", "uniform_weight",
+)  # fmt: skip
+_REFIT = ("refit_epochs", "refit_batch_size", "recipe")
+_EVALUATION = (*_TRAINING, "num_eval_samples")
+# The fields of `Config` that determine the entries of a store, beside the data and what they are
+# computed from. The number of epochs is none of them: it decides how many entries there are.
+_SETTINGS = {
+    "train": _TRAINING,
+    "train_partial": _TRAINING,
+    "self_consistent": (*_TRAINING, *_REFIT, "alpha", "mixture"),
+    "control": (*_TRAINING, *_REFIT),
+    "optimal": (*_TRAINING, "optimal_epochs"),
+    "refit_partial": (*_TRAINING, *_REFIT, "alpha", "mixture", "optimal_epochs"),
+    "evaluation": _EVALUATION,
+    "effects": _EVALUATION,
+    "ledger": _TRAINING,
+    "compression": _EVALUATION,
+}
+# The stores that those of one epoch are computed from, where a caller does not say.
+_MADE_FROM = {
+    **dict.fromkeys(REFITS, ("train",)),
+    "evaluation": ("train", *REFITS),
+    "effects": ("train", "control", "self_consistent"),
+}
+
+
+# ---- entries -----------------------------------------------------------------
 
 
 def save(
@@ -30,7 +68,7 @@ def save(
     tree: Any,
     clock: float,
     *,
-    sources: Iterable[Source] | None = None,
+    made_from: Iterable[tuple[str, int]] | None = None,
     **metadata: Any,
 ) -> None:
     """Adds an entry to one of the run's stores, or replaces the one of this number.
@@ -41,29 +79,25 @@ def save(
       number: of the entry: its epoch, except in the stores of unfinished work.
       tree: a pytree of arrays.
       clock: the time at which the work on it began, by `time.monotonic`.
-      sources: the entries that it was computed from; by default those of the same epoch.
+      made_from: store and number of what it was computed from; by default of the same epoch.
       **metadata: what else its record has.
-
-    Raises:
-      CheckpointError: it cannot be written.
-      WorkdirError: the folder is no longer in its place.
     """
     run.workdir.check_place()
-    sources = sources_of(store, number) if sources is None else sources
+    if made_from is None:
+        made_from = [(name, number) for name in _MADE_FROM.get(store, ())]
     record = {**entry_metadata(clock), **metadata}
     if store not in UNFINISHED:
         record["epoch"] = number
-    record[ORIGIN] = origin(run, store, number, sources)
+    record[ORIGIN] = {
+        "store": store, "number": number, "settings": _settings(run.config, store),
+        "data": run.dataset.provenance.get("sha256"),
+        "made_from": {f"{name}/{at}": _checksum(run, name, at) for name, at in made_from},
+    }  # fmt: skip
     checkpoints.save(run.workdir.checkpoints / store, number, tree, record)
 
 
 def load(run: Run, store: str, number: int, like: object) -> tuple[Any, dict]:
-    """An entry of one of the run's stores, and its record.
-
-    Raises:
-      CheckpointError: it is missing or damaged.
-      WorkdirError: it is of another run.
-    """
+    """An entry of one of the run's stores, and its record; WorkdirError if it is of another run."""
     path = run.workdir.checkpoints / store
     tree, record = checkpoints.restore(path, number, like)
     problem = mismatch(run, store, number, record)
@@ -77,30 +111,17 @@ def valid_entries(
 ) -> list[int]:
     """The entries of a store that are good and of this run; prints a line for each other one.
 
-    Args:
-      run: the run.
-      store: its name.
-      like: a pytree with the structure, shapes and dtypes of an entry.
-      instead: what is done about an entry that is not good.
-
-    Raises:
-      WorkdirError: a checkpoint of joint training is of another run. It is not made again, because
-        hours of work may be in it.
+    A checkpoint of joint training that is of another run is a WorkdirError: it is not made again,
+    because hours of work may be in it.
     """
-    path = run.workdir.checkpoints / store
-    whole, damaged = checkpoints.valid_steps(path, like)
+    whole, damaged = checkpoints.valid_steps(run.workdir.checkpoints / store, like)
     for error in damaged:
         print(f"skipped: {error}; {instead}", flush=True)
     return [number for number in whole if is_of_run(run, store, number, instead)]
 
 
 def is_of_run(run: Run, store: str, number: int, instead: str = "it is made again") -> bool:
-    """Whether an entry is of this run; prints a line where it is not.
-
-    Raises:
-      CheckpointError: it is missing or damaged.
-      WorkdirError: a checkpoint of joint training that is not; see `valid_entries`.
-    """
+    """Whether an entry is of this run, as for `valid_entries`."""
     path = run.workdir.checkpoints / store
     problem = mismatch(run, store, number, checkpoints.record(path, number))
     if problem and store == "train":
@@ -110,25 +131,67 @@ def is_of_run(run: Run, store: str, number: int, instead: str = "it is made agai
     return problem is None
 
 
-def chosen_epochs(run: Run, given: Iterable[str] | None) -> list[int] | None:
-    """The checkpoints that --checkpoints names; None, for all of the run, where it is not given.
+def kept(run: Run, store: str, number: int) -> dict:
+    """The record of an entry of this run; empty where there is none."""
+    if number not in _saved(run, store) or not is_of_run(run, store, number):
+        return {}
+    return checkpoints.record(run.workdir.checkpoints / store, number)
 
-    Raises:
-      UsageError: one that is not saved.
-    """
+
+def mismatch(run: Run, store: str, number: int, record: dict) -> str | None:
+    """What makes an entry that was found here one that this run did not compute, or None."""
+    found = record.get(ORIGIN)
+    if found is None:
+        return "does not say which run it is of"
+    if (found["store"], found["number"]) != (store, number):
+        return f"is a copy of {found['store']}/{found['number']}"
+    differing = [
+        f"--{name} is {found['settings'].get(name)} there and {value} here"
+        for name, value in _settings(run.config, store).items()
+        if found["settings"].get(name) != value
+    ]
+    if found["data"] != run.dataset.provenance.get("sha256"):
+        differing.append("the data's checksum is another")
+    if differing:
+        return f"is of another run ({'; '.join(differing)})"
+    for name, checksum in found["made_from"].items():
+        source, at = name.split("/")
+        if _checksum(run, source, int(at)) != checksum:
+            return f"was computed from another {name} than is here"
+    return None
+
+
+def entry_metadata(clock: float) -> dict:
+    """What every record has: the cost of the entry since `clock`, and the code that made it."""
+    return {"seconds": time.monotonic() - clock, "commit": commit()}
+
+
+def _settings(config: Config, store: str) -> dict:
+    """The fields that determine the entries of a store, as JSON gives them back."""
+    return json.loads(json.dumps({name: getattr(config, name) for name in _SETTINGS[store]}))
+
+
+def _checksum(run: Run, store: str, number: int) -> str | None:
+    """That of an entry; None where it is missing or damaged, which is found when it is read."""
+    try:
+        return checkpoints.checksum(run.workdir.checkpoints / store, number)
+    except checkpoints.CheckpointError:
+        return None
+
+
+# ---- checkpoints and refits --------------------------------------------------
+
+
+def chosen_epochs(run: Run, given: Iterable[str] | None) -> list[int] | None:
+    """The checkpoints that --checkpoints names; None, for all of the run, where it is not given."""
     if given is None:
         return None
-    saved = checkpoints.numbers(run.workdir.checkpoints / "train")
-    return checkpoints_of("checkpoints", given, saved)
+    return checkpoints_of("checkpoints", given, _saved(run, "train"))
 
 
 def trained_params(run: Run, epoch: int) -> gapjax.VAEParams:
-    """The parameters of a checkpoint.
-
-    Raises:
-      WorkdirError: there is none.
-    """
-    if epoch not in checkpoints.numbers(run.workdir.checkpoints / "train"):
+    """The parameters of a checkpoint; WorkdirError if there is none."""
+    if epoch not in _saved(run, "train"):
         raise WorkdirError(
             f"--workdir={run.workdir.path} has no checkpoint of epoch {epoch}; "
             "python -m experiments.train goes on with it"
@@ -136,41 +199,13 @@ def trained_params(run: Run, epoch: int) -> gapjax.VAEParams:
     return load(run, "train", epoch, state_like(run))[0].params
 
 
-def refitted_params(
-    run: Run, kind: str, epoch: int, trained: gapjax.VAEParams, which: str = "encoder"
-) -> gapjax.VAEParams:
-    """The parameters of a checkpoint with a refitted encoder.
-
-    Args:
-      run: the run.
-      kind: of the refit, one of `REFITS`.
-      epoch: of the checkpoint.
-      trained: its parameters.
-      which: "encoder", or the one "averaged" over the refit.
-
-    Raises:
-      WorkdirError: there is no such refit.
-    """
-    return trained._replace(encoder=_refitted(run, kind, epoch)[which])
-
-
 def encoders(
     run: Run, epoch: int, kinds: Sequence[str], averaged: Sequence[str] = ()
 ) -> tuple[gapjax.VAEParams, dict[str, Any]]:
-    """The parameters of a checkpoint and of its refits; each entry is restored once.
+    """The parameters of a checkpoint, and by name all encoders; each entry is restored once.
 
-    Args:
-      run: the run.
-      epoch: of the checkpoint.
-      kinds: of the refits.
-      averaged: those of them whose encoder "averaged" over the refit is wanted too.
-
-    Returns:
-      The trained parameters, and by name the encoders that go with its decoder: "as_trained", the
-      kinds, and for example "control_averaged".
-
-    Raises:
-      WorkdirError: there is no such checkpoint or refit.
+    The names are "as_trained", the kinds of refits, and "control_averaged" and the like for those
+    kinds whose encoder "averaged" over the refit is wanted too.
     """
     trained = trained_params(run, epoch)
     by_name = {"as_trained": trained.encoder}
@@ -184,12 +219,16 @@ def encoders(
 
 def _refitted(run: Run, kind: str, epoch: int) -> dict[str, Any]:
     """What is kept of a refit: its "encoder", and the one "averaged" over it."""
-    if epoch not in checkpoints.numbers(run.workdir.checkpoints / kind):
+    if epoch not in _saved(run, kind):
         raise WorkdirError(
             f"--workdir={run.workdir.path} has no {kind} refit of epoch {epoch}; "
             "python -m experiments.refit makes it"
         )
     return load(run, kind, epoch, refitted_like(run))[0]
+
+
+def _saved(run: Run, store: str) -> list[int]:
+    return checkpoints.numbers(run.workdir.checkpoints / store)
 
 
 def state_like(run: Run, optimizer: object = None) -> TrainState:
@@ -206,15 +245,55 @@ def refitted_like(run: Run) -> dict:
 
 def evaluated_like(run: Run) -> dict[str, np.ndarray]:
     """The shapes of an evaluated checkpoint: BPD per image, by the encoder or the set."""
-    num_test = len(run.dataset.test)
     averaged = [f"{kind}_averaged" for kind in AVERAGED]
-    tested = dict.fromkeys(("test", *REFITS, *averaged), num_test)
+    tested = dict.fromkeys(("test", *REFITS, *averaged), len(run.dataset.test))
     sizes = {"train": len(run.dataset.train), **tested}
     if run.validation is not None:
         sizes["validation"] = len(run.validation)
     return {name: np.zeros(size, np.float32) for name, size in sizes.items()}
 
 
-def entry_metadata(clock: float) -> dict:
-    """What every record has: the cost of the entry since `clock`, and the code that made it."""
-    return {"seconds": time.monotonic() - clock, "commit": commit()}
+# ---- refits that are under way -----------------------------------------------
+
+
+def packed(several: Sequence[Progress]) -> tuple[list[dict], list[dict]]:
+    """What is saved of refits: their arrays, and the rest, which goes into the entry's record."""
+    arrays = [{"state": one.state, "encoders": one.encoders} for one in several]
+    facts = [
+        {"curve": list(one.curve), "epoch_nats": one.epoch_nats, "plateaus": one.plateaus}
+        for one in several
+    ]
+    return arrays, facts
+
+
+def unfinished(
+    store: Path,
+    number: int,
+    is_wanted: Callable[[dict], bool],
+    state: Callable[[], TrainState],
+) -> tuple[list[Progress] | None, float]:
+    """The refits of an entry that `packed` made, and their seconds; None and 0 where none is good.
+
+    `is_wanted` judges the record of the entry, and `state` gives the shapes of one refit's state.
+    """
+    try:
+        if number not in checkpoints.numbers(store):
+            return None, 0.0
+        record = checkpoints.record(store, number)
+        if not is_wanted(record):
+            return None, 0.0
+        state_of_one = state()
+        encoder, members = state_of_one.params.encoder, record["members"]
+        like = {"state": state_of_one, "encoders": {"best": encoder, "averaged": encoder}}
+        arrays, _ = checkpoints.restore(store, number, [like] * len(members))
+    except checkpoints.CorruptCheckpointError as error:
+        print(f"skipped: {error}; the refit begins anew", flush=True)
+        return None, 0.0
+    several = [
+        Progress(
+            one["state"], one["encoders"], Curve(*known["curve"]), known["epoch_nats"],
+            known["plateaus"],
+        )
+        for one, known in zip(arrays, members, strict=True)
+    ]  # fmt: skip
+    return several, record["seconds"]

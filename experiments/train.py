@@ -11,7 +11,7 @@ from experiments.run import Run, progress_bar
 from experiments.stores import state_like, valid_entries
 from gapjax import checkpoints
 from gapjax.fit.loop import Curve, Progress
-from gapjax.fit.steps import TrainState, steps_per_epoch
+from gapjax.fit.step import TrainState, steps_per_epoch
 
 _BETWEEN = "train_partial"  # the store of states between checkpoints, by optimizer step
 
@@ -74,13 +74,7 @@ def train_phase(run: Run) -> None:
 
 
 def save_between(run: Run, progress: Progress, clock: float) -> None:
-    """Saves a state of joint training that is no checkpoint; the newest --keep of these stay.
-
-    Args:
-      run: the run.
-      progress: after any optimizer step; `train_phase` goes on from it.
-      clock: the time at which the work since the checkpoint before began.
-    """
+    """Saves a state of joint training that is no checkpoint; the newest --keep of these stay."""
     store, step = run.workdir.checkpoints / _BETWEEN, int(progress.state.step)
     stores.save(
         run, _BETWEEN, step, progress.state, clock, step=step, epoch_nats=progress.epoch_nats

@@ -13,7 +13,7 @@ from typing import Any
 
 from experiments.config import Config, config_from_json
 from experiments.files import write_atomically, write_json
-from gapjax import checkpoints, parallel
+from gapjax import checkpoints, jobs
 
 _LOCK = ".lock"
 _SIGNATURE = "sha256"  # the key of config.json under which it has its own checksum
@@ -24,42 +24,27 @@ class WorkdirError(RuntimeError):
 
 
 class Workdir:
-    """A run's folder, held by one program at a time.
-
-    Attributes:
-      path: the folder.
-      checkpoints: where the stores are.
-      interrupted: set when the run shall end after the chunk of steps at hand.
-      writes: whether this process writes here: of several, the first.
-      records_origins: whether all its entries record which run they are of; those of a folder
-        that an older version began do not.
-    """
+    """A run's folder, held by one program at a time."""
 
     def __init__(self, path: Path):
         """Names the folder; `claim` takes it."""
         self.path = Path(path)
-        self.checkpoints = self.path / "checkpoints"
-        self.interrupted = False
-        self.writes = parallel.process()[0] == 0
-        self.records_origins = True
+        self.checkpoints = self.path / "checkpoints"  # where the stores are
+        self.interrupted = False  # set when the run shall end after the chunk of steps at hand
+        self.writes = jobs.process()[0] == 0  # of several processes the first does
         self._lock = None
         self._logging = threading.Lock()
         self._events = None
 
     def claim(self, config: Config, data: dict) -> None:
-        """Takes the folder for this configuration and data; makes it where it is not there.
-
-        Raises:
-          WorkdirError: it is a file, cannot be written, is in use, is another run's, or is no
-            run's and not empty.
-        """
+        """Takes the folder for this configuration and data; makes it where it is not there."""
         problem = None
         try:
             self._take(config, data)
         except WorkdirError as error:
             problem = error
         # All or none of several processes go on; this also has them wait for the first's files.
-        if parallel.any_process(problem is not None):
+        if jobs.any_process(problem is not None):
             self.close()
             raise problem or WorkdirError("another process of the run cannot go on, and says why")
 
@@ -69,7 +54,6 @@ class Workdir:
         identity = {"config": _plain(config), "data": data}
         stored = self._stored()
         if stored is not None:
-            self.records_origins = stored["is_signed"]
             _refuse_other(self.path, stored, identity)
         try:
             if stored is None:
@@ -133,19 +117,11 @@ class Workdir:
                 checkpoints.remove_incomplete(store)
 
     def config(self) -> Config:
-        """The configuration that the folder was made with.
-
-        Raises:
-          WorkdirError: there is none.
-        """
+        """The configuration that the folder was made with."""
         return self._made_with()["config"]
 
     def provenance(self) -> dict:
-        """The provenance of the data that the folder was made with.
-
-        Raises:
-          WorkdirError: there is none.
-        """
+        """The provenance of the data that the folder was made with."""
         return self._made_with()["data"]
 
     def _made_with(self) -> dict:
@@ -155,20 +131,10 @@ class Workdir:
                 f"--workdir={self.path} is not a run's folder; start with "
                 f"python -m experiments.train --workdir={self.path}"
             )
-        self.records_origins = stored["is_signed"]
         return stored
 
-    def missing_fields(self) -> list[str]:
-        """The fields of `Config` that the folder, made by an older version, does not name."""
-        stored = self._stored()
-        return [] if stored is None else stored["missing"]
-
     def _stored(self) -> dict | None:
-        """What config.json holds: "config", "data", the fields that are "missing", "is_signed".
-
-        Raises:
-          WorkdirError: it is damaged.
-        """
+        """The "config" and "data" of config.json; None where there is none."""
         path = self.path / "config.json"
         if not path.is_file():
             return None
@@ -177,14 +143,9 @@ class Workdir:
             if not isinstance(stored, dict) or not isinstance(stored.get("data"), dict):
                 raise ValueError("it does not hold a configuration and its data")
             config = config_from_json(stored.get("config"))
-            missing = [name for name in Config._fields if name not in stored["config"]]
-            signature = stored.pop(_SIGNATURE, None)
-            if signature not in (None, _sign(stored)):
+            if stored.pop(_SIGNATURE, None) != _sign(stored):
                 raise ValueError("it was changed after the run began; undo that")
-            return {
-                "config": config, "data": stored["data"], "missing": missing,
-                "is_signed": signature is not None,
-            }  # fmt: skip
+            return {"config": config, "data": stored["data"]}
         except (ValueError, OSError) as error:
             raise WorkdirError(
                 f"{path} is damaged, or of another version of gapjax ({error}); give another "

@@ -1,20 +1,42 @@
-from . import checkpoints, jobs, parallel
-from .codec.coding import compress, decompress
-from .data import Dataset, load_dataset
-from .fit import derived_sources, objectives, recipes, sources
-from .fit.api import Member, refit_encoder, refit_members, train
-from .fit.recipes import close_gap, optimal_inference, self_consistent
-from .fit.sources import data_source, mixture_source, model_source
-from .fit.step import kernel
-from .infer.newton import Refiner, refine
-from .infer.search import PosteriorSearch, best_posteriors
-from .measure.annealing import Annealing
-from .measure.log_likelihood import log_likelihood
-from .model.bounds import bits_per_dim, elbo, importance_weighted_bound
-from .model.mlp import mlp_vae
-from .optimizers import Convergence, adam, encoder_only
-from .results.estimates import evaluate, paired_difference
-from .results.ledger import ledger
-from .vae import VAE, VAEParams
+from . import checkpoints as checkpoints
+from . import jobs as jobs
+from . import parallel as parallel
+from .codec.coding import compress as compress
+from .codec.coding import decompress as decompress
+from .data import Dataset as Dataset
+from .data import load_dataset as load_dataset
+from .fit import derived_sources as derived_sources
+from .fit import objectives as objectives
+from .fit import recipes as recipes
+from .fit import sources as sources
+from .fit.api import Member as Member
+from .fit.api import optimal_inference as optimal_inference
+from .fit.api import refit_encoder as refit_encoder
+from .fit.api import refit_members as refit_members
+from .fit.api import self_consistent as self_consistent
+from .fit.api import train as train
+from .fit.recipes import close_gap as close_gap
+from .fit.sources import data_source as data_source
+from .fit.sources import mixture_source as mixture_source
+from .fit.sources import model_source as model_source
+from .fit.step import kernel as kernel
+from .infer.newton import Refiner as Refiner
+from .infer.newton import refine as refine
+from .infer.search import PosteriorSearch as PosteriorSearch
+from .infer.search import best_posteriors as best_posteriors
+from .measure.annealing import Annealing as Annealing
+from .measure.log_likelihood import log_likelihood as log_likelihood
+from .model.bounds import bits_per_dim as bits_per_dim
+from .model.bounds import elbo as elbo
+from .model.bounds import importance_weighted_bound as importance_weighted_bound
+from .model.mlp import mlp_vae as mlp_vae
+from .optimizers import Convergence as Convergence
+from .optimizers import adam as adam
+from .optimizers import encoder_only as encoder_only
+from .results.estimates import evaluate as evaluate
+from .results.estimates import paired_difference as paired_difference
+from .results.ledger import ledger as ledger
+from .vae import VAE as VAE
+from .vae import VAEParams as VAEParams
 
 __version__: str

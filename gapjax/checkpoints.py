@@ -6,18 +6,18 @@ that can be seen was finished; its SHA-256, kept in the record, is checked when 
 An entry of the same number stays until the new one is whole. Threads may share a store.
 """
 
-import functools
+import contextlib
 import hashlib
-import itertools
 import json
 import os
 import re
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import count, zip_longest
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import jax
 import numpy as np
@@ -28,22 +28,15 @@ _NEW, _OLD = ".new", ".old"  # endings of an entry that waits for its place, and
 _LOOKS, _PAUSE = 10, 0.1  # at the store after a failed save; seconds before each
 _NUMBER = re.compile(r"0|[1-9][0-9]*")  # the name of an entry; a stray folder may be named 007
 _LEFTOVER = re.compile(r"\d+(\.new)?\.orbax-checkpoint-tmp.*|\d+\.old")
-
-
-_Arguments = ParamSpec("_Arguments")
-_Result = TypeVar("_Result")
+_waits = count()  # a barrier's name is used once
 _lock = threading.RLock()
 
 
-def _serialized(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
     """Serializes calls from several threads: neither Orbax nor `remove_incomplete` allows them."""
-
-    @functools.wraps(function)
-    def alone(*args: _Arguments.args, **options: _Arguments.kwargs) -> _Result:
-        with _lock:
-            return function(*args, **options)
-
-    return alone
+    with _lock:
+        yield
 
 
 class CheckpointError(RuntimeError):
@@ -54,7 +47,7 @@ class CorruptCheckpointError(CheckpointError):
     """An entry differs from what was saved and must be computed again."""
 
 
-@_serialized
+@_alone()
 def save(store: Path, number: int, tree: Any, record: dict) -> None:
     """Writes an entry; it is there whole when this returns, or not at all.
 
@@ -67,21 +60,20 @@ def save(store: Path, number: int, tree: Any, record: dict) -> None:
     Raises:
       CheckpointError: it could not be written; what the store held is as it was.
     """
-    path = _path(store, number)
     tree = jax.tree.map(_to_plain, tree)
     record = {"facts": record, _TREE: _checksum(tree), _SHAPES: _shapes(tree)}
     record[_RECORD] = _record_checksum(record)
-    arguments = ocp.args.Composite(
-        tree=ocp.args.StandardSave(tree), record=ocp.args.JsonSave(record)
-    )
+    items = {"tree": ocp.args.StandardSave(tree), "record": ocp.args.JsonSave(record)}
     try:
-        _checkpointer().save(path.with_name(path.name + _NEW), arguments, force=True)
+        _checkpointer().save(_path(store, number, _NEW), ocp.args.Composite(**items), force=True)
         if jax.process_index() == 0:
-            _put_in_place(path)
-        _wait(path)
+            _put_in_place(_path(store, number))
+        _wait(_path(store, number))
     except Exception as error:  # Orbax and tensorstore each raise their own
         if jax.process_index() == 0:
-            _remove_incomplete_for_a_while(store)
+            for _ in range(_LOOKS):  # tensorstore's threads write on for a moment after the error
+                time.sleep(_PAUSE)
+                remove_incomplete(store)
         raise CheckpointError(
             f"checkpoint {number} in {store} cannot be written ({_reason(error)}); the others are "
             "as they were: make room or mend that, and start again"
@@ -89,7 +81,7 @@ def save(store: Path, number: int, tree: Any, record: dict) -> None:
 
 
 def restore(store: Path, number: int, like: Any) -> tuple[Any, dict]:
-    """Reads an entry and verifies it.
+    """Reads an entry of a store and verifies it.
 
     Args:
       store: folder of the store.
@@ -105,28 +97,18 @@ def restore(store: Path, number: int, like: Any) -> tuple[Any, dict]:
     """
     abstract = jax.tree.map(_abstract_plain, like)
     record = _record(store, number)
-    _refuse_misfit(record.get(_SHAPES), abstract, store, number)
-    try:
-        tree = _read(store, number, tree=ocp.args.StandardRestore(abstract)).tree
-        _refuse_misfit(_shapes(tree), abstract, store, number)
-        if record[_TREE] != _checksum(tree):
-            raise CorruptCheckpointError(
-                f"checkpoint {number} in {store} is damaged (wrong checksum)"
-            )
-    except CorruptCheckpointError as error:
-        if _SHAPES in record:
-            raise
-        # An entry of the first version: whether it is damaged or does not fit cannot be told.
-        raise CheckpointError(f"{error} or does not fit; remove it to make it again") from error
+    for saved, asked in zip_longest(record[_SHAPES], _shapes(abstract), fillvalue="nothing"):
+        if saved != asked:
+            misfit = f"it has {saved}, not {asked}"
+            raise CheckpointError(f"checkpoint {number} in {store} does not fit: {misfit}")
+    tree = _read(store, number, tree=ocp.args.StandardRestore(abstract)).tree
+    if record[_TREE] != _checksum(tree):
+        raise CorruptCheckpointError(f"checkpoint {number} in {store} is damaged (wrong checksum)")
     return jax.tree.map(_from_plain, like, tree), record["facts"]
 
 
 def valid_steps(store: Path, like: Any) -> tuple[list[int], list[CorruptCheckpointError]]:
-    """Restores and verifies every entry of a store.
-
-    Args:
-      store: folder of the store.
-      like: what its entries are like, as in `restore`.
+    """Restores and verifies every entry of a store; `like` is as in `restore`.
 
     Returns:
       The numbers of the good entries, ascending, and an error for each of the damaged ones.
@@ -145,32 +127,22 @@ def valid_steps(store: Path, like: Any) -> tuple[list[int], list[CorruptCheckpoi
 
 
 def record(store: Path, number: int) -> dict:
-    """The record of an entry alone, verified.
-
-    Raises:
-      CheckpointError: it is missing or damaged.
-    """
+    """The record of an entry alone, verified as by `restore`."""
     return _record(store, number)["facts"]
 
 
 def checksum(store: Path, number: int) -> str:
-    """The SHA-256 of an entry's pytree, as kept in its record.
-
-    Raises:
-      CheckpointError: it is missing or damaged.
-    """
+    """The SHA-256 of an entry's pytree, as kept in its record, which is verified."""
     return _record(store, number)[_TREE]
 
 
 def numbers(store: Path) -> list[int]:
     """The numbers of the entries in a store, ascending; empty where there is no such folder."""
-    if not Path(store).is_dir():
-        return []
-    names = [path.name for path in Path(store).iterdir() if path.is_dir()]
+    names = [path.name for path in Path(store).glob("*") if path.is_dir()]
     return sorted(int(name) for name in names if _NUMBER.fullmatch(name))
 
 
-@_serialized
+@_alone()
 def prune(store: Path, surplus: Callable[[list[int]], list[int]]) -> None:
     """Removes the entries that `surplus` picks of the numbers that are there.
 
@@ -179,33 +151,23 @@ def prune(store: Path, surplus: Callable[[list[int]], list[int]]) -> None:
     """
     if jax.process_index() == 0:
         for number in surplus(numbers(store)):
-            path = _path(store, number)
-            path.rename(path.with_name(path.name + _OLD))
+            _path(store, number).rename(_path(store, number, _OLD))
         remove_incomplete(store)
     _wait(Path(store))
 
 
-@_serialized
+@_alone()
 def remove_incomplete(store: Path) -> None:
     """Removes what a killed program left half-written in a store that no program writes to.
 
     An entry that was whole and not yet in its place is put there.
     """
-    if not Path(store).is_dir():
-        return
-    for path in Path(store).absolute().iterdir():
-        if re.fullmatch(rf"\d+{re.escape(_NEW)}", path.name):
+    for path in sorted(Path(store).absolute().glob(f"*{_NEW}")):
+        if _NUMBER.fullmatch(path.stem):
             _put_in_place(path.with_suffix(""))
-    for path in Path(store).absolute().iterdir():
+    for path in sorted(Path(store).absolute().glob("*")):
         if _LEFTOVER.fullmatch(path.name):
             shutil.rmtree(path, ignore_errors=True)
-
-
-def _remove_incomplete_for_a_while(store: Path) -> None:
-    """Removes what a failed save left; tensorstore's threads write on for a moment after it."""
-    for _ in range(_LOOKS):
-        time.sleep(_PAUSE)
-        remove_incomplete(store)
 
 
 def _put_in_place(path: Path) -> None:
@@ -219,17 +181,20 @@ def _put_in_place(path: Path) -> None:
 
 
 def _record(store: Path, number: int) -> dict:
-    read = _read(store, number, record=ocp.args.JsonRestore())
-    return _verified(read.record, store, number)
+    """The record as saved, if its own checksum says so."""
+    record = _read(store, number, record=ocp.args.JsonRestore()).record
+    whole = isinstance(record, dict) and {"facts", _TREE, _SHAPES, _RECORD} <= set(record)
+    if not whole or record[_RECORD] != _record_checksum(record):
+        raise CorruptCheckpointError(f"checkpoint {number} in {store} is damaged (wrong record)")
+    return record
 
 
-@_serialized
+@_alone()
 def _read(store: Path, number: int, **items: Any) -> Any:
-    path = _path(store, number)
-    if not path.is_dir():
+    if not _path(store, number).is_dir():
         raise CheckpointError(f"no checkpoint {number} in {store}")
     try:
-        return _checkpointer().restore(path, ocp.args.Composite(**items))
+        return _checkpointer().restore(_path(store, number), ocp.args.Composite(**items))
     except Exception as error:  # Orbax, tensorstore and JSON each raise their own
         raise CorruptCheckpointError(
             f"checkpoint {number} in {store} cannot be read ({_reason(error)})"
@@ -240,34 +205,14 @@ def _reason(error: Exception) -> str:
     """Why a file could not be read or written, short."""
     text = " ".join(str(error).split())
     number = re.search(r"os_error_code='(\d+)'", text)  # tensorstore's form
-    if number and int(number[1]):
-        return os.strerror(int(number[1]))
-    if isinstance(error, OSError) and error.errno:
-        return os.strerror(error.errno)
-    return text[:200] or type(error).__name__
-
-
-def _refuse_misfit(have: list[str] | None, like: Any, store: Path, number: int) -> None:
-    """Raises where the shapes of an entry, if they are known, are not those of `like`."""
-    want = _shapes(like)
-    if have is None or have == want:
-        return
-    pairs = itertools.zip_longest(have, want, fillvalue="nothing")
-    saved, asked = next(pair for pair in pairs if pair[0] != pair[1])
-    raise CheckpointError(
-        f"checkpoint {number} in {store} does not fit: it has {saved}, not {asked}"
-    )
+    code = int(number[1]) if number else getattr(error, "errno", None)
+    return os.strerror(code) if code else text[:200] or type(error).__name__
 
 
 def _shapes(tree: Any) -> list[str]:
     """Path, type and shape of every leaf."""
-    return [
-        f"{jax.tree_util.keystr(path)} {leaf.dtype}{list(leaf.shape)}"
-        for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
-    ]
-
-
-_waits = itertools.count()  # a barrier's name is used once
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return [f"{jax.tree_util.keystr(path)} {x.dtype}{list(x.shape)}" for path, x in leaves]
 
 
 def _wait(path: Path) -> None:
@@ -275,13 +220,12 @@ def _wait(path: Path) -> None:
     ocp.multihost.sync_global_processes(f"gapjax:{path}:{next(_waits)}")
 
 
-@functools.cache
 def _checkpointer() -> ocp.Checkpointer:
     return ocp.Checkpointer(ocp.CompositeCheckpointHandler())
 
 
-def _path(store: Path, number: int) -> Path:
-    return Path(store).absolute() / str(number)
+def _path(store: Path, number: int, ending: str = "") -> Path:
+    return Path(store).absolute() / f"{number}{ending}"
 
 
 def _is_key(leaf: Any) -> bool:
@@ -299,19 +243,8 @@ def _abstract_plain(leaf: Any) -> np.ndarray:
 
 
 def _from_plain(like: Any, leaf: np.ndarray) -> jax.Array:
-    return (
-        jax.random.wrap_key_data(jax.numpy.asarray(leaf))
-        if _is_key(like)
-        else jax.numpy.asarray(leaf)
-    )
-
-
-def _verified(record: Any, store: Path, number: int) -> dict:
-    """The record as saved, if its own checksum says so."""
-    whole = isinstance(record, dict) and {"facts", _TREE, _RECORD} <= set(record)
-    if not whole or record[_RECORD] != _record_checksum(record):
-        raise CorruptCheckpointError(f"checkpoint {number} in {store} is damaged (wrong record)")
-    return record
+    array = jax.numpy.asarray(leaf)
+    return jax.random.wrap_key_data(array) if _is_key(like) else array
 
 
 def _record_checksum(record: dict) -> str:
@@ -321,8 +254,7 @@ def _record_checksum(record: dict) -> str:
 
 def _checksum(tree: Any) -> str:
     digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-        leaf = np.asarray(leaf)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         digest.update(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}".encode())
         digest.update(np.ascontiguousarray(leaf).tobytes())
     return digest.hexdigest()

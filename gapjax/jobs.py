@@ -24,9 +24,6 @@ def run_concurrently(
       devices: of this process. With one or none the jobs run in turn in the calling thread.
       stop: called when a job raises. It should make the running jobs end soon; those that have not
         started are dropped.
-
-    Raises:
-      BaseException: the exception of the first job that raised, after all jobs have ended.
     """
     if len(devices) < 2:
         for job in jobs:
@@ -72,9 +69,6 @@ def join_processes(
       num_processes: number of processes.
       process_id: index of this process, from 0.
       detect: let JAX look for a cluster that the environment does not show (a TPU pod).
-
-    Raises:
-      RuntimeError: the other processes could not be reached, or the arguments are incomplete.
     """
     given = (coordinator_address, num_processes, process_id)
     if all(value is None for value in given) and not (detect or _in_cluster()):

@@ -56,18 +56,7 @@ def encoder_only(optimizer: optax.GradientTransformation) -> optax.GradientTrans
 
 
 def scale_learning_rate(opt_state: optax.OptState, factor: ArrayLike) -> optax.OptState:
-    """Multiplies the learning rate held in `opt_state` (see `adam`) by `factor`.
-
-    Args:
-      opt_state: the state of an optimizer.
-      factor: a number, or an array that may be traced.
-
-    Returns:
-      A state of the same structure.
-
-    Raises:
-      KeyError: the state holds no learning rate; wrap with `optax.inject_hyperparams`.
-    """
+    """Multiplies the learning rate held in `opt_state`, see `adam`; KeyError without one."""
     learning_rate = optax.tree.get(opt_state, "learning_rate")
     if learning_rate is None:
         raise KeyError("opt_state holds no learning_rate; wrap with optax.inject_hyperparams")

@@ -94,13 +94,8 @@ class Encoder(NamedTuple):
 def with_encoder(vae: VAE, encoder: Encoder) -> VAE:
     """The same generative model with another encoder: fresh, wider, deeper, of any architecture.
 
-    A refit of it starts from `VAEParams(encoder.init(rng_key), params.decoder)` and leaves the
-    decoder as it is, bit for bit.
-
-    Args:
-      vae: the model, whose decoder and prior are kept.
-      encoder: returns a q over the same latent; of another family its KL to the prior may have no
-        closed form, and is then estimated.
+    A refit of it starts from `VAEParams(encoder.init(rng_key), params.decoder)`. The KL of a q of
+    another family to the prior may have no closed form, and is then estimated.
     """
     return vae._replace(init=_InitBoth(encoder.init, vae.init), encode=encoder.encode)
 

@@ -1,21 +1,24 @@
 """Runs of the programs' phases on tiny models, in this process."""
 
+from absl import flags as absl_flags
+
 import gapjax
-from experiments import evaluate, options, refit, sweeps, train, workdir
+from experiments import evaluate, options, refit, results_json, stores, studies, train, workdir
 from experiments import run as experiment
 from experiments.presets import PRESETS
 from gapjax import checkpoints
-from gapjax.results import schema
+from gapjax.fit.steps import init_state
 
 TINY = options.Config(
     **{
         **PRESETS["digits"], "preset": "digits", "binarization": None, "levels": None, "seed": 0,
         "likelihood": None, "num_epochs": 4, "checkpoint_every": 2, "refit_epochs": 1,
         "optimal_epochs": 20, "hidden_sizes": (16,), "latent_dim": 2, "num_eval_samples": 2,
-        "batch_size": 200, "validation": 37,
+        "batch_size": 200, "validation": 37, "posterior": "diagonal", "uniform_weight": 0.0,
+        "refit_batch_size": None, "mixture": "random", "recipe": "paper",
     }
 )  # fmt: skip
-STORES = ("train", *schema.REFITS, "evaluation", "effects")
+STORES = ("train", *results_json.REFITS, "evaluation", "effects")
 STEPS = 7  # of an epoch: 1,400 images in batches of 200
 
 
@@ -48,10 +51,31 @@ def logged(path):
     return sorted((path / "metrics.jsonl").read_text().splitlines())
 
 
+def untrained_runs(folder, epoch, config):
+    """Workdirs of seeds 0 and 1 with a checkpoint; what is in it need not have been trained."""
+    folders = []
+    for seed in (0, 1):
+        run = start_run(folder / f"seed{seed}", config=config._replace(seed=seed))
+        state = init_state(run.vae.init(run.key("train")), run.key("train"), gapjax.adam(1e-3))
+        stores.save(run, "train", epoch, state, 0.0)
+        run.workdir.close()
+        folders.append(str(run.workdir.path))
+    return folders
+
+
+def parsed(given, *more):
+    """Flag values as `experiments.train` defines them, and as each of `more` does."""
+    values = absl_flags.FlagValues()
+    for define in (options.define_place, options.define_saving, options.define_run, *more):
+        define(values)
+    values(["program", *given])
+    return values
+
+
 def on_accelerator(monkeypatch, name):
     """Sweeps as on a GPU; the list that it returns gets the members of each call of gapjax.NAME."""
     members, function = [], getattr(gapjax, name)
-    monkeypatch.setattr(sweeps.parallel, "is_accelerated", lambda devices: True)
+    monkeypatch.setattr(studies.parallel, "is_accelerated", lambda devices: True)
     monkeypatch.setattr(
         gapjax, name,
         lambda *args, **more: members.append(len(args[1])) or function(*args, **more),

@@ -4,15 +4,12 @@ import json
 
 import numpy as np
 import pytest
-from small_runs import TINY, on_accelerator
+from small_runs import TINY, on_accelerator, untrained_runs
 
 import gapjax
-from experiments import alpha, stores, sweeps
-from experiments import run as experiment
+from experiments import alpha, stores, studies
 from experiments.config import UsageError
 from experiments.show import figures
-from experiments.workdir import Workdir
-from gapjax.fit.steps import init_state
 
 ALPHAS = [0.0, 0.7]
 EPOCH = 2
@@ -20,17 +17,9 @@ EPOCH = 2
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Two seeds with a checkpoint; what is in it need not have been trained."""
-    folders = []
-    for seed in (0, 1):
-        workdir = Workdir(tmp_path_factory.mktemp("runs") / f"seed{seed}")
-        config = TINY._replace(seed=seed, validation=0, num_epochs=EPOCH)
-        run = experiment.start(experiment.prepare(config, None), workdir)
-        state = init_state(run.vae.init(run.key("train")), run.key("train"), gapjax.adam(1e-3))
-        stores.save(run, "train", EPOCH, state, 0.0)
-        workdir.close()
-        folders.append(str(workdir.path))
-    return sweeps.open_runs(folders, None, validation=False)
+    config = TINY._replace(validation=0, num_epochs=EPOCH)
+    folders = untrained_runs(tmp_path_factory.mktemp("runs"), EPOCH, config)
+    return studies.open_runs(folders, None, validation=False)
 
 
 def test_the_figure_of_alpha(runs, tmp_path, monkeypatch):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import gapjax
-from experiments import amortization
+from experiments import studies
 
 _SEARCH = gapjax.PosteriorSearch(steps_per_round=10, max_rounds=12, num_heldout=50)
 
@@ -27,10 +27,10 @@ def test_gaps_are_those_of_the_exact_posterior(linear):
 
 def test_the_summary_is_over_seeds_and_images():
     values = np.random.default_rng(0).normal(size=(2, 5))
-    rows = amortization.summary({"test": [{"paper": one} for one in values]})
+    rows = studies.amortization_summary({"test": [{"paper": one} for one in values]})
     cell = rows["test"]["paper"]
     assert cell["mean"] == pytest.approx(values.mean())
     assert cell["values"] == pytest.approx(values.mean(1))
     assert cell["stderr"] == pytest.approx(values.mean(1).std(ddof=1) / 2**0.5)
     assert cell["stderr_over_images"] == pytest.approx(values.mean(0).std(ddof=1) / 5**0.5)
-    assert f"{values.mean():.2f}" in amortization.table(rows)
+    assert f"{values.mean():.2f}" in studies.amortization_table(rows)

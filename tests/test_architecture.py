@@ -196,7 +196,7 @@ def test_an_import_upwards_would_be_seen(room, line):
         ("fit/executor", "import jax\njax.pmap(f)"),
         ("fit/executor", "from jax import pmap"),
         ("data/registry", "from absl import flags"),
-        ("results/claims", "from experiments import reproduce"),
+        ("results/estimates", "from experiments import reproduce"),
     ],
 )
 def test_a_library_in_the_wrong_room_would_be_seen(room, line):

@@ -7,10 +7,10 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
-from small_runs import on_accelerator
+from small_runs import TINY, on_accelerator, untrained_runs
 
 import gapjax
-from experiments import amortization, close_the_gap, options, recipe_refits, refit, stores, sweeps
+from experiments import close_the_gap, options, refit, stores, studies
 from experiments import run as experiment
 from experiments.config import UsageError
 from experiments.show import figures
@@ -24,26 +24,14 @@ EPOCH = 2
 
 
 def _config(seed):
-    return options.Config(
-        preset="digits", dataset="digits", binarization=None, threshold=0.5, binarization_seed=0,
-        levels=None, seed=seed, num_epochs=EPOCH, checkpoint_every=EPOCH, refit_epochs=1,
-        optimal_epochs=1, alpha=0.5, batch_size=200, learning_rate=1e-3, latent_dim=2,
-        hidden_sizes=(8,), likelihood=None, num_eval_samples=2, validation=1037,
-    )  # fmt: skip
+    return TINY._replace(
+        seed=seed, num_epochs=EPOCH, optimal_epochs=1, hidden_sizes=(8,), validation=1037
+    )
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """Workdirs of two seeds with a checkpoint; what is in it need not have been trained."""
-    folders = []
-    for seed in (0, 1):
-        workdir = Workdir(tmp_path_factory.mktemp("runs") / f"seed{seed}")
-        run = experiment.start(experiment.prepare(_config(seed), None), workdir)
-        state = init_state(run.vae.init(run.key("train")), run.key("train"), gapjax.adam(1e-3))
-        stores.save(run, "train", EPOCH, state, 0.0)
-        workdir.close()
-        folders.append(str(workdir.path))
-    return folders
+    return untrained_runs(tmp_path_factory.mktemp("runs"), EPOCH, _config(0))
 
 
 @pytest.fixture
@@ -51,7 +39,7 @@ def short(monkeypatch):
     """Recipes of one epoch, few images, and a short search for q*."""
     quick = {"num_epochs": 1, "batch_size": 200, "num_samples": 1}
     short_recipes = {name: recipes.RECIPES[name]._replace(**quick) for name in NAMES}
-    for module in (close_the_gap, recipe_refits):
+    for module in (close_the_gap, studies):
         monkeypatch.setattr(module, "RECIPES", short_recipes)
     search, found = gapjax.PosteriorSearch(2, 0.1, 2, 1, 2), gapjax.optimal_posteriors
     monkeypatch.setattr(
@@ -71,12 +59,12 @@ def _poisoned(run):
 
 def _sweep(runs, out):
     for name in NAMES:
-        recipe_refits.refit(runs, name, EPOCH, out)
+        studies.refit(runs, name, EPOCH, out)
     return close_the_gap.choose(runs, NAMES, EPOCH, out)
 
 
 def test_the_sweep(trained, short, tmp_path, monkeypatch):
-    runs = sweeps.open_runs(trained[::-1], None)
+    runs = studies.open_runs(trained[::-1], None)
     assert [run.config.seed for run in runs] == [0, 1]
     choice = _sweep(runs, tmp_path / "a")
     # Nothing of the choice is changed by a test set of noise ...
@@ -162,14 +150,14 @@ def _check_without_validation(runs, out, validated):
 def _check_nats_from_optimal(runs, out, best):
     """Each kind has images of its own; the second time nothing is searched for."""
     first = close_the_gap.nats_from_optimal(runs, EPOCH, out, best, 5)
-    assert list(first) == list(amortization.KINDS)
+    assert list(first) == list(studies.KINDS)
     means = [first[kind]["paper"]["mean"] for kind in first]
     assert len(set(means)) == len(means)
     assert set(first["test"]) == {"as_trained", "paper", best}
     params = stores.trained_params(runs[0], EPOCH)
     for kind, images in (("training", "train"), ("test", "test")):
         expected = getattr(runs[0].dataset, images)[:5]
-        found = amortization.images_of(runs[0], kind, params, EPOCH, 5)
+        found = studies.images_of(runs[0], kind, params, EPOCH, 5)
         np.testing.assert_array_equal(found, expected)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gapjax, "amortization_gaps", None)
@@ -186,12 +174,12 @@ def _check_resumes(runs, out, monkeypatch):
     """What is there is not done again; a recipe that was changed is."""
     made = []
     monkeypatch.setattr(gapjax, "close_gap", lambda *args, **more: made.append(args[4]) or [])
-    recipe_refits.refit(runs, "samples", EPOCH, out)
+    studies.refit(runs, "samples", EPOCH, out)
     assert not made
-    changed = recipe_refits.RECIPES["samples"]._replace(learning_rate=0.5)
-    monkeypatch.setitem(recipe_refits.RECIPES, "samples", changed)
+    changed = studies.RECIPES["samples"]._replace(learning_rate=0.5)
+    monkeypatch.setitem(studies.RECIPES, "samples", changed)
     with pytest.raises(ValueError):  # the stand-in refits nothing
-        recipe_refits.refit(runs, "samples", EPOCH, out)
+        studies.refit(runs, "samples", EPOCH, out)
     assert made == [changed]
 
 
@@ -201,11 +189,11 @@ def _check_resumes(runs, out, monkeypatch):
 def test_a_refit_that_was_killed_goes_on_to_the_same_bits(
     trained, short, tmp_path, monkeypatch, capsys, name
 ):
-    run = sweeps.open_runs(trained, None)[0]
-    longer = recipe_refits.RECIPES[name]._replace(num_epochs=3)
-    monkeypatch.setitem(recipe_refits.RECIPES, name, longer)
-    monkeypatch.setattr(recipe_refits, "_SAVE_EVERY", 2)
-    recipe_refits.refit([run], name, EPOCH, tmp_path / "whole")
+    run = studies.open_runs(trained, None)[0]
+    longer = studies.RECIPES[name]._replace(num_epochs=3)
+    monkeypatch.setitem(studies.RECIPES, name, longer)
+    monkeypatch.setattr(studies, "_SAVE_EVERY", 2)
+    studies.refit([run], name, EPOCH, tmp_path / "whole")
 
     def killed(*args):
         keep(*args)
@@ -213,10 +201,10 @@ def test_a_refit_that_was_killed_goes_on_to_the_same_bits(
             raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        keep = recipe_refits._keep
-        patch.setattr(recipe_refits, "_keep", killed)
+        keep = studies._keep
+        patch.setattr(studies, "_keep", killed)
         with pytest.raises(KeyboardInterrupt):
-            recipe_refits.refit([run], name, EPOCH, tmp_path / "half")
+            studies.refit([run], name, EPOCH, tmp_path / "half")
     shutil.copytree(tmp_path / "half", tmp_path / "damaged")
     for path in (tmp_path / f"damaged/checkpoints/{name}_partial").rglob("*"):
         if path.is_file():
@@ -230,7 +218,7 @@ def test_a_refit_that_was_killed_goes_on_to_the_same_bits(
     monkeypatch.setattr(gapjax, "close_gap", noted)
     checksum = lambda out: checkpoints.checksum(tmp_path / out / "checkpoints" / name, 0)
     for out in ("half", "damaged"):
-        recipe_refits.refit([run], name, EPOCH, tmp_path / out)
+        studies.refit([run], name, EPOCH, tmp_path / out)
         assert not checkpoints.numbers(tmp_path / f"{out}/checkpoints/{name}_partial")
         assert checksum(out) == checksum("whole")
     assert resumed == [[2], None]
@@ -244,29 +232,29 @@ def test_refits_without_scores_see_no_images_that_are_held_out(
     flags = {"runs": trained[:1], "recipes": ["samples"], "epoch": None, "data_dir": None}
     values = SimpleNamespace(out=str(tmp_path), score=False, **flags)
     close_the_gap.close_the_gap(values)
-    run = sweeps.open_runs(trained, None)[0]
-    recipe_refits.refitted(run, "samples", tmp_path)  # it is there
+    run = studies.open_runs(trained, None)[0]
+    studies.refitted(run, "samples", tmp_path)  # it is there
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoints"]
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["samples"]
 
 
 def test_on_an_accelerator_all_seeds_are_one_program(trained, short, tmp_path, monkeypatch):
-    runs = sweeps.open_runs(trained, None)
-    recipe_refits.refit(runs, "paper", EPOCH, tmp_path / "each")
+    runs = studies.open_runs(trained, None)
+    studies.refit(runs, "paper", EPOCH, tmp_path / "each")
     programs = on_accelerator(monkeypatch, "close_gap")
-    recipe_refits.refit(runs, "paper", EPOCH, tmp_path / "together")
+    studies.refit(runs, "paper", EPOCH, tmp_path / "together")
     assert programs == [2]
     for run in runs:
         each, together = (
-            recipe_refits.refitted(run, "paper", tmp_path / out) for out in ("each", "together")
+            studies.refitted(run, "paper", tmp_path / out) for out in ("each", "together")
         )
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), each, together)
 
 
 def test_paper_s_row_is_the_refit_of_the_programs(trained, short, tmp_path):
-    run = sweeps.open_runs(trained, None)[0]
-    recipe_refits.refit([run], "paper", EPOCH, tmp_path)
-    ours = recipe_refits.refitted(run, "paper", tmp_path)
+    run = studies.open_runs(trained, None)[0]
+    studies.refit([run], "paper", EPOCH, tmp_path)
+    ours = studies.refitted(run, "paper", tmp_path)
     params = stores.trained_params(run, EPOCH)
     theirs = gapjax.self_consistent(
         run.vae, params, run.dataset.train, run.key("refit", EPOCH), num_epochs=1, batch_size=200
@@ -275,20 +263,18 @@ def test_paper_s_row_is_the_refit_of_the_programs(trained, short, tmp_path):
 
 
 def test_a_refit_is_kept_for_the_checkpoint_that_it_was_made_from(trained, tmp_path):
-    first, other = sweeps.open_runs(trained, None)
-    facts = sweeps.checkpoint_facts(first, EPOCH)
+    first, other = studies.open_runs(trained, None)
+    facts = studies.checkpoint_facts(first, EPOCH)
     checkpoints.save(tmp_path, 0, {"encoder": np.zeros(1)}, facts)
-    assert sweeps.is_kept(tmp_path, first, facts)
-    made_with = {"recipe": sweeps.plain_recipe(recipes.RECIPES["noisy"])}
-    older = dict(made_with["recipe"])
-    del older["refinement_steps"]  # the entry is older than the setting
-    checkpoints.save(tmp_path, 0, {"encoder": np.zeros(1)}, {**facts, "recipe": older})
-    assert sweeps.is_kept(tmp_path, first, made_with)
+    assert studies.is_kept(tmp_path, first, facts)
+    made_with = facts | {"recipe": studies.plain_recipe(recipes.RECIPES["noisy"])}
+    checkpoints.save(tmp_path, 0, {"encoder": np.zeros(1)}, made_with)
+    assert studies.is_kept(tmp_path, first, made_with)
     made_with["recipe"]["refinement_steps"] = 1
-    assert not sweeps.is_kept(tmp_path, first, made_with)
+    assert not studies.is_kept(tmp_path, first, made_with)
     another_run = first._replace(workdir=other.workdir)  # of the same seed and epoch
-    needed = sweeps.checkpoint_facts(another_run, EPOCH)
-    assert not sweeps.is_kept(tmp_path, another_run, needed)
+    needed = studies.checkpoint_facts(another_run, EPOCH)
+    assert not studies.is_kept(tmp_path, another_run, needed)
 
 
 def test_recipe_of_the_programs_is_that_of_the_library(tmp_path):
@@ -304,8 +290,8 @@ def test_recipe_of_the_programs_is_that_of_the_library(tmp_path):
         closed = gapjax.close_gap(
             run.vae, state.params, run.dataset.train, run.key("refit", EPOCH), recipe
         )
-        made = stores.refitted_params(run, kind, EPOCH, state.params)
-        jax.tree.map(np.testing.assert_array_equal, made, closed.params)
+        _, by_name = stores.encoders(run, EPOCH, [kind])
+        jax.tree.map(np.testing.assert_array_equal, by_name[kind], closed.params.encoder)
 
 
 def test_programs_know_the_recipes_that_keep_the_architecture():
@@ -315,7 +301,7 @@ def test_programs_know_the_recipes_that_keep_the_architecture():
 
 
 def test_a_recipe_can_be_tried_with_other_numbers():
-    changed = recipe_refits.named("samples:num_epochs=20:learning_rate=1e-4")
+    changed = studies.named("samples:num_epochs=20:learning_rate=1e-4")
     expected = recipes.RECIPES["samples"]._replace(num_epochs=20, learning_rate=1e-4)
     assert changed == expected
     for text, message in (
@@ -325,22 +311,22 @@ def test_a_recipe_can_be_tried_with_other_numbers():
         ("samples:learning_rate=nan", "'nan', which is no positive number"),
     ):
         with pytest.raises(UsageError, match=message):
-            recipe_refits.named(text)
+            studies.named(text)
 
 
 def test_runs_that_cannot_be_compared_are_refused(trained, tmp_path):
     with pytest.raises(UsageError, match="--runs is not given"):
-        sweeps.open_runs([], None)
+        studies.open_runs([], None)
     with pytest.raises(UsageError, match="same seed"):
-        sweeps.open_runs([trained[0], trained[0]], None)
+        studies.open_runs([trained[0], trained[0]], None)
     for change, message in (
         ({"validation": 0}, "no validation images"),
         ({"learning_rate": 0.1}, "of another configuration"),
     ):
         path = tmp_path / next(iter(change))
-        path.mkdir()
         config = _config(2)._replace(**change)
-        identity = {"config": config._asdict(), "data": {}}
-        (path / "config.json").write_text(json.dumps(identity))
+        workdir = Workdir(path)
+        workdir.claim(config, {})
+        workdir.close()
         with pytest.raises(UsageError, match=message):
-            sweeps.open_runs([trained[0], str(path)], None)
+            studies.open_runs([trained[0], str(path)], None)

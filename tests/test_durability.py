@@ -17,14 +17,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_runs import STEPS, STORES, TINY, checksums, logged, run_phases, start_run
+from small_runs import STEPS, STORES, TINY, checksums, logged, parsed, run_phases, start_run
 
 import gapjax
-from experiments import evaluate, options, program, refit, stores, train, workdir
+from experiments import evaluate, options, program, refit, results_json, stores, train, workdir
 from experiments import run as experiment
 from gapjax import checkpoints, parallel
 from gapjax.fit import executor
-from gapjax.results import schema
 
 _ROOT = Path(__file__).parent.parent
 _FLAGS = (
@@ -259,7 +258,7 @@ def test_a_damaged_entry_stays_until_its_replacement_is_whole(copy, monkeypatch)
 
 @pytest.mark.parametrize("saved", [False, True])
 def test_a_refit_killed_as_it_is_saved_is_logged_once(undisturbed, copy, monkeypatch, saved):
-    for kind in schema.REFITS:
+    for kind in results_json.REFITS:
         shutil.rmtree(copy / "checkpoints" / kind / "4")
     save = checkpoints.save
 
@@ -268,7 +267,7 @@ def test_a_refit_killed_as_it_is_saved_is_logged_once(undisturbed, copy, monkeyp
             save(*arguments)
         raise KeyboardInterrupt
 
-    for _ in schema.REFITS:
+    for _ in results_json.REFITS:
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr(checkpoints, "save", killed)
             run_phases(copy, [refit.refit_phase])
@@ -485,11 +484,9 @@ def test_only_what_orbax_leaves_behind_is_not_told(capsys):
 
 def test_the_best_checkpoint_is_named_with_what_it_was_chosen_on():
     rows = [{"epoch": e, "test": {"bpd": test, "stderr": 0.1}} for e, test in ((1, 3.0), (2, 2.0))]
-    assert schema.best(rows) == {"epoch": 2, "bpd": 2.0, "stderr": 0.1, "chosen_on": "test"}
     assert "optimistic" in evaluate._best_note(rows)
     for row, bpd in zip(rows, (1.0, 4.0), strict=True):
         row["validation"] = {"bpd": bpd, "stderr": 0.2}
-    assert schema.best(rows) == {"epoch": 1, "bpd": 1.0, "stderr": 0.2, "chosen_on": "validation"}
     assert "held out of training" in evaluate._best_note(rows)
     assert "optimistic" not in evaluate._best_note(rows)
 
@@ -504,7 +501,7 @@ def test_validation_images_are_held_out_of_training(undisturbed):
     assert not np.array_equal(held, whole.train[-37:])  # the order of a file may mean something
     np.testing.assert_array_equal(rest.test, whole.test)
     results = json.loads((undisturbed / "results.json").read_text())
-    assert results["best"] == schema.best(results["checkpoints"])
+    assert results["best"] == results_json.best(results["checkpoints"])
     assert results["best"]["chosen_on"] == "validation"
     assert all(row["validation"]["stderr"] > 0 for row in results["checkpoints"])
     assert results["data"]["num_train"] == 1400 and results["data"]["num_validation"] == 37
@@ -520,25 +517,6 @@ def test_more_validation_images_than_there_are_is_refused(tmp_path):
         with pytest.raises(options.UsageError, match=r"--(validation|batch_size)"):
             start_run(tmp_path / "bad", config=TINY._replace(validation=number))
     assert not (tmp_path / "bad").exists()
-
-
-def _make_older(path, *flags):
-    """Rewrites config.json as a version wrote it that had no checksum and not these flags."""
-    stored = json.loads((path / "config.json").read_text())
-    for name in flags:
-        del stored["config"][name]
-    del stored["sha256"]
-    (path / "config.json").write_text(json.dumps(stored))
-
-
-def test_a_folder_of_before_there_was_a_flag_is_still_its_run(tmp_path):
-    config = TINY._replace(validation=0)
-    start_run(tmp_path, config=config).workdir.close()
-    _make_older(tmp_path, "validation")
-    assert workdir.Workdir(tmp_path).config() == config
-    start_run(tmp_path, config=config).workdir.close()
-    with pytest.raises(workdir.WorkdirError, match="--validation is 0 there and 37 here"):
-        start_run(tmp_path)
 
 
 def test_the_batches_of_a_refit_are_as_the_flags_say(undisturbed, tmp_path, monkeypatch):
@@ -562,7 +540,7 @@ def test_the_batches_of_a_refit_are_as_the_flags_say(undisturbed, tmp_path, monk
     run.workdir.close()
     steps = {
         kind: checkpoints.record(run.workdir.checkpoints / kind, 2)["steps"]
-        for kind in schema.REFITS
+        for kind in results_json.REFITS
     }
     assert (steps["self_consistent"], steps["control"]) == (4, 4)  # 1,400 images by 400
     as_before = checkpoints.record(undisturbed / "checkpoints" / "optimal", 2)["steps"]
@@ -583,30 +561,20 @@ def test_lines_of_the_log_that_others_wrote_stay(tmp_path):
     assert path.read_text() == "".join(others)
 
 
-def test_a_grey_folder_of_before_the_uniform_goes_on_without_it(tmp_path):
-    """The same command, whose default is now another; but not where a flag says otherwise."""
-    from absl import flags as absl_flags
+def test_a_grey_run_has_the_floor_of_the_authors_and_a_flag_can_take_it_away(tmp_path):
+    def run_of(*given):
+        values = parsed(["--preset=grey_digits", "--num_epochs=4", "--checkpoint_every=2", *given])
+        run = start_run(tmp_path, config=options.config_from_flags(values))
+        run.workdir.close()
+        return run
 
-    def config_of(*given):
-        values = absl_flags.FlagValues()
-        options.define_run(values)
-        values(
-            ["program", "--preset=grey_digits", "--num_epochs=4", "--checkpoint_every=2", *given]
-        )
-        config = options.config_from_flags(values)
-        return options.with_older_defaults(config, folder.missing_fields(), values)
-
-    folder = workdir.Workdir(tmp_path)
-    run = start_run(tmp_path, config=config_of())
-    run.workdir.close()
+    run = run_of()
     assert run.config.uniform_weight == 256e-7
     assert _floor(run) == pytest.approx(np.log(256e-7 / 17), abs=1e-3)
-    _make_older(tmp_path, "uniform_weight", "mixture", "refit_batch_size")
-    run = start_run(tmp_path, config=config_of())
-    run.workdir.close()
-    assert run.config.uniform_weight == 0 and _floor(run) < -100
-    with pytest.raises(workdir.WorkdirError, match=r"--uniform_weight is 0\.0 there and 0\.5 here"):
-        start_run(tmp_path, config=config_of("--uniform_weight=0.5"))
+    with pytest.raises(workdir.WorkdirError, match=r"2\.56e-05 there and 0\.0 here"):
+        run_of("--uniform_weight=0")
+    tmp_path /= "without"
+    assert _floor(run_of("--uniform_weight=0")) < -100
 
 
 def _floor(run):

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 import gapjax
-from experiments import effects
+from experiments import effects, results_json
 from experiments import run as experiment
-from gapjax.results import schema
 from gapjax.results.estimates import summarize
 
 
@@ -81,7 +80,7 @@ def _summary():
         for kind, own in zip(("model", "train"), bpds, strict=True)
     }
     tested = {name: summarize(rng.normal(size=8)) for name in ("test", *names[1:])}
-    return measured, tested, schema.effects(measured, tested)
+    return measured, tested, results_json.effects(measured, tested)
 
 
 def test_what_is_won_is_as_trained_minus_the_refit():

@@ -1,4 +1,4 @@
-"""The programs: options, workdirs, phases, the command line; `results/claims`."""
+"""The programs: options, workdirs, phases, the command line."""
 
 import json
 import os
@@ -12,13 +12,13 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from small_runs import parsed
 
-from experiments import draw, evaluate, files, options, refit, train, workdir
+from experiments import draw, evaluate, files, options, refit, results_json, train, workdir
 from experiments import run as experiment
 from experiments.presets import PRESETS
 from gapjax import checkpoints, parallel
 from gapjax.fit.recipes import RECIPES
-from gapjax.results import claims, schema
 
 _ROOT = Path(__file__).parent.parent
 _TINY = (
@@ -285,7 +285,7 @@ def test_test_images_reach_nothing_but_their_own_numbers(finished, tmp_path):
             run = run._replace(dataset=run.dataset._replace(test=noise))
         train.train_phase(run)
         refit.refit_phase(run, [4], ["optimal", "control"])
-        made = [checkpoints.numbers(run.workdir.checkpoints / kind) for kind in schema.REFITS]
+        made = [checkpoints.numbers(run.workdir.checkpoints / kind) for kind in results_json.REFITS]
         assert made == [[], [4], [4]]
         refit.refit_phase(run)
         runs.append(run)
@@ -346,7 +346,7 @@ def test_the_keys_of_all_purposes_and_epochs_differ(finished, tmp_path):
     ],
 )
 def test_bad_flags_are_named(flags, words):
-    values = _parse(flags)
+    values = parsed(flags)
     with pytest.raises(options.UsageError) as error:
         options.config_from_flags(values)
         options.saving_from_flags(values)
@@ -354,17 +354,6 @@ def test_bad_flags_are_named(flags, words):
     assert "\n" not in message
     for word in words:
         assert word in message
-
-
-def _parse(flags):
-    from absl import flags as absl_flags
-
-    values = absl_flags.FlagValues()
-    options.define_place(values)
-    options.define_saving(values)
-    options.define_run(values)
-    values(["program", *flags])
-    return values
 
 
 def test_flags_of_the_ledger_are_checked_before_there_is_any_work(tmp_path):
@@ -381,23 +370,23 @@ def test_flags_of_the_ledger_are_checked_before_there_is_any_work(tmp_path):
 def test_a_data_file_may_be_named_in_capitals(tmp_path):
     images = np.random.default_rng(0).integers(0, 2, (30, 4, 4), dtype=np.uint8)
     path = _npz(tmp_path, "X.npz", train=images, test=images).rename(tmp_path / "X.NPZ")
-    config = options.config_from_flags(_parse([f"--dataset={path}", "--batch_size=5"]))
+    config = options.config_from_flags(parsed([f"--dataset={path}", "--batch_size=5"]))
     assert len(experiment.prepare(config, None).dataset.train) == 30
 
 
 def test_flags_override_a_preset():
-    config = options.config_from_flags(_parse(["--preset=grey_mnist", "--hidden_sizes=7,8"]))
+    config = options.config_from_flags(parsed(["--preset=grey_mnist", "--hidden_sizes=7,8"]))
     assert config.dataset == PRESETS["grey_mnist"]["dataset"]
     assert config.hidden_sizes == (7, 8)
     assert config.num_epochs == PRESETS["grey_mnist"]["num_epochs"] == 1000
     assert (config.refit_batch_size, config.mixture) == (200, "stratified")
-    as_before = options.config_from_flags(_parse(["--preset=grey_mnist", "--refit_batch_size=100"]))
+    as_before = options.config_from_flags(parsed(["--preset=grey_mnist", "--refit_batch_size=100"]))
     assert as_before.refit_batch_size is None  # as it is where the flag is not given
-    assert options.config_from_flags(_parse(["--alpha=0"])).alpha == 0.0
+    assert options.config_from_flags(parsed(["--alpha=0"])).alpha == 0.0
 
 
 def test_a_recipe_brings_its_epochs_and_batches():
-    config_of = lambda *flags: options.config_from_flags(_parse(flags))
+    config_of = lambda *flags: options.config_from_flags(parsed(flags))
     paper = config_of()
     assert (paper.recipe, paper.refit_epochs, paper.refit_batch_size) == ("paper", 100, None)
     assert config_of("--recipe=paper", "--alpha=0.25").alpha == 0.25
@@ -439,8 +428,8 @@ def test_bad_data_and_workdirs_are_refused_with_nothing_written(finished, tmp_pa
     for name, flags in cases.items():
         place = tmp_path / "place"
         with pytest.raises((options.UsageError, ValueError)) as error:
-            config = options.config_from_flags(_parse(flags))
-            values = _parse(flags)
+            config = options.config_from_flags(parsed(flags))
+            values = parsed(flags)
             prepared = experiment.prepare(config, values.data_dir)
             experiment.start(prepared, workdir.Workdir(place), data_dir=values.data_dir)
         assert "\n" not in str(error.value), name
@@ -567,26 +556,6 @@ def test_help_explains_every_flag():
     assert code in (0, 1)  # absl's --help ends with 1
     for name in (*options.Config._fields, "workdir", "data_dir", "save_every", "keep"):
         assert f"--{name}" in out.replace("--[no]", "--"), name
-
-
-def test_claims_judge_the_numbers():
-    def row(epoch, train, test, optimal, self_consistent, control):
-        estimate = {"stderr": 0.001}
-        values = dict(
-            train=train, test=test, optimal=optimal, self_consistent=self_consistent,
-            control=control, inference_gap=test - optimal, gain=test - self_consistent,
-            gain_over_control=control - self_consistent,
-        )  # fmt: skip
-        return {"epoch": epoch, **{k: {"bpd": v, **estimate} for k, v in values.items()}}
-
-    good = [row(1, 0.5, 0.42, 0.41, 0.415, 0.419), row(2, 0.4, 0.45, 0.415, 0.43, 0.449)]
-    assert all(claim["holds"] for claim in claims.claims(good, 0.5))
-    assert len(claims.claims(good, 0.5)) == 7
-    worse = [good[0], row(2, 0.6, 0.45, 0.44, 0.46, 0.45)]
-    verdicts = [claim["holds"] for claim in claims.claims(worse, 0.5)]
-    assert verdicts == [False, True, False, True, False, False, True]
-    assert len(claims.claims(good[:1], 0.5)) == 4
-    assert len(claims.claims(good, 0.0)) == 4
 
 
 def test_a_note_says_where_most_images_contradict_a_mean():

@@ -9,10 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import show
+from experiments import results_json, show
 from experiments.show import figures
 from experiments.show.bars import LOSSES
-from gapjax.results import schema
 
 _ROOT = Path(show.__file__).parent.parent.parent
 
@@ -44,7 +43,7 @@ def _results(epochs=_EPOCHS, shift=0.0, curves=True):
         ):
             difference = bpd[worse] - bpd[better]
             checkpoint[key] = {"bpd": difference, "stderr": 0.001 + 0.0003 * i}
-        checkpoint["gap_closed"] = 0.24
+        checkpoint |= {"gap_closed": 0.24, "gap_closed_stderr": 0.01}
         if curves:
             course = {"epoch": [0, 50, 100], "test_bpd": [test, test - 0.001, test - 0.002]}
             checkpoint["refits"] = {
@@ -53,7 +52,7 @@ def _results(epochs=_EPOCHS, shift=0.0, curves=True):
             }
         checkpoints.append(checkpoint)
     results = {
-        "schema": schema.VERSION,
+        "schema": results_json.VERSION,
         "preset": "digits",
         "dataset": "digits",
         "event_shape": [8, 8],
@@ -62,8 +61,12 @@ def _results(epochs=_EPOCHS, shift=0.0, curves=True):
         "checkpoints": checkpoints,
         "claims": [],
         "seconds": {},
+        "data": {},
+        "num_eval_samples": 20,
+        "best": {"epoch": 150, "bpd": 0.42, "stderr": 0.004, "chosen_on": "test"},
+        "notes": [],
     }
-    return schema.loads(schema.dumps(results)) if epochs else results
+    return results_json.loads(results_json.dumps(results)) if epochs else results
 
 
 def _column(results, key, field="bpd"):

@@ -5,7 +5,7 @@ import json
 import jax
 import numpy as np
 import pytest
-from absl import flags
+from small_runs import parsed
 
 import gapjax
 from experiments import ledger, options, stores, workdir
@@ -14,12 +14,7 @@ from gapjax.results import measurements
 
 
 def _parse(given):
-    values = flags.FlagValues()
-    options.define_place(values)
-    options.define_run(values)
-    ledger.define_flags(values)
-    values(["program", *given])
-    return values
+    return parsed(given, ledger.define_flags)
 
 
 @pytest.fixture
@@ -180,12 +175,3 @@ def test_flags_become_settings_or_are_refused():
     ):
         with pytest.raises(options.UsageError, match=words):
             ledger.settings_from_flags(_parse([given]))
-
-
-def test_a_folder_older_than_the_flag_posterior_means_diagonal(run):
-    path = run.workdir.path / "config.json"
-    stored = json.loads(path.read_text())
-    del stored["config"]["posterior"], stored["sha256"]
-    path.write_text(json.dumps(stored))
-    assert workdir.Workdir(run.workdir.path).config() == run.config
-    assert run.config.posterior == "diagonal"

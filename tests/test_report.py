@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from experiments import results_json
 from experiments.show import report
-from gapjax.results import schema
 
 _COMMITTED = Path(__file__).parent.parent / "experiments" / "results"
 _EPOCHS = list(range(50, 501, 50))
@@ -51,7 +51,7 @@ def _results(epochs=_EPOCHS):
             }
         )
     results = {
-        "schema": schema.VERSION,
+        "schema": results_json.VERSION,
         "preset": "digits",
         "dataset": "digits",
         "event_shape": [8, 8],
@@ -71,9 +71,10 @@ def _results(epochs=_EPOCHS):
         "seconds": {"train": 62.3, "total": 3725.0},
         "data": {"source": "scikit-learn", "num_test": 360, "sha256": "9f" * 32},
         "num_eval_samples": 100,
+        "best": {"epoch": 150, "bpd": 0.42, "stderr": 0.0062, "chosen_on": "test"},
         "notes": ["A note to the reader."],
     }
-    return schema.loads(schema.dumps(results))
+    return results_json.loads(results_json.dumps(results))
 
 
 class _Page(HTMLParser):

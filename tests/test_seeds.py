@@ -7,9 +7,8 @@ import types
 import numpy as np
 import pytest
 
-from experiments import options, seeds
-from gapjax.results import schema
-from gapjax.results.claims import claims
+from experiments import options, results_json, seeds
+from experiments.claims import claims
 from gapjax.results.estimates import summarize
 
 _WORSE = {
@@ -26,19 +25,21 @@ def _run(seed):
     for epoch in (50, 100):
         wider = 1 + 1e-3 * (seed + epoch)
         bpds = {name: summarize(base + wider * worse) for name, worse in _WORSE.items()}
-        rows.append(schema.checkpoint_row(epoch, bpds, {"optimal": {"converged": True}}))
+        rows.append(results_json.checkpoint_row(epoch, bpds, {"optimal": {"converged": True}}))
         own = {
             "bpd": {name: bpds[key].per_image for name, key in _SEEN_BY.items()},
             "gradient": np.ones(3),
         }  # fmt: skip
-        rows[-1]["effects"] = schema.effects({"model": own, "train": own}, bpds)
+        rows[-1]["effects"] = results_json.effects({"model": own, "train": own}, bpds)
     results = {
-        "schema": schema.VERSION, "event_shape": [8, 8], "seconds": {},
-        "preset": "digits", "dataset": "digits", "environment": {"commit": f"c{seed % 2}"},
+        "schema": results_json.VERSION, "event_shape": [8, 8], "seconds": {},
+        "num_eval_samples": 20, "best": results_json.best(rows), "notes": [],
+        "preset": "digits", "dataset": "digits",
+        "environment": {"commits": {"train": [f"c{seed % 2}"]}},
         "config": {"seed": seed, "workdir": f"runs/{seed}", "data_dir": None, "alpha": 0.5},
         "data": {"sha256": "abc", "num_test": 50}, "checkpoints": rows, "claims": claims(rows, 0.5),
     }  # fmt: skip
-    return schema.loads(schema.dumps(results))
+    return results_json.loads(results_json.dumps(results))
 
 
 def _write(folder, run):
@@ -103,17 +104,6 @@ def test_runs_are_read_by_seed_and_the_figures_are_drawn(tmp_path, capsys):
         assert (out / f"{name}.png").stat().st_size > 1000
     printed = capsys.readouterr().out
     assert "fitted on the test set" in printed and "holds for 2 of 2 seeds" in printed
-
-
-def test_runs_of_before_there_were_effects_are_summarised(tmp_path):
-    runs = [_run(seed) for seed in (1, 2)]
-    del runs[0]["checkpoints"][1]["effects"]
-    rows = seeds.summary(runs)["checkpoints"]
-    assert ["effects" in row for row in rows] == [True, False]
-    folders = [_write(tmp_path / str(i), run) for i, run in enumerate(runs)]
-    seeds.seeds(types.SimpleNamespace(runs=folders, out=str(tmp_path / "out")))
-    assert not (tmp_path / "out" / "effects.png").exists()
-    assert (tmp_path / "out" / "overview.png").exists()
 
 
 def _other_rate(run):

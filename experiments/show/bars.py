@@ -25,15 +25,7 @@ LOSSES: Mapping[str, tuple[str, str]] = {
 
 
 def draw_ledger(axes: Axes, rows: Sequence[Results]) -> list[Annotation]:
-    """Draws a bar for each checkpoint.
-
-    Args:
-      axes: where to draw.
-      rows: the checkpoints of ledger.json, ascending in epoch.
-
-    Returns:
-      The labels beside the last bar.
-    """
+    """Draws a bar for each checkpoint."""
     places = np.arange(len(rows))
     ends = _draw_losses(axes, rows, places) + _draw_self_consistent(axes, rows, places)
     axes.axhline(0.0, color=MUTED, linewidth=0.8)
@@ -46,12 +38,7 @@ def draw_ledger(axes: Axes, rows: Sequence[Results]) -> list[Annotation]:
 
 
 def draw_closing(axes: Axes, rows: Sequence[Results]) -> None:
-    """Draws the share of the gap that each recipe closes, the largest on top.
-
-    Args:
-      axes: where to draw.
-      rows: the recipes of closing.json.
-    """
+    """Draws the share of the gap that each recipe closes, the largest on top."""
     rows = sorted(rows, key=lambda row: row["gap_closed"]["mean"])
     places = np.arange(len(rows))
     closed = np.array([100 * row["gap_closed"]["mean"] for row in rows])

@@ -1,7 +1,8 @@
-"""BPD as curves over epochs: the panels of the paper's figures, of the refits and of effects."""
+"""BPD as curves over epochs: the paper's figures, the refits and their effects; and over alpha."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -17,11 +18,7 @@ if TYPE_CHECKING:
 
 
 def as_runs(results: Results | Sequence[Results]) -> list[Results]:
-    """The results of one run or of several as a list.
-
-    Raises:
-      ValueError: there is no run, or one without a checkpoint.
-    """
+    """The results of one run or of several as a list."""
     runs = [results] if isinstance(results, Mapping) else list(results)
     if not runs or not all(run["checkpoints"] for run in runs):
         raise ValueError("nothing to draw: results hold no checkpoint")
@@ -37,16 +34,11 @@ def draw_figure1a(axes: Axes, runs: Sequence[Results]) -> list[Annotation]:
         axes.axvline(epochs[lowest], color=MUTED, linewidth=0.8, linestyle=":", zorder=1)
         late = lowest >= len(epochs) / 2
         axes.annotate(
-            f"lowest test BPD\nepoch {epochs[lowest]}",
-            (epochs[lowest], 0.98),
-            xycoords=axes.get_xaxis_transform(),
-            xytext=(-5 if late else 5, 0),
-            textcoords="offset points",
-            ha="right" if late else "left",
-            va="top",
-            fontsize=8.5,
+            f"lowest test BPD\nepoch {epochs[lowest]}", (epochs[lowest], 0.98),
+            xycoords=axes.get_xaxis_transform(), xytext=(-5 if late else 5, 0),
+            textcoords="offset points", ha="right" if late else "left", va="top", fontsize=8.5,
             color=MUTED,
-        )
+        )  # fmt: skip
         axes.margins(y=0.12)
     _dress(axes, "figure1a", epochs)
     return ends
@@ -69,17 +61,10 @@ def draw_figure1b(axes: Axes, runs: Sequence[Results]) -> list[Annotation]:
     ends = [_curve(axes, runs, key, LABELS[key], band=False) for key in ("test", "optimal")]
     middle = float(np.interp(x, epochs, (test + optimal) / 2))
     text = axes.annotate(
-        LABELS["inference_gap"],
-        (x, middle),
-        xytext=(0 if len(epochs) > 1 else -10, 0),
-        textcoords="offset points",
-        fontsize=LABEL_SIZE,
-        fontstyle="italic",
-        color=GAP_TEXT,
-        linespacing=1.1,
-        zorder=4,
-        **place,
-    )
+        LABELS["inference_gap"], (x, middle), xytext=(0 if len(epochs) > 1 else -10, 0),
+        textcoords="offset points", fontsize=LABEL_SIZE, fontstyle="italic", color=GAP_TEXT,
+        linespacing=1.1, zorder=4, **place,
+    )  # fmt: skip
     text.set_path_effects(halo(GAP if len(epochs) > 1 else PAPER))
     _dress(axes, "figure1b", epochs)
     return ends
@@ -88,11 +73,9 @@ def draw_figure1b(axes: Axes, runs: Sequence[Results]) -> list[Annotation]:
 def draw_figure2(axes: Axes, runs: Sequence[Results]) -> list[Annotation]:
     """Draws test BPD by each kind of inference."""
     labels = {
-        "test": LABELS["amortized"],
-        "control": LABELS["control"],
-        "self_consistent": self_consistent_label(runs[0]),
-        "optimal": LABELS["optimal"],
-    }
+        "test": LABELS["amortized"], "control": LABELS["control"],
+        "self_consistent": self_consistent_label(runs[0]), "optimal": LABELS["optimal"],
+    }  # fmt: skip
     ends = []
     for key, label in labels.items():
         # All curves are of the same images, so the error of interest is that of the difference.
@@ -103,13 +86,7 @@ def draw_figure2(axes: Axes, runs: Sequence[Results]) -> list[Annotation]:
 
 
 def draw_effects(axes: Axes, runs: Sequence[Results], kind: str) -> list[Annotation]:
-    """Draws the BPD that the refits gain on one kind of image.
-
-    Args:
-      axes: where to draw.
-      runs: results with "effects".
-      kind: "model", "train" or "test".
-    """
+    """Draws the BPD that the refits gain on one kind of image."""
     labels = {"control": LABELS["control"], "self_consistent": self_consistent_label(runs[0])}
     axes.axhline(0.0, color=MUTED, linewidth=0.8)
     gains = [
@@ -135,13 +112,7 @@ def recorded_refits(checkpoint: Results) -> dict[str, tuple[np.ndarray, np.ndarr
 
 
 def draw_refit(axes: Axes, checkpoint: Results, label: str) -> list[Annotation]:
-    """Draws test BPD over the refits of one checkpoint.
-
-    Args:
-      axes: where to draw.
-      checkpoint: one that has `recorded_refits`.
-      label: of self-consistent training.
-    """
+    """Draws test BPD over the refits of one checkpoint."""
     curves = recorded_refits(checkpoint)
     labels = {"control": LABELS["control"], "self_consistent": label}
     ends = []
@@ -157,6 +128,38 @@ def draw_refit(axes: Axes, checkpoint: Results, label: str) -> list[Annotation]:
     axes.set_title(f"Refits of the encoder of epoch {checkpoint['epoch']}")
     axes.set_xlabel(LABELS["refit_epoch"])
     axes.set_xlim(0, last)
+    return ends
+
+
+def draw_alpha(axes: Axes, rows: Sequence[Results]) -> list[Annotation]:
+    """Draws a curve for each checkpoint, and a dotted line for its encoder as trained.
+
+    A band is one standard error over seeds, and a bar one over test images of the paired difference
+    from the encoder as trained.
+    """
+    ends = []
+    inks = [INKS[name] for name in ("test", "self_consistent", "optimal", "control", "train")]
+    for ink, row in zip(itertools.cycle(inks), rows, strict=False):
+        alphas = np.array([each["alpha"] for each in row["alphas"]])
+        bpd = np.array([each["test_bpd"]["mean"] for each in row["alphas"]])
+        seeds = np.array([each["test_bpd"]["stderr"] or 0.0 for each in row["alphas"]])
+        images = np.array([each["gain"]["stderr_over_images"] for each in row["alphas"]])
+        label = f"epoch {row['epoch']}"
+        axes.fill_between(
+            alphas, bpd - seeds, bpd + seeds, color=ink.colour, alpha=0.16, linewidth=0, zorder=2
+        )
+        axes.errorbar(
+            alphas, bpd, yerr=images, color=ink.colour, marker=ink.marker, elinewidth=0.9,
+            capsize=2, markeredgecolor=PAPER, markeredgewidth=0.6, zorder=3, label=label,
+        )  # fmt: skip
+        trained = row["as_trained"]["mean"]
+        axes.axhline(trained, color=ink.colour, linewidth=0.9, linestyle=":", zorder=1)
+        ends.append(end_label(axes, (alphas[-1], bpd[-1]), label, ink.colour))
+    axes.set_title("What alpha does: test images after the refit")
+    axes.set_xlabel("alpha, the share of model samples")
+    axes.set_ylabel(LABELS["bpd"])
+    axes.set_xticks(alphas if len(alphas) <= 11 else np.linspace(0, 1, 11))
+    axes.set_xlim(right=alphas[-1] + 0.01)  # room for half a marker
     return ends
 
 
@@ -202,16 +205,9 @@ def _curve(
     else:
         axes.vlines(epochs, bpd - error, bpd + error, color=ink.colour, linewidth=0.9, alpha=0.55)
     axes.plot(
-        epochs,
-        bpd,
-        color=ink.colour,
-        linestyle=ink.line,
-        marker=ink.marker,
-        markeredgecolor=PAPER,
-        markeredgewidth=0.6,
-        label=key,
-        zorder=3,
-    )
+        epochs, bpd, color=ink.colour, linestyle=ink.line, marker=ink.marker, markeredgecolor=PAPER,
+        markeredgewidth=0.6, label=key, zorder=3,
+    )  # fmt: skip
     return end_label(axes, (epochs[-1], bpd[-1]), label, ink.colour)
 
 

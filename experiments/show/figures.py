@@ -2,7 +2,8 @@
 
 `results` is the dictionary that the main program writes as `results.json`. The paper's three
 figures also take a list of such dictionaries, one per seed. Their curves are then means over the
-seeds, and their bands one standard deviation across seeds.
+seeds, and their bands one standard deviation across seeds. ValueError says that there is no
+checkpoint, or none that all runs share.
 
 Figures are built without pyplot, so no display is needed, and matplotlib's global state is left
 as it was. matplotlib is imported at the first call. The matplotlib label of every curve is its key
@@ -26,7 +27,6 @@ from numpy.typing import ArrayLike
 
 from experiments.files import replacing
 from experiments.show import Results, bars, curves
-from experiments.show.alphas import draw_alpha
 from experiments.show.images import draw_mosaic, mosaic
 from experiments.show.labels import chosen_note, error_note, finish, footnote, self_consistent_label
 from experiments.show.style import LABELS, SINGLE, new_figure, style
@@ -44,62 +44,25 @@ __all__ = [
 
 
 def figure1a(results: Results | Sequence[Results]) -> Figure:
-    """Draws train and test BPD of every checkpoint (the paper's figure 1a).
-
-    Args:
-      results: the results of one run, or a list of them, one per seed.
-
-    Returns:
-      The figure. A line marks the epoch of the lowest test BPD.
-
-    Raises:
-      ValueError: there is no checkpoint, or none that all runs share.
-    """
+    """Draws train and test BPD, and marks the lowest of the latter (the paper's figure 1a)."""
     return _single(curves.draw_figure1a, results)
 
 
 def figure1b(results: Results | Sequence[Results]) -> Figure:
     """Draws test BPD with and without optimal inference (the paper's figure 1b).
 
-    Args:
-      results: the results of one run, or a list of them, one per seed.
-
-    Returns:
-      The figure. The area between the curves is the inference generalization gap (equation 11).
-
-    Raises:
-      ValueError: there is no checkpoint, or none that all runs share.
+    The area between the curves is the inference generalization gap (equation 11).
     """
     return _single(curves.draw_figure1b, results)
 
 
 def figure2(results: Results | Sequence[Results]) -> Figure:
-    """Draws test BPD by each kind of inference (the paper's figure 2, and the control).
-
-    Args:
-      results: the results of one run, or a list of them, one per seed.
-
-    Returns:
-      The figure: amortized, control (alpha = 0), self-consistent and optimal inference.
-
-    Raises:
-      ValueError: there is no checkpoint, or none that all runs share.
-    """
+    """Draws test BPD by each kind of inference (the paper's figure 2, and the control)."""
     return _single(curves.draw_figure2, results, paired=True)
 
 
 def overview(results: Results | Sequence[Results]) -> Figure:
-    """Draws the paper's three figures side by side; the last two share their BPD axis.
-
-    Args:
-      results: the results of one run, or a list of them, one per seed.
-
-    Returns:
-      The figure, three panels wide.
-
-    Raises:
-      ValueError: there is no checkpoint, or none that all runs share.
-    """
+    """Draws the paper's three figures side by side; the last two share their BPD axis."""
     runs = curves.as_runs(results)
     with style():
         figure = new_figure((12.4, 4.2))
@@ -120,15 +83,16 @@ def overview(results: Results | Sequence[Results]) -> Figure:
 def refit_curves(results: Results, epochs: Sequence[int] | None = None) -> Figure | None:
     """Draws test BPD over the refits: self-consistent training and its control.
 
+    One dashed line is the encoder as trained, where both refits start; the other one is the result
+    of optimal inference, whose label says that it was fitted on the test set.
+
     Args:
       results: the results of one run.
       epochs: the checkpoints to show, one panel each. By default the one with the lowest test BPD
         and the last one.
 
     Returns:
-      The figure, or None if the results hold no curves of these checkpoints. One dashed line shows
-      the encoder as trained, where both refits start. The other shows the result of optimal
-      inference, and its label says that it was fitted on the test set.
+      The figure, or None if the results hold no curves of these checkpoints.
     """
     by_epoch = {c["epoch"]: c for c in results["checkpoints"] if curves.recorded_refits(c)}
     if epochs is None:
@@ -150,18 +114,10 @@ def refit_curves(results: Results, epochs: Sequence[int] | None = None) -> Figur
 
 
 def effects(results: Results | Sequence[Results]) -> Figure | None:
-    """Draws the BPD that the refits gain on each kind of image.
+    """Draws the BPD that the refits gain on samples of the model, training and test images.
 
-    Args:
-      results: the results of one run, or a list of them, one per seed.
-
-    Returns:
-      The figure, with one panel each for samples of the model, training images and test images, or
-      None if the results do not hold these numbers. A curve is BPD as trained minus BPD after the
-      refit: below zero the refit has raised the BPD.
-
-    Raises:
-      ValueError: there is no checkpoint, or none that all runs share.
+    A curve is BPD as trained minus BPD after the refit: below zero the refit has raised the BPD.
+    None if the results do not hold these numbers.
     """
     runs = curves.as_runs(results)
     if not all("effects" in checkpoint for run in runs for checkpoint in run["checkpoints"]):
@@ -178,22 +134,12 @@ def effects(results: Results | Sequence[Results]) -> Figure | None:
 
 
 def ledger(results: Results) -> Figure:
-    """Draws what is lost on unseen images: a stacked bar for every checkpoint.
+    """Draws what is lost on unseen images: a stacked bar for every checkpoint of ledger.json.
 
     A bar is train log p(x) minus test ELBO with the encoder as trained, in nats per image. Its
     parts are the losses through the decoder, the posterior family, the encoder's capacity and the
-    encoder's over-fitting. A dash across the bar shows the same difference for the self-consistent
-    encoder.
-
-    Args:
-      results: the results of the ledger program, which writes them to ledger.json.
-
-    Returns:
-      The figure. The label of each part is its key ("model_gap", ...), and its error bar is one
-      standard error.
-
-    Raises:
-      ValueError: there is no checkpoint.
+    encoder's over-fitting, each labelled with its key ("model_gap", ...) and with an error bar of
+    one standard error. A dash shows the same difference for the self-consistent encoder.
     """
     rows = sorted(results["checkpoints"], key=lambda row: row["epoch"])
     if not rows:
@@ -208,13 +154,9 @@ def ledger(results: Results) -> Figure:
 
 
 def closing(results: Results) -> Figure:
-    """Draws the share of the gap that each recipe closes.
+    """Draws a bar for each recipe of closing.json: the share of the gap that it closes.
 
-    Args:
-      results: the results of experiments.close_the_gap, which writes them to closing.json.
-
-    Returns:
-      The figure, a bar for each recipe; hatched where the encoder costs more than the trained one.
+    Those whose encoder costs more than the trained one are hatched.
     """
     rows = results["recipes"]
     with style():
@@ -234,14 +176,10 @@ def closing(results: Results) -> Figure:
 
 
 def alpha(results: Results) -> Figure:
-    """Draws test BPD after self-consistent training over alpha.
-
-    Args:
-      results: the contents of alpha.json, with a checkpoint or more.
-    """
+    """Draws test BPD after self-consistent training over alpha, from alpha.json."""
     with style():
         figure = new_figure((SINGLE[0] + 1.0, SINGLE[1]))
-        ends = draw_alpha(figure.add_subplot(), results["checkpoints"])
+        ends = curves.draw_alpha(figure.add_subplot(), results["checkpoints"])
         notes = ["dotted: as trained", "bars: ± 1 stderr of the paired gain over test images"]
         if len(results["seeds"]) > 1:
             notes.append(f"bands: {len(results['seeds'])} seeds ± 1 stderr")
@@ -250,18 +188,10 @@ def alpha(results: Results) -> Figure:
 
 
 def compression(results: Results) -> Figure:
-    """Draws bits per dimension of compressed images over the time to code and decode one.
+    """Draws BPD of compressed images over the time to code and decode one, from compression.json.
 
-    Args:
-      results: the contents of compression.json.
-
-    Returns:
-      The figure: for the last checkpoint a curve for each encoder and method of refinement, which
-      starts from the encoder's own posterior, and a line for each of the other compressors. The
-      label of a curve is "ENCODER METHOD".
-
-    Raises:
-      ValueError: there is no checkpoint.
+    The last checkpoint has a curve, labelled "ENCODER METHOD", for each encoder and method of
+    refinement, which starts from the encoder's own posterior; each other compressor has a line.
     """
     if not results["checkpoints"]:
         raise ValueError("nothing to draw: results hold no checkpoint")
@@ -280,19 +210,15 @@ def image_grid(
     row_labels: Sequence[str] | None = None,
     column_labels: Sequence[str] | None = None,
 ) -> Figure:
-    """Lays images out on a grid, row by row.
+    """Lays images out on a grid, row by row; the highest level of a grey image is darkest.
 
     Args:
-      images: [N, H, W] or [N, H, W, C] with C = 1 or 3, integers from 0 to levels - 1, or floats
-        on the same scale.
+      images: [N, H, W] or [N, H, W, C] with C = 1 or 3, from 0 to levels - 1.
       levels: the number of grey levels; 2 for binary images.
       columns: the number of images in a row. By default as many as fill `row_labels`, or without
         these a number that makes the grid about twice as wide as high.
       row_labels: one label for each row, to its left.
       column_labels: one label for each column, above it.
-
-    Returns:
-      The figure. The highest level of an image with one channel is drawn darkest.
 
     Raises:
       ValueError: the images have another shape, or do not fill the labelled rows.
@@ -305,20 +231,10 @@ def image_grid(
 
 
 def save(figure: Figure, stem: str | os.PathLike[str], *, dpi: float = 200.0) -> tuple[Path, Path]:
-    """Writes a figure as PNG and as PDF, each atomically.
+    """Writes a figure as PNG and as PDF, each atomically, and gives their paths.
 
-    The files hold no date, so the same figure gives the same bytes.
-
-    Args:
-      figure: what to write.
-      stem: the path without its ending, in a directory that exists.
-      dpi: pixels per inch of the PNG.
-
-    Returns:
-      The paths of the PNG and of the PDF.
-
-    Raises:
-      OSError: a file could not be written; an older file of that name is unchanged.
+    The files hold no date, so the same figure gives the same bytes. `stem` is the path without its
+    ending, in a directory that exists, and `dpi` is that of the PNG.
     """
     stem = Path(stem)
     png, pdf = (stem.with_name(stem.name + ending) for ending in (".png", ".pdf"))

@@ -13,11 +13,7 @@ def measured(
 ) -> str:
     """A number and its standard error, both with the same number of decimals.
 
-    Args:
-      value: the number.
-      error: its standard error, if known.
-      decimals: by default such that the error has two digits, or 4 without an error.
-      plus: whether positive numbers have a plus sign.
+    By default these are such that the error has two digits, or 4 without an error.
     """
     if decimals is None:
         decimals = 4 if error is None else decimals_of(error)
@@ -65,6 +61,18 @@ def duration(seconds: Any) -> str:
     minutes, rest = divmod(round(number), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def text_table(heads: Sequence[str], rows: Sequence[Sequence[str]], first: int, rest: int) -> str:
+    """A table as plain text; `first` and `rest` are the widths of its columns.
+
+    The first column is aligned to the left where it holds names, to the right where numbers.
+    """
+    lines = []
+    for name, *cells in (heads, *rows):
+        start = f"{name:>{first}}" if name.strip().isdigit() else f"{name:{first}}"
+        lines.append(start + "".join(f"{cell:>{rest}}" for cell in cells))
+    return "\n".join(lines)
 
 
 def at_epochs(epochs: Sequence[int]) -> str:

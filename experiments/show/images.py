@@ -20,27 +20,17 @@ _GUTTER = 4  # pixels of the mosaic
 
 
 class Mosaic(NamedTuple):
-    """All images, enlarged, as one picture with gutters.
+    """All images, enlarged, as one picture with gutters."""
 
-    Attributes:
-      pixels: [H, W] or [H, W, 3], from 0 to 1.
-      rows: the centre of each row, in pixels from the top.
-      columns: the centre of each column, in pixels from the left.
-    """
-
-    pixels: np.ndarray
-    rows: list[float]
-    columns: list[float]
+    pixels: np.ndarray  # [H, W] or [H, W, 3], from 0 to 1
+    rows: list[float]  # the centre of each, in pixels from the top
+    columns: list[float]  # the centre of each, in pixels from the left
 
 
 def mosaic(
     images: ArrayLike, levels: int, columns: int | None, row_labels: Sequence[str] | None
 ) -> Mosaic:
-    """Lays images out; see `experiments.show.figures.image_grid`.
-
-    Raises:
-      ValueError: the images are not of a shape that can be drawn, or do not fill the rows.
-    """
+    """Lays images out; see `experiments.show.figures.image_grid`."""
     images, columns = _checked(np.asarray(images), levels, columns, row_labels)
     rows = -(-len(images) // columns)
     enlarge = max(1, round(60 / max(images.shape[1:3])))

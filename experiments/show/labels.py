@@ -20,16 +20,9 @@ if TYPE_CHECKING:
 def end_label(axes: Axes, end: tuple[float, float], label: str, colour: str) -> Annotation:
     """Writes a label to the right of a curve's end; `finish` moves such labels apart."""
     return axes.annotate(
-        label,
-        end,
-        xytext=(8, 0),
-        textcoords="offset points",
-        va="center",
-        color=colour,
-        fontsize=LABEL_SIZE,
-        linespacing=1.1,
-        annotation_clip=False,
-    )
+        label, end, xytext=(8, 0), textcoords="offset points", va="center", color=colour,
+        fontsize=LABEL_SIZE, linespacing=1.1, annotation_clip=False,
+    )  # fmt: skip
 
 
 def halo(colour: str) -> list[AbstractPathEffect]:
@@ -75,13 +68,7 @@ def footnote(runs: Sequence[Results], *notes: str) -> str:
 
 
 def finish(figure: Figure, ends: Sequence[Annotation], note: str) -> None:
-    """Adds the footnote, lays the figure out and moves its end labels apart.
-
-    Args:
-      figure: complete but for these.
-      ends: its labels by `end_label`.
-      note: the footnote.
-    """
+    """Adds the footnote, lays the figure out and moves its end labels apart."""
     figure.supxlabel(note, x=0.995, ha="right", fontsize=8.0, color=MUTED)
     figure.draw_without_rendering()
     points = 72.0 / figure.dpi
@@ -101,14 +88,6 @@ def _spread(
 
     Overlapping labels are merged into stacks, and a stack lies at the mean of the positions that
     its labels would give it.
-
-    Args:
-      wanted: the centre that each label would have by itself, in points.
-      heights: of the labels, in points.
-      limits: the lower and the upper end of the axes, in points.
-
-    Returns:
-      A centre for each label: in the order of `wanted`, without overlap, inside the limits.
     """
     order = sorted(range(len(wanted)), key=lambda i: wanted[i])
     stacks: list[list[float]] = []  # of each: its bottom, its height, its number of labels

@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 
 import jinja2
 
+from experiments.claims import sign_test_contradicts_mean
 from experiments.files import write_atomically
 from experiments.show import Results, tables
 from experiments.show.formatting import decimals_of, duration, finite, measured, percent
 from experiments.show.tables import Table
-from gapjax.results.claims import sign_test_contradicts_mean
 
 __all__ = ["headline", "write_report"]
 
@@ -30,15 +30,10 @@ _CONFIG_NOTES: Mapping[str, str] = {
 
 
 class Picture(NamedTuple):
-    """An embedded image.
+    """An embedded image."""
 
-    Attributes:
-      uri: the PNG file as a data URI.
-      width: in CSS pixels.
-    """
-
-    uri: str
-    width: int
+    uri: str  # the PNG file as a data URI
+    width: int  # in CSS pixels
 
 
 class Claim(NamedTuple):
@@ -60,63 +55,12 @@ class Pair(NamedTuple):
 
 
 class Ledger(NamedTuple):
-    """The section of the ledger.
-
-    Attributes:
-      table: its estimates.
-      counts: which images were measured, e.g. "300 of 360 test images", for either set.
-      seed: of the choice of these images.
-      notes: those of ledger.json.
-    """
+    """The section of the ledger."""
 
     table: Table
-    counts: tuple[str, ...]
-    seed: str
+    counts: tuple[str, ...]  # what was measured, e.g. "300 of 360 test images", for either set
+    seed: str  # of the choice of these images
     notes: tuple[str, ...]
-
-
-class Page(NamedTuple):
-    """What the template is given. A table is None, and a sequence empty, if there is no such part.
-
-    Attributes:
-      title: of the window.
-      kicker: the line above the headline.
-      headline: the finding in one sentence.
-      pictures: name to image; the template knows where those with a caption go.
-      notes: those of results.json.
-      claims: with their verdicts.
-      checkpoints: BPD and paired differences.
-      num_samples: posterior samples per image in evaluations; None if unknown.
-      unconverged: whether optimal inference had not converged at some checkpoint.
-      by_image: the paired differences image by image.
-      convergence: of optimal inference.
-      averaged: the refits with averaged weights.
-      effects: of the refits on each kind of image.
-      ledger: where it was measured.
-      data: the provenance of the data.
-      config: every flag.
-      environment: versions and devices.
-      seconds: computing time of each phase.
-    """
-
-    title: str
-    kicker: str
-    headline: str
-    pictures: Mapping[str, Picture]
-    notes: tuple[str, ...]
-    claims: tuple[Claim, ...]
-    checkpoints: Table | None
-    num_samples: str | None
-    unconverged: bool
-    by_image: Table | None
-    convergence: Table | None
-    averaged: Table | None
-    effects: Table | None
-    ledger: Ledger | None
-    data: tuple[Pair, ...]
-    config: tuple[Pair, ...]
-    environment: tuple[Pair, ...]
-    seconds: tuple[Pair, ...]
 
 
 def write_report(
@@ -129,39 +73,26 @@ def write_report(
 
     Args:
       path: where to write.
-      results: the contents of results.json. Keys that older versions did not write may be missing;
-        the page then lacks that part.
-      figures: name to PNG file. The page has a place for "overview", "figure1a", "figure1b",
-        "figure2", "refit_curves", "effects", "ledger", "costliest", "samples" and
-        "reconstructions". Others are shown last, under their own names. A figure that is None is
-        left out.
+      results: the contents of results.json; without a part of them the page lacks that part.
+      figures: name to PNG file. Those without a caption in the template are shown last, under
+        their own names. A figure that is None is left out.
       ledger: the contents of ledger.json, if there is one.
-
-    Raises:
-      OSError: a figure could not be read or the page not written; an older page is unchanged.
     """
     pictures = {name: _picture(Path(file)) for name, file in figures.items() if file is not None}
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True,
+        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
     template = environment.get_template("report.html.j2")
-    html = template.render(_page(results, pictures, ledger)._asdict())
+    html = template.render(_page(results, pictures, ledger))
     write_atomically(Path(path), html.encode())
 
 
 def headline(results: Results) -> str:
     """The finding of a run in one sentence of plain text, from its last checkpoint.
 
-    Args:
-      results: the contents of results.json.
-
-    Returns:
-      A sentence. It reports a gap only if that is more than two standard errors above zero, and
-      says so if self-consistent training widens the gap, or if the standard error is not known.
+    It reports a gap only if that is more than two standard errors above zero, and says so if
+    self-consistent training widens the gap, or if the standard error is not known.
     """
     if not results.get("checkpoints"):
         return "No checkpoint has been evaluated yet."
@@ -197,37 +128,38 @@ def headline(results: Results) -> str:
     return f"{sentence}; self-consistent training widens the gap by {share}{beside}."
 
 
-def _page(results: Results, pictures: Mapping[str, Picture], ledger: Results | None) -> Page:
+def _page(
+    results: Results, pictures: Mapping[str, Picture], ledger: Results | None
+) -> dict[str, Any]:
+    """The variables of the template; a table is None, and a sequence empty, where there is none."""
     sentence = headline(results)
     dataset = str(results.get("dataset") or results.get("preset") or "")
     version = (results.get("environment") or {}).get("gapjax")
     kicker = (
-        "Generalization gap in amortized inference",
-        dataset,
-        f"gapjax {version}" if version else "",
-    )
+        "Generalization gap in amortized inference", dataset, f"gapjax {version}" if version else ""
+    )  # fmt: skip
     samples = results.get("num_eval_samples")
     seconds = {name: duration(value) for name, value in (results.get("seconds") or {}).items()}
-    return Page(
-        title=f"{dataset}: {sentence}" if dataset else sentence,
-        kicker=" · ".join(word for word in kicker if word),
-        headline=sentence,
-        pictures=pictures,
-        notes=tuple(str(note) for note in results.get("notes") or ()),
-        claims=tuple(_claim(claim) for claim in results.get("claims") or ()),
-        checkpoints=tables.checkpoints_table(results),
-        num_samples=str(samples) if samples else None,
-        unconverged=any(tables.unconverged(c) for c in results.get("checkpoints") or ()),
-        by_image=tables.by_image_table(results),
-        convergence=tables.convergence_table(results),
-        averaged=tables.averaged_table(results),
-        effects=tables.effects_table(results),
-        ledger=_ledger(ledger) if ledger and ledger.get("checkpoints") else None,
-        data=_pairs(results.get("data")),
-        config=_pairs(results.get("config"), _CONFIG_NOTES),
-        environment=_pairs(results.get("environment")),
-        seconds=_pairs(seconds),
-    )
+    return {
+        "title": f"{dataset}: {sentence}" if dataset else sentence,  # of the window
+        "kicker": " · ".join(word for word in kicker if word),  # the line above the headline
+        "headline": sentence,
+        "pictures": pictures,  # by name; the template knows where those with a caption go
+        "notes": [str(note) for note in results.get("notes") or ()],
+        "claims": [_claim(claim) for claim in results.get("claims") or ()],
+        "checkpoints": tables.checkpoints_table(results),
+        "num_samples": str(samples) if samples else None,  # posterior samples per image
+        "unconverged": any(tables.unconverged(c) for c in results.get("checkpoints") or ()),
+        "by_image": tables.by_image_table(results),
+        "convergence": tables.convergence_table(results),  # of optimal inference
+        "averaged": tables.averaged_table(results),
+        "effects": tables.effects_table(results),
+        "ledger": _ledger(ledger) if ledger and ledger.get("checkpoints") else None,
+        "data": _pairs(results.get("data")),
+        "config": _pairs(results.get("config"), _CONFIG_NOTES),
+        "environment": _pairs(results.get("environment")),
+        "seconds": _pairs(seconds),
+    }
 
 
 def _picture(file: Path) -> Picture:
@@ -239,12 +171,10 @@ def _picture(file: Path) -> Picture:
 
 def _claim(claim: Mapping[str, Any]) -> Claim:
     return Claim(
-        claim=str(claim.get("claim")),
-        detail=str(claim.get("detail") or ""),
-        value=tables.plain(claim.get("value")),
-        threshold=tables.plain(claim.get("threshold")),
+        claim=str(claim.get("claim")), detail=str(claim.get("detail") or ""),
+        value=tables.plain(claim.get("value")), threshold=tables.plain(claim.get("threshold")),
         holds=None if claim.get("holds") is None else claim["holds"] is True,
-    )
+    )  # fmt: skip
 
 
 def _ledger(ledger: Results) -> Ledger:

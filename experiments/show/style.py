@@ -11,17 +11,11 @@ if TYPE_CHECKING:
 
 
 class Ink(NamedTuple):
-    """How one quantity is drawn in every figure.
+    """How one quantity is drawn in every figure."""
 
-    Attributes:
-      colour: of the line and of its label, as "#rrggbb".
-      marker: matplotlib's name of the marker.
-      line: matplotlib's line style, a name or (offset, (on, off)).
-    """
-
-    colour: str
+    colour: str  # of the line and of its label, as "#rrggbb"
     marker: str
-    line: str | tuple[float, tuple[float, ...]]
+    line: str | tuple[float, tuple[float, ...]]  # matplotlib's style, or (offset, (on, off))
 
 
 # After Okabe and Ito's palette for colour-blind readers. The light colours are darkened, so that
@@ -62,37 +56,17 @@ LABEL_SIZE = 9.5
 SINGLE = (6.4, 4.0)  # inches, of a figure of one panel
 _GRID = "#e7e7e7"
 _RC = {
-    "font.family": "DejaVu Sans",
-    "font.size": 10.0,
-    "text.color": TEXT,
-    "axes.edgecolor": MUTED,
-    "axes.labelcolor": TEXT,
-    "axes.linewidth": 0.8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlelocation": "left",
-    "axes.titlesize": 11.0,
-    "axes.titleweight": "bold",
-    "axes.titlepad": 10.0,
-    "axes.axisbelow": True,
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "axes.unicode_minus": True,
-    "grid.color": _GRID,
-    "grid.linewidth": 0.8,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "xtick.labelcolor": TEXT,
-    "ytick.labelcolor": TEXT,
-    "xtick.labelsize": 9.0,
-    "ytick.labelsize": 9.0,
-    "ytick.major.size": 0.0,
-    "lines.linewidth": 1.8,
-    "lines.markersize": 4.5,
-    "figure.facecolor": PAPER,
-    "savefig.facecolor": PAPER,
-    "pdf.fonttype": 42,
-}
+    "font.family": "DejaVu Sans", "font.size": 10.0, "text.color": TEXT,
+    "axes.edgecolor": MUTED, "axes.labelcolor": TEXT, "axes.linewidth": 0.8,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.titlelocation": "left",
+    "axes.titlesize": 11.0, "axes.titleweight": "bold", "axes.titlepad": 10.0,
+    "axes.axisbelow": True, "axes.grid": True, "axes.grid.axis": "y", "axes.unicode_minus": True,
+    "grid.color": _GRID, "grid.linewidth": 0.8,
+    "xtick.color": MUTED, "xtick.labelcolor": TEXT, "xtick.labelsize": 9.0,
+    "ytick.color": MUTED, "ytick.labelcolor": TEXT, "ytick.labelsize": 9.0,
+    "ytick.major.size": 0.0, "lines.linewidth": 1.8, "lines.markersize": 4.5,
+    "figure.facecolor": PAPER, "savefig.facecolor": PAPER, "pdf.fonttype": 42,
+}  # fmt: skip
 
 
 def style() -> contextlib.AbstractContextManager[None]:
@@ -103,12 +77,7 @@ def style() -> contextlib.AbstractContextManager[None]:
 
 
 def new_figure(size: tuple[float, float], layout: str | None = "constrained") -> Figure:
-    """An empty figure with an Agg canvas, made without pyplot.
-
-    Args:
-      size: width and height in inches.
-      layout: matplotlib's layout engine; None if the caller places everything.
-    """
+    """An empty figure with an Agg canvas, made without pyplot."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

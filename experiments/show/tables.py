@@ -16,35 +16,21 @@ DASH = "–"
 
 
 class Cell(NamedTuple):
-    """One cell of a table.
+    """One cell of a table."""
 
-    Attributes:
-      text: the value, or a dash if there is none.
-      error: the standard error with its ± sign; shown in grey.
-      mark: of a footnote.
-      kind: CSS classes.
-    """
-
-    text: str
-    error: str = ""
-    mark: str = ""
-    kind: str = ""
+    text: str  # the value, or a dash if there is none
+    error: str = ""  # the standard error with its ± sign; shown in grey
+    mark: str = ""  # of a footnote
+    kind: str = ""  # CSS classes
 
 
 class Head(NamedTuple):
-    """One cell of a table's heading.
-
-    Attributes:
-      title: of the column.
-      note: small print below the title.
-      kind: CSS classes; "start" draws a line to the left.
-      span: how many columns it covers.
-    """
+    """One cell of a table's heading."""
 
     title: str = ""
-    note: str = ""
-    kind: str = ""
-    span: int = 1
+    note: str = ""  # small print below the title
+    kind: str = ""  # CSS classes; "start" draws a line to the left
+    span: int = 1  # how many columns it covers
 
 
 class Row(NamedTuple):
@@ -208,12 +194,10 @@ def effects_table(results: Results) -> Table | None:
     of_refits = [Head(ABSOLUTE[refit].title, kind="group start", span=3) for refit in COMPARED]
     groups = [Head(span=3), *of_refits, Head(kind="start")]
     titles = [
-        Head("epoch"),
-        Head("images", kind="text"),
-        Head("as trained", "BPD"),
+        Head("epoch"), Head("images", kind="text"), Head("as trained", "BPD"),
         *[Head("mean", kind="start"), Head("median"), Head("images improved")] * len(COMPARED),
         Head("effective images", "gradient, encoder as trained", "start"),
-    ]
+    ]  # fmt: skip
     return Table([groups, titles], rows)
 
 
@@ -238,16 +222,11 @@ def ledger_table(ledger: Results) -> Table:
                     ])
                 )  # fmt: skip
     titles = [
-        Head("epoch"),
-        Head("images", kind="text"),
-        Head("encoder", kind="text"),
-        Head("model gap", "log p, train − test"),
-        Head("log p(x)"),
-        Head("ELBO, q*", "best q per image"),
-        Head("approximation gap", "log p − ELBO, q*"),
-        Head("ELBO"),
-        *OF_ENCODER.values(),
-    ]
+        Head("epoch"), Head("images", kind="text"), Head("encoder", kind="text"),
+        Head("model gap", "log p, train − test"), Head("log p(x)"),
+        Head("ELBO, q*", "best q per image"), Head("approximation gap", "log p − ELBO, q*"),
+        Head("ELBO"), *OF_ENCODER.values(),
+    ]  # fmt: skip
     return Table([titles], rows, "wide")
 
 
@@ -270,11 +249,7 @@ def _columns(
 ) -> dict[str, list[Cell]]:
     """Columns of {"bpd", "stderr"}, all with the same number of decimals.
 
-    Args:
-      checkpoints: the rows.
-      keys: of the columns.
-      digits: of the deciding standard error that are shown.
-      by: chooses the deciding one from the median standard errors of the columns.
+    `by` chooses from the columns' median standard errors the one of which `digits` are shown.
     """
     found = {key: [c.get(key) or {} for c in checkpoints] for key in keys}
     errors = [

@@ -20,12 +20,7 @@ _BASELINES = {"png": "PNG", "webp": "WebP", "zstd": "zstd", "xz": "xz"}
 
 
 def draw_trade_off(axes: Axes, results: Results) -> list[Annotation]:
-    """Draws a curve for each encoder and method, and a line for each other compressor.
-
-    Args:
-      axes: empty.
-      results: the contents of compression.json, with a checkpoint or more; the last is drawn.
-    """
+    """Draws a curve for each encoder and method, and a line for each other compressor."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     rows = results["checkpoints"][-1]["rows"]

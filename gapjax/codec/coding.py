@@ -8,7 +8,9 @@ chains go side by side, so that networks see more than one image at a time.
 
 import dataclasses
 import hashlib
+import itertools
 import math
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -43,13 +45,10 @@ def compress(
 ) -> bytes:
     """Compresses images without loss by bits-back coding.
 
-    The length is, in the mean over what the latents turn out to be,
-
-        -sum of ELBO(x) / log 2 bits
-
-    and some bits for each chain and the header: the ELBO is of the refined q, and all
-    probabilities are those of the model's own distributions, quantised to 24 bits. Latents lie on
-    a grid of 128 points for a standard deviation of the prior.
+    The length is, in the mean over what the latents turn out to be, -sum of ELBO(x) / log 2 bits,
+    and some bits for each chain and the header. The ELBO is of the refined q. All probabilities
+    are those of the model's own distributions, quantised to 24 bits. Latents lie on a grid of 128
+    points for a standard deviation of the prior.
 
     Args:
       vae: a model with a diagonal Gaussian prior and posterior, and a likelihood that is a
@@ -77,17 +76,20 @@ def compress(
     check(refiner)
     model = describe(vae, params)
     images = _checked(images, model)
-    num_chains = _number_of_chains(images, model) if num_chains is None else num_chains
-    if not min(1, len(images)) <= num_chains:
+    fewest = min(1, len(images))
+    if num_chains is None:  # so few that what their starts cost does not show
+        bits = images.size * math.log2(model.levels)
+        num_chains = int(np.clip(bits // _BITS_PER_CHAIN, fewest, _MOST_CHAINS))
+    if num_chains < fewest:
         raise ValueError(f"num_chains is {num_chains}; it must be positive")
     num_chains = min(num_chains, len(images), container.MAX_CHAINS)
     header = Header(
         model.levels, model.event_shape, len(images), _as_stored(refiner), model.fingerprint,
         b"\0" * 8, _checksum(images), left_out=0,
     )  # fmt: skip
-    container.pack(header, [np.zeros(0, np.uint32)] * num_chains)  # refuses what is too large
+    empty = container.pack(header, [np.zeros(0, np.uint32)] * num_chains)  # refuses too much
     if not len(images):
-        return container.pack(header, [])
+        return empty
     compiled = programs(vae, header.refiner)
     starts = [stack.start(chain, model.latent_dim) for chain in range(num_chains)]
     stacks = [Stack(words) for words in starts]
@@ -95,10 +97,8 @@ def compress(
     header = header._replace(numerics=numerics(model, compiled, params, num_chains))
     _encode(model, compiled, params, stacks, images)
     streams = [each.words() for each in stacks]
-    left_out = min(map(_common, streams, starts))
-    return container.pack(
-        header._replace(left_out=left_out), [stream[left_out:] for stream in streams]
-    )
+    common = min(map(_common, streams, starts))
+    return container.pack(header._replace(left_out=common), [each[common:] for each in streams])
 
 
 def decompress(vae: VAE, params: VAEParams, content: bytes) -> np.ndarray:
@@ -133,6 +133,7 @@ def decompress(vae: VAE, params: VAEParams, content: bytes) -> np.ndarray:
             f"{model.fingerprint.hex()}. Take the checkpoint and the encoder that it was made with"
         )
     images = np.zeros((header.count, *model.event_shape), np.uint8)
+    starts = [stack.start(chain, model.latent_dim) for chain in range(len(streams))]
     if header.count:
         compiled = programs(vae, header.refiner)
         params = jax.device_put(params)
@@ -142,15 +143,11 @@ def decompress(vae: VAE, params: VAEParams, content: bytes) -> np.ndarray:
                 "other versions of JAX or constriction. It can be decoded only where both are as "
                 "they were"
             )
-        starts = [stack.start(chain, model.latent_dim) for chain in range(len(streams))]
-        stacks = [
-            Stack(np.concatenate([begin[: header.left_out], words]))
-            for begin, words in zip(starts, streams, strict=True)
-        ]
+        kept = [begin[: header.left_out] for begin in starts]
+        stacks = [Stack(np.concatenate(words)) for words in zip(kept, streams, strict=True)]
         _decode(model, compiled, params, stacks, images)
-        if not all(map(np.array_equal, (each.words() for each in stacks), starts)):
-            raise CodecError(WRONG)
-    if header.images != _checksum(images):
+        streams = [each.words() for each in stacks]
+    if header.images != _checksum(images) or not all(map(np.array_equal, streams, starts)):
         raise CodecError(WRONG)
     return images
 
@@ -159,75 +156,53 @@ def _encode(
     model: Model, compiled: Programs, params: VAEParams, stacks: list[Stack], images: np.ndarray
 ) -> None:
     """Pushes all images, row by row of one image for each chain."""
-    size = block_size(model.levels)
-    rows = [images[start : start + len(stacks)] for start in range(0, len(images), len(stacks))]
-    ahead = compiled.infer(params, _filled(rows[0], len(stacks)))
-    for number, row in enumerate(rows):
-        loc, scale = map(np.asarray, ahead)
-        check_finite(loc, scale)
-        if number + 1 < len(rows):  # computed while this row is coded
-            ahead = compiled.infer(params, _filled(rows[number + 1], len(stacks)))
-        levels = _filled(row, len(stacks)).reshape(len(stacks), -1).astype(np.int32)
-        latents = np.zeros(loc.shape, np.int32)
-        for chain in range(len(row)):
-            latents[chain] = stacks[chain].pop_latents(loc[chain], scale[chain])
+    size, chains = block_size(model.levels), len(stacks)
+    rows = [images[start : start + chains] for start in range(0, len(images), chains)]
+    ahead = compiled.infer(params, _filled(rows[0], chains))
+    for row, following in itertools.zip_longest(rows, rows[1:]):
+        used = stacks[: len(row)]
+        loc, scale = map(_finite, ahead)
+        if following is not None:  # computed while this row is coded
+            ahead = compiled.infer(params, _filled(following, chains))
+        latents = _filled(list(map(Stack.pop_latents, used, loc, scale)), chains)
         likelihoods, blocks = compiled.blocks(params, latents)
+        levels = _filled(row, chains).reshape(chains, -1).astype(np.int32)
         chosen, inner = np.divmod(levels, size)
         if size > 1:
-            finer = np.asarray(compiled.within(likelihoods, chosen))
-            check_finite(finer)
-            for chain in range(len(row)):
-                stacks[chain].push_levels(inner[chain], finer[chain])
-        table = np.asarray(blocks)
-        check_finite(table)
-        for chain in range(len(row)):
-            stacks[chain].push_levels(chosen[chain], table[chain])
-            stacks[chain].push_prior(latents[chain])
+            finer = _finite(compiled.within(likelihoods, chosen))
+            for each, *coded in zip(used, inner, finer, strict=False):
+                each.push_levels(*coded)
+        for each, latent, *coded in zip(used, latents, chosen, _finite(blocks), strict=False):
+            each.push_levels(*coded)
+            each.push_prior(latent)
 
 
 def _decode(
     model: Model, compiled: Programs, params: VAEParams, stacks: list[Stack], images: np.ndarray
 ) -> None:
     """Pops the images of all rows, the last row first; fills `images`."""
-    size = block_size(model.levels)
-    chains = len(stacks)
+    size, chains = block_size(model.levels), len(stacks)
     for start in reversed(range(0, len(images), chains)):
-        count = min(chains, len(images) - start)
-        latents = np.zeros((chains, model.latent_dim), np.int32)
-        for chain in range(count):
-            latents[chain] = stacks[chain].pop_prior(model.latent_dim)
+        used = stacks[: len(images) - start]
+        latents = _filled([each.pop_prior(model.latent_dim) for each in used], chains)
         likelihoods, blocks = compiled.blocks(params, latents)
-        table = np.asarray(blocks)
-        check_finite(table)
-        levels = np.zeros(table.shape[:2], np.int32)
-        for chain in range(count):
-            levels[chain] = stacks[chain].pop_levels(table[chain])
+        levels = _filled(list(map(Stack.pop_levels, used, _finite(blocks))), chains)
         if size > 1:
-            finer = np.asarray(compiled.within(likelihoods, levels))
-            check_finite(finer)
-            levels *= size
-            for chain in range(count):
-                levels[chain] += stacks[chain].pop_levels(finer[chain])
-        row = levels[:count].astype(np.uint8).reshape(count, *model.event_shape)
-        images[start : start + count] = row
-        loc, scale = map(np.asarray, compiled.infer(params, _filled(row, chains)))
-        check_finite(loc, scale)
-        for chain in range(count):
-            stacks[chain].push_latents(latents[chain], loc[chain], scale[chain])
+            finer = _finite(compiled.within(likelihoods, levels))
+            levels = size * levels + _filled(list(map(Stack.pop_levels, used, finer)), chains)
+        row = levels[: len(used)].astype(np.uint8).reshape(len(used), *model.event_shape)
+        images[start : start + chains] = row
+        loc, scale = map(_finite, compiled.infer(params, _filled(row, chains)))
+        for each, *coded in zip(used, latents, loc, scale, strict=False):
+            each.push_latents(*coded)
 
 
 def _checked(images: np.ndarray, model: Model) -> np.ndarray:
-    """The images as uint8.
-
-    Raises:
-      CodecError: another shape, or values that are no levels of the model.
-    """
+    """The images as uint8, of the model's shape and levels."""
     images = np.asarray(images)
     if images.shape[1:] != model.event_shape or not images.ndim:
-        raise CodecError(
-            f"images have shape {images.shape}; the model takes [N, "
-            f"{', '.join(map(str, model.event_shape))}]"
-        )
+        shape = ", ".join(map(str, ("N", *model.event_shape)))
+        raise CodecError(f"images have shape {images.shape}; the model takes [{shape}]")
     if images.dtype.kind not in "uib":
         raise CodecError(f"images have dtype {images.dtype}; give integers 0 to levels - 1")
     if images.size and (images.min() < 0 or images.max() >= model.levels):
@@ -238,12 +213,6 @@ def _checked(images: np.ndarray, model: Model) -> np.ndarray:
     return images.astype(np.uint8)
 
 
-def _number_of_chains(images: np.ndarray, model: Model) -> int:
-    """So few that what their starts cost does not show."""
-    bits = images.size * math.log2(model.levels)
-    return int(np.clip(bits // _BITS_PER_CHAIN, min(1, len(images)), _MOST_CHAINS))
-
-
 def _as_stored(refiner: Refiner) -> Refiner:
     """The refiner as a file holds it: its learning rate in 32 bits, and no more than is used."""
     if not refiner.num_steps:
@@ -251,11 +220,16 @@ def _as_stored(refiner: Refiner) -> Refiner:
     return dataclasses.replace(refiner, learning_rate=float(np.float32(refiner.learning_rate)))
 
 
-def _filled(row: np.ndarray, chains: int) -> np.ndarray:
-    """A row with blank images for the chains that have none, in both directions the same."""
-    if len(row) == chains:
-        return row
-    return np.concatenate([row, np.zeros((chains - len(row), *row.shape[1:]), row.dtype)])
+def _filled(rows: Sequence[np.ndarray] | np.ndarray, chains: int) -> np.ndarray:
+    """One row for each chain; zeros for those that have no image, in both directions the same."""
+    some = np.asarray(rows)
+    return np.concatenate([some, np.zeros((chains - len(some), *some.shape[1:]), some.dtype)])
+
+
+def _finite(output: jax.Array) -> np.ndarray:
+    """What a network gave, once it is computed and known to be numbers."""
+    check_finite(array := np.asarray(output))
+    return array
 
 
 def _common(words: np.ndarray, begin: np.ndarray) -> int:

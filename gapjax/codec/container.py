@@ -42,35 +42,20 @@ _MAX_AXES, _DIGEST = 8, 8
 
 
 class Header(NamedTuple):
-    """What a file says of itself.
+    """What a file says of itself."""
 
-    Attributes:
-      levels: number of pixel levels, 2 to 256.
-      event_shape: shape of one image.
-      count: number of images, N.
-      refiner: how the posteriors were refined.
-      model: fingerprint of the model, 8 bytes.
-      numerics: fingerprint of the arithmetic, 8 bytes.
-      images: checksum of the images, 8 bytes.
-      left_out: words at the bottom of every stream that are not in the file.
-    """
-
-    levels: int
+    levels: int  # of pixels, 2 to 256
     event_shape: tuple[int, ...]
-    count: int  # type: ignore[assignment]
-    refiner: Refiner
-    model: bytes
-    numerics: bytes
-    images: bytes
-    left_out: int
+    count: int  # type: ignore[assignment]  # number of images, N
+    refiner: Refiner  # how the posteriors were refined
+    model: bytes  # fingerprint, 8 bytes, as are the next two
+    numerics: bytes  # fingerprint of the arithmetic
+    images: bytes  # checksum
+    left_out: int  # words at the bottom of every stream that are not in the file
 
 
 def pack(header: Header, streams: list[np.ndarray]) -> bytes:
-    """A file of this header and one stream of uint32 for each chain.
-
-    Raises:
-      CodecError: sizes that no file may have.
-    """
+    """A file of this header and one stream of uint32 for each chain."""
     _check_sizes(header, len(streams))
     method, steps, samples, judged, learning_rate = dataclasses.astuple(header.refiner)
     parts = [_MAGIC, bytes([_VERSION, header.levels - 1, len(header.event_shape)])]
@@ -87,11 +72,7 @@ def pack(header: Header, streams: list[np.ndarray]) -> bytes:
 
 
 def parse(content: bytes) -> tuple[Header, list[np.ndarray]]:
-    """The header and the streams of a file; verified, and within the limits of every file.
-
-    Raises:
-      CodecError: it is no such file, truncated, damaged, of a newer version, or too large.
-    """
+    """The header and the streams of a file; verified, and within the limits of every file."""
     if content[:4] != _MAGIC[: len(content)] or not content:
         raise CodecError("it is not a file of gapjax's codec")
     if len(content) > 4 and content[4] != _VERSION:
@@ -105,10 +86,8 @@ def parse(content: bytes) -> tuple[Header, list[np.ndarray]]:
     size = 4 * sum(lengths)
     if len(body) < size:
         raise CodecError("the file is truncated")
-    head = content[: reader.place - 4]
-    if len(body) - size != _padding(header.count, size) or crc != zlib.crc32(
-        body, zlib.crc32(head)
-    ):
+    found = zlib.crc32(body, zlib.crc32(content[: reader.place - 4]))
+    if len(body) - size != _padding(header.count, size) or crc != found:
         raise CodecError("the file is damaged (wrong checksum)")
     words = np.frombuffer(body[:size], "<u4")
     ends = np.cumsum([0, *lengths])

@@ -8,7 +8,6 @@ An interleaved coder in NumPy needs many stacks to be fast, and each has bits to
 constriction is fast on one.
 """
 
-import functools
 import hashlib
 import importlib
 import importlib.metadata
@@ -24,7 +23,6 @@ _MAX_BITS = 24  # constriction's precision: a symbol costs no more
 _WINDOW = 6.0  # scales on each side of a posterior's mean that can be coded, at least
 _EXPONENTS = range(2, 11)  # of two; half the points of a window
 
-
 WRONG = (
     "the file does not decode to the images that it was made from: it is damaged, or this "
     "machine's arithmetic is not the same from one run to the next"
@@ -39,30 +37,21 @@ class Stack:
     """The bits of one chain of images."""
 
     def __init__(self, words: np.ndarray):
-        """Starts from these words, uint32, of which the last is not zero.
-
-        Raises:
-          CodecError: the last word is zero, or constriction is not installed.
-        """
+        """Starts from these words, uint32, of which the last is not zero."""
         if len(words) and not words[-1]:
             raise CodecError("the file is damaged: a stream ends in a zero")
         self._coder = _library().stream.stack.AnsCoder(np.array(words, np.uint32))
 
     def push_prior(self, indices: np.ndarray) -> None:
         """Codes grid indices int32 [Z] under the prior."""
-        size = len(indices)
-        self._coder.encode_reverse(indices, _gaussian(2 * MAX_LOC), *_standard(size))
+        self._coder.encode_reverse(indices, *_prior(len(indices)))
 
     def pop_prior(self, size: int) -> np.ndarray:
         """The grid indices int32 [Z] on top; the inverse of `push_prior`."""
-        return self._coder.decode(_gaussian(2 * MAX_LOC), *_standard(size))
+        return self._coder.decode(*_prior(size))
 
     def push_latents(self, indices: np.ndarray, loc: np.ndarray, scale: np.ndarray) -> None:
-        """Codes grid indices int32 [Z]; the inverse of `pop_latents`.
-
-        Raises:
-          CodecError: they are none that `pop_latents` gives for this posterior.
-        """
+        """Codes grid indices int32 [Z] that `pop_latents` gives for this posterior; its inverse."""
         middle = np.rint(loc)
         for half, part in reversed(_windows(scale)):
             offsets = indices[part] - middle[part].astype(np.int32)
@@ -98,12 +87,7 @@ class Stack:
 
 
 def start(chain: int, latent_dim: int) -> np.ndarray:
-    """The bits that a chain starts from: enough to pop the latents of one image, always the same.
-
-    Args:
-      chain: its number.
-      latent_dim: Z.
-    """
+    """The bits that a chain starts from, always the same: enough for the latents of an image."""
     number = -(-_MAX_BITS * latent_dim // 32) + 2
     digest = hashlib.shake_128(f"gapjax chain {chain}".encode()).digest(4 * number)
     words = np.frombuffer(digest, "<u4").astype(np.uint32)
@@ -117,7 +101,6 @@ def library_version() -> str:
     return importlib.metadata.version("constriction")
 
 
-@functools.cache
 def _library() -> Any:
     try:
         return importlib.import_module("constriction")
@@ -128,24 +111,21 @@ def _library() -> Any:
         ) from error
 
 
-@functools.cache
 def _gaussian(half: int) -> Any:
     """Gaussians on the integers from -half to half - 1."""
     return _library().stream.model.QuantizedGaussian(-half, half - 1)
+
+
+def _prior(size: int) -> tuple[Any, np.ndarray, np.ndarray]:
+    """The prior of latents [Z], with its mean and scale in steps."""
+    return _gaussian(2 * MAX_LOC), np.zeros(size, np.float32), np.full(size, GRID, np.float32)
+
+
+def _categorical() -> Any:
+    return _library().stream.model.Categorical(perfect=False)
 
 
 def _windows(scale: np.ndarray) -> list[tuple[int, np.ndarray]]:
     """Half the size of each window, and which latents have it."""
     exponents = np.clip(np.frexp(_WINDOW * scale)[1], _EXPONENTS[0], _EXPONENTS[-1])
     return [(1 << int(e), np.flatnonzero(exponents == e)) for e in np.unique(exponents)]
-
-
-@functools.cache
-def _standard(size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and scale [Z] of the prior, in steps."""
-    return np.zeros(size, np.float32), np.full(size, GRID, np.float32)
-
-
-@functools.cache
-def _categorical() -> Any:
-    return _library().stream.model.Categorical(perfect=False)

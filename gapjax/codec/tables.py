@@ -28,31 +28,18 @@ _LIBRARIES = ("jax", "jaxlib", "numpyro", "optax")
 
 
 class Programs(NamedTuple):
-    """What is computed for L images at once, one of each chain.
+    """What is computed for L images at once, one of each chain."""
 
-    Attributes:
-      infer: (params, images uint8 [L, *event]) to q's loc and scale, float32 [L, Z], in steps of
-        the grid of latents.
-      blocks: (params, grid indices int32 [L, Z]) to p(x given z) and the probabilities of the
-        blocks of levels [L, D, A].
-      within: (p(x given z), blocks int32 [L, D]) to the probabilities of the levels of these
-        blocks [L, D, B].
-    """
-
+    # (params, images uint8 [L, *event]) to q's loc and scale [L, Z], in steps of the latents' grid
     infer: Callable[..., tuple[jax.Array, jax.Array]]
+    # (params, indices of the grid int32 [L, Z]) to p(x given z) and its blocks' [L, D, A]
     blocks: Callable[..., tuple[Any, jax.Array]]
+    # (p(x given z), blocks int32 [L, D]) to the probabilities of their levels [L, D, B]
     within: Callable[..., jax.Array]
 
 
 class Model(NamedTuple):
-    """What the codec must know of a model.
-
-    Attributes:
-      event_shape: shape of one image.
-      levels: number of pixel levels.
-      latent_dim: Z.
-      fingerprint: 8 bytes of a SHA-256 of all this and of the parameters.
-    """
+    """What the codec must know of a model; `fingerprint` is of all this and of the parameters."""
 
     event_shape: tuple[int, ...]
     levels: int
@@ -61,11 +48,7 @@ class Model(NamedTuple):
 
 
 def describe(vae: VAE, params: VAEParams) -> Model:
-    """The model that is coded with.
-
-    Raises:
-      TypeError: its prior, its posterior or its likelihood is of a family that is not coded.
-    """
+    """The model that is coded with."""
     prior = prior_loc, _ = diagonal_normal(vae.prior, "the prior")
     likelihood = jax.eval_shape(vae.decode, params.decoder, jnp.zeros(prior_loc.shape))
     levels, event_shape = num_levels(likelihood), tuple(likelihood.event_shape)
@@ -122,17 +105,7 @@ def _within(likelihoods, chosen) -> jax.Array:
 
 
 def numerics(model: Model, compiled: Programs, params: VAEParams, num_chains: int) -> bytes:
-    """Fingerprint of the arithmetic: versions, device, and what the programs give on a probe.
-
-    Args:
-      model: of `describe`.
-      compiled: its programs.
-      params: its parameters.
-      num_chains: L.
-
-    Returns:
-      8 bytes.
-    """
+    """Fingerprint of the arithmetic: versions, device, and what the programs give on a probe."""
     device = jax.devices()[0]
     versions = [f"{name} {importlib.metadata.version(name)}" for name in _LIBRARIES]
     versions += [f"constriction {stack.library_version()}", device.platform, device.device_kind]
@@ -154,17 +127,13 @@ def numerics(model: Model, compiled: Programs, params: VAEParams, num_chains: in
 
 
 def check_finite(*arrays: np.ndarray) -> None:
-    """Raises CodecError where a network gave something that is no number."""
+    """Refuses values that are not finite."""
     if not all(np.isfinite(array).all() for array in arrays):
         raise CodecError("the model gives values that are not finite; it cannot code with them")
 
 
 def num_levels(likelihood: Any) -> int:
-    """The number of levels that an entry of x can have: 2 of a Bernoulli.
-
-    Raises:
-      TypeError: the likelihood is neither a Bernoulli nor a `DiscretizedLogistic`.
-    """
+    """The number of levels that an entry of x can have."""
     base = innermost(likelihood)
     if isinstance(base, dist.BernoulliLogits | dist.BernoulliProbs):
         return 2
@@ -185,9 +154,6 @@ def block_probs(likelihood: Any) -> jax.Array:
     """P(the level of x is in block b), [*event, number of blocks].
 
     Block b holds the levels b B .. (b + 1) B - 1 with B = `block_size`; the last may hold fewer.
-
-    Raises:
-      TypeError: see `num_levels`.
     """
     base, levels = innermost(likelihood), num_levels(likelihood)
     size = block_size(levels)
@@ -205,17 +171,9 @@ def block_probs(likelihood: Any) -> jax.Array:
 
 
 def level_probs(likelihood: Any, blocks: jax.Array) -> jax.Array:
-    """P(the level of x is the i-th of its block, given the block), [*event, B].
+    """P(x given its block) of each level of the block that each entry of x is in [*event, B].
 
-    Args:
-      likelihood: p(x given z) at one z.
-      blocks: the block of each entry of x, int [*event].
-
-    Returns:
-      Probabilities; those beyond the last level are zero.
-
-    Raises:
-      TypeError: see `num_levels`.
+    `blocks` are int [*event]. Probabilities beyond the last level are zero.
     """
     levels = num_levels(likelihood)
     size = block_size(levels)

@@ -1,29 +1,24 @@
-"""The type `Dataset`, its error, and the checks that every reader's arrays pass."""
+"""The type `Dataset`, and what turns any reader's arrays into one: checks and binarization."""
 
 import hashlib
 import operator
-import os
 from typing import Any, NamedTuple
 
 import numpy as np
 
-MAX_LEVELS = 256
-"""The most levels that a pixel can have, as pixels are uint8."""
+MAX_LEVELS = 256  # pixels are uint8
+BINARIZATIONS: tuple[str, ...] = ("threshold", "stochastic", "none")
 
 
 class DatasetError(ValueError):
-    """Data that cannot be found or used.
-
-    The message is one line. It names the argument or file, its value, and what would work.
-    """
+    """Data that cannot be found or used; one line names the argument or file and a cure."""
 
 
 class Dataset(NamedTuple):
     """A data set with a training part and a test part.
 
     Attributes:
-      name: The name of the data set, or of its file. Aliases are resolved: `grey_mnist` is named
-        `mnist`.
+      name: The name of the data set, or of its file; that of `grey_mnist` is `mnist`.
       train: Training images, uint8 [N_train, *event].
       test: Test images, uint8 [N_test, *event].
       levels: Number of pixel levels; pixels take the values 0 .. levels - 1.
@@ -48,65 +43,81 @@ class Dataset(NamedTuple):
 
 
 class Stored(NamedTuple):
-    """The data as a reader returns them, before any binarization.
-
-    Attributes:
-      name: The name of the data set, or of its file.
-      train: uint8 [N_train, *event].
-      test: uint8 [N_test, *event].
-      levels: Number of pixel levels.
-      source: Where the data come from, in a sentence without local paths.
-      binarization: How the stored data were binarized; "none" if they were not.
-      files: The SHA-256 of each file that was read, by name.
-      note: A remark for the provenance.
-    """
+    """What a reader returns: the arrays as stored, and what the provenance says of them."""
 
     name: str
     train: np.ndarray
     test: np.ndarray
     levels: int
-    source: str
+    source: str  # a sentence without local paths
     binarization: str = "none"
-    files: dict[str, str] | None = None
+    files: dict[str, str] | None = None  # the SHA-256 of each file that was read, by name
     note: str = ""
 
 
-def as_dataset(
-    stored: Stored, train: np.ndarray, test: np.ndarray, levels: int, binarization: str
-) -> Dataset:
-    """Adds the provenance to the arrays.
-
-    Args:
-      stored: What the reader returned.
-      train: Training images after binarization, uint8 [N_train, *event].
-      test: Test images after binarization, uint8 [N_test, *event].
-      levels: Number of pixel levels of these arrays.
-      binarization: What was done to them, for the provenance.
-
-    Returns:
-      The data set.
-    """
+def as_dataset(stored: Stored, binarization: str, threshold: float, seed: int) -> Dataset:
+    """Checks and binarizes what a reader returned, and adds the provenance."""
+    _check_arrays(stored)
+    stored = _binarized(stored, binarization, threshold, seed)
     provenance: dict[str, Any] = {
         "source": stored.source,
-        "num_train": len(train),
-        "num_test": len(test),
-        "binarization": binarization,
-        "sha256": _arrays_sha256(train, test),
+        "num_train": len(stored.train),
+        "num_test": len(stored.test),
+        "binarization": stored.binarization,
+        "sha256": _arrays_sha256(stored.train, stored.test),
     }
     if stored.files:
         provenance["files"] = dict(sorted(stored.files.items()))
     if stored.note:
         provenance["note"] = stored.note
-    return Dataset(stored.name, train, test, levels, provenance)
+    return Dataset(stored.name, stored.train, stored.test, stored.levels, provenance)
 
 
-def check_arrays(stored: Stored) -> None:
-    """Checks the shapes and values of what a reader returned.
+def check_levels(argument: str, value: object) -> int:
+    """A number of pixel levels as an `int`."""
+    number = _as_integer(value)
+    if number is None or not 2 <= number <= MAX_LEVELS:
+        problem = f"is not a number of pixel levels; give an integer from 2 to {MAX_LEVELS}"
+        raise unusable(argument, value, problem)
+    return number
 
-    Raises:
-      DatasetError: if a part is empty or has no event axis, if the parts differ in event shape, or
-        if a value exceeds the number of levels.
-    """
+
+def check_binarization(binarization: str | None, threshold: float, binarization_seed: int) -> None:
+    """Checks the arguments of `load_dataset` that concern binarization."""
+    if binarization is not None and binarization not in BINARIZATIONS:
+        known = ", ".join(BINARIZATIONS)
+        raise unusable("binarization", binarization, f"is unknown; give one of {known}")
+    try:
+        usable = 0.0 < float(threshold) <= 1.0  # False for NaN
+    except (TypeError, ValueError):
+        usable = False
+    if not usable:
+        problem = "is not usable; give a number above 0 and at most 1"
+        raise unusable("threshold", threshold, problem)
+    seed = _as_integer(binarization_seed)
+    if seed is None or seed < 0:
+        problem = "is not usable; give a non-negative integer"
+        raise unusable("binarization_seed", binarization_seed, problem)
+
+
+def unusable(argument: str, value: object, problem: str) -> DatasetError:
+    """The error for an argument, which starts with its name and value."""
+    return DatasetError(f"{argument}={one_line(repr(value))} {problem}")
+
+
+def one_line(value: object, limit: int = 200) -> str:
+    """The text of a value or error on one line, cut after `limit` characters."""
+    text = " ".join(str(value).split())
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def reason(error: BaseException) -> str:
+    """The type and message of an error on one line."""
+    return one_line(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
+
+
+def _check_arrays(stored: Stored) -> None:
+    """Raises where shapes or values are not those of two parts of one set of images."""
     for part, x in (("train", stored.train), ("test", stored.test)):
         what = f"{part!r} of {stored.name!r}"
         if x.ndim < 2:
@@ -126,26 +137,36 @@ def check_arrays(stored: Stored) -> None:
         )
 
 
-def check_levels(argument: str, value: object) -> int:
-    """Returns a number of pixel levels as an `int`.
-
-    Args:
-      argument: The name of the argument, for the error message.
-      value: Its value.
-
-    Raises:
-      DatasetError: if the value is not an integer from 2 to `MAX_LEVELS`.
-    """
-    number = as_integer(value)
-    if number is None or not 2 <= number <= MAX_LEVELS:
+def _binarized(stored: Stored, method: str, threshold: float, seed: int) -> Stored:
+    """Applies one of `BINARIZATIONS` to both parts, each drawn on its own where it is random."""
+    levels = stored.levels
+    if method == "none":
+        return stored
+    if levels == 2:
         raise DatasetError(
-            f"{argument}={one_line(repr(value))} is not a number of pixel levels; "
-            f"give an integer from 2 to {MAX_LEVELS}"
+            f"binarization={method!r} does not fit {stored.name!r}, which is binary already; "
+            "use binarization='none' or leave it out"
         )
-    return number
+    if method == "threshold":
+        lowest = np.argmax(np.arange(levels) / (levels - 1) >= threshold)
+        train, test = ((x >= lowest).astype(np.uint8) for x in (stored.train, stored.test))
+        description = f"threshold {float(threshold):g}"
+    else:
+        train = _stochastic(stored.train, levels, np.random.default_rng([seed, 0]))
+        test = _stochastic(stored.test, levels, np.random.default_rng([seed, 1]))
+        description = f"stochastic, seed {int(seed)}"
+    return stored._replace(train=train, test=test, levels=2, binarization=description)
 
 
-def as_integer(value: object) -> int | None:
+def _stochastic(x: np.ndarray, levels: int, generator: np.random.Generator) -> np.ndarray:
+    """Draws Bernoulli(x / (levels - 1)) for every pixel; 0 and levels - 1 are deterministic."""
+    probability = np.arange(levels) / (levels - 1)
+    # Image by image, as the random numbers take eight times the memory of the images.
+    drawn = [generator.random(image.shape) < probability[image] for image in x]
+    return np.array(drawn, np.uint8)
+
+
+def _as_integer(value: object) -> int | None:
     """The value of an integer, including NumPy scalars and 0-d arrays; otherwise None."""
     if isinstance(value, bool | np.bool_):
         return None
@@ -153,36 +174,6 @@ def as_integer(value: object) -> int | None:
         return operator.index(value)  # type: ignore[call-overload,arg-type]
     except TypeError:
         return None
-
-
-def path_text(argument: str, value: object) -> str:
-    """Returns a name or path as text, with ~ expanded.
-
-    Args:
-      argument: The name of the argument, for the error message.
-      value: Its value.
-
-    Raises:
-      DatasetError: if the value is not a name or path.
-    """
-    try:
-        text = os.fspath(value)  # type: ignore[call-overload,arg-type]
-    except TypeError:
-        text = ""
-    if not isinstance(text, str) or not text or "\0" in text:
-        raise DatasetError(f"{argument}={one_line(repr(value))} is not a name or path")
-    return os.path.expanduser(text)
-
-
-def one_line(value: object, limit: int = 200) -> str:
-    """The text of a value or error on one line, cut after `limit` characters."""
-    text = " ".join(str(value).split())
-    return text if len(text) <= limit else text[: limit - 3] + "..."
-
-
-def reason(error: BaseException) -> str:
-    """The type and message of an error on one line."""
-    return one_line(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
 
 
 def _arrays_sha256(train: np.ndarray, test: np.ndarray) -> str:

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import urllib.request
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -25,9 +25,6 @@ PREPARE_TIMEOUT = 300.0  # seconds; preparing from files takes 10 to 30
 DOWNLOAD_TIMEOUT = 900.0  # seconds; binarized MNIST is 110 MB of text
 
 _NETWORK_TIMEOUT = 10.0  # seconds until a host that does not answer counts as unreachable
-_TFRECORD_HEADER = struct.Struct("<QI")  # length of the record, checksum of the length
-_TFRECORD_FOOTER_SIZE = 4  # checksum of the record
-_CHUNK = 8192  # images read at a time
 
 _PREPARE_PROGRAM = """
 import sys
@@ -41,18 +38,6 @@ try:
 except Exception as error:
     sys.exit(type(error).__name__ + ": " + " ".join(str(error).split()))
 """
-
-
-class Prepared(NamedTuple):
-    """The contents of a prepared directory.
-
-    Attributes:
-      parts: Images of "train" and "test", uint8 [N, rows, columns], in the order stored.
-      files: The SHA-256 of each file that was read, by name.
-    """
-
-    parts: dict[str, np.ndarray]
-    files: dict[str, str]
 
 
 def default_dir() -> pathlib.Path:
@@ -75,11 +60,7 @@ def has_tensorflow() -> bool:
 
 
 def check_network(url: str) -> None:
-    """Asks for a URL, with a short time limit.
-
-    Raises:
-      OSError: if the host cannot be reached, so that a download could not start.
-    """
+    """Raises OSError if the host of a URL cannot be reached, so that no download could start."""
     request = urllib.request.Request(url, method="HEAD")
     with urllib.request.urlopen(request, timeout=_NETWORK_TIMEOUT):
         pass
@@ -88,17 +69,7 @@ def check_network(url: str) -> None:
 def prepare(
     version: str, folder: pathlib.Path, manual_dir: pathlib.Path | None, timeout: float
 ) -> None:
-    """Prepares a data set by TFDS, in another process.
-
-    Args:
-      version: The builder's name and version, such as "mnist/3.0.1".
-      folder: Where to prepare it.
-      manual_dir: The folder with the downloaded files; None to download them.
-      timeout: Seconds after which the process is ended.
-
-    Raises:
-      DatasetError: if it fails.
-    """
+    """Prepares a version in a folder by another process, from `manual_dir` or by a download."""
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "3"}
     what = f"TFDS could not prepare {version} in {str(folder)!r}"
     with tempfile.TemporaryDirectory(prefix="gapjax-") as scratch:
@@ -107,13 +78,9 @@ def prepare(
         try:
             done = subprocess.run(
                 [sys.executable, "-P", "-c", _PREPARE_PROGRAM, *arguments],
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                timeout=timeout,
-                check=False,
-            )
+                env=environment, stdin=subprocess.DEVNULL, capture_output=True,
+                timeout=timeout, check=False,
+            )  # fmt: skip
         except subprocess.TimeoutExpired as error:
             raise DatasetError(f"{what} within {timeout:g} seconds") from error
         except OSError as error:
@@ -124,19 +91,10 @@ def prepare(
         raise DatasetError(f"{what} ({one_line(last)})")
 
 
-def read_prepared(folder: pathlib.Path, version: str) -> Prepared:
-    """Reads a prepared data set without TensorFlow.
-
-    Args:
-      folder: The folder that TFDS prepared it in.
-      version: The builder's name and version, such as "mnist/3.0.1".
-
-    Returns:
-      The images and the checksums of the files.
-
-    Raises:
-      DatasetError: if TFDS or Pillow is not installed, or the directory cannot be read.
-    """
+def read_prepared(
+    folder: pathlib.Path, version: str
+) -> tuple[np.ndarray, np.ndarray, dict[str, str]]:
+    """Training and test images uint8 [N, rows, columns] as stored, and the SHA-256 by file."""
     directory = folder / version
     try:
         import tensorflow_datasets as tfds
@@ -148,50 +106,37 @@ def read_prepared(folder: pathlib.Path, version: str) -> Prepared:
             "its extra 'experiments'"
         ) from error
 
-    files: dict[str, str] = {}
-    parts = {}
+    files, parts = {}, {}
     # TFDS, array_record and Pillow raise errors of many types for a damaged directory.
     try:
         builder = tfds.builder_from_directory(directory)
         for part in ("train", "test"):
             split = builder.info.splits[part]
             paths = [pathlib.Path(path) for path in split.filepaths]
-            images = np.stack(
-                [
-                    np.asarray(Image.open(io.BytesIO(png)))
-                    for png in _prepared_pngs(tfds, builder, part, paths)
-                ]
-            )
+            pngs = _prepared_pngs(tfds, builder, part, paths)
+            images = np.stack([np.asarray(Image.open(io.BytesIO(png))) for png in pngs])
             if len(images) != split.num_examples:
                 raise ValueError(f"{len(images)} of {split.num_examples} records in {part!r}")
             if images.dtype != np.uint8 or images.ndim != 3:
-                shape = images.shape[1:]
-                raise ValueError(f"{part!r} holds {images.dtype} {shape}, not grey uint8")
+                held = f"{images.dtype} {images.shape[1:]}"
+                raise ValueError(f"{part!r} holds {held}, not grey uint8")
             parts[part] = images
             files |= {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
     except Exception as error:
         raise DatasetError(
             f"{str(directory)!r} cannot be read ({reason(error)}); delete it and prepare it again"
         ) from error
-    return Prepared(parts, files)
+    return parts["train"], parts["test"], files
 
 
 def published_order(images: np.ndarray, part: str) -> np.ndarray:
-    """Undoes the shuffle of TFDS, which sorts examples by the MD5 of the split's name and index.
+    """Undoes the shuffle of TFDS, which sorts examples by the MD5 of the split's name and index."""
 
-    Args:
-      images: uint8 [N, *event], as stored.
-      part: The split's name.
+    def digest(index: int) -> bytes:
+        return hashlib.md5(f"{part}{index}".encode(), usedforsecurity=False).digest()
 
-    Returns:
-      uint8 [N, *event]; example i is image i of the published file.
-    """
-    digests = [
-        hashlib.md5(f"{part}{index}".encode(), usedforsecurity=False).digest()
-        for index in range(len(images))
-    ]
     result = np.empty_like(images)
-    result[sorted(range(len(images)), key=digests.__getitem__)] = images
+    result[sorted(range(len(images)), key=digest)] = images
     return result
 
 
@@ -206,21 +151,19 @@ def _prepared_pngs(
             yield features.deserialize_example_np(record, decoders=decoders)["image"]
         return
     source = builder.as_data_source(part, decoders=decoders)
-    for start in range(0, len(source), _CHUNK):
-        indices = range(start, min(start + _CHUNK, len(source)))
-        for example in source.__getitems__(list(indices)):  # much faster than one at a time
-            yield example["image"]
+    for example in source.__getitems__(list(range(len(source)))):  # faster than one at a time
+        yield example["image"]
 
 
 def _tfrecords(paths: list[pathlib.Path]) -> Iterator[bytes]:
     """Yields the records of TFRecord files, which TFDS itself reads with TensorFlow alone."""
     for path in paths:
         data = path.read_bytes()
-        position = 0
-        while position < len(data):
-            length, _ = _TFRECORD_HEADER.unpack_from(data, position)
-            position += _TFRECORD_HEADER.size
-            if position + length + _TFRECORD_FOOTER_SIZE > len(data):
+        end = 0
+        while end < len(data):
+            # A record is its length and a checksum of that, 12 bytes; its data; their checksum.
+            length, _ = struct.unpack_from("<QI", data, end)
+            start, end = end + 12, end + 12 + length + 4
+            if end > len(data):
                 raise ValueError(f"{path.name!r} is truncated")
-            yield data[position : position + length]
-            position += length + _TFRECORD_FOOTER_SIZE
+            yield data[start : start + length]

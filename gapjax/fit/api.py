@@ -1,7 +1,7 @@
 """What a user calls: training, refits of the encoder alone, and several refits at once.
 
-`refit_encoder` is a `refit_members` of one member; `recipes` has the refits that have names.
-Training runs the same loop on the whole VAE.
+Optimal inference and self-consistent training are a `refit_encoder`, which is a `refit_members` of
+one member. Training runs the same loop on the whole VAE.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,34 +9,33 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from jax.typing import ArrayLike
 
 from gapjax import parallel
-from gapjax.fit.executor import Executor
-from gapjax.fit.loop import Curve, Measuring, Monitor, OnEpoch, Progress, run_members
-from gapjax.fit.sources import Source, check_source
+from gapjax.fit.loop import Curve, Executor, Measuring, Monitor, OnEpoch, Progress, run_members
+from gapjax.fit.sources import Source, check_source, data_source, mixture_source, model_source
 from gapjax.fit.step import Objective, TrainState, check_run, init_state, steps_per_epoch
-from gapjax.model.bounds import elbo
-from gapjax.model.checks import check_concrete, check_integer, check_key
+from gapjax.measure.bounds import Images, per_image_bounds
+from gapjax.measure.statistics import mean_and_stderr
+from gapjax.model.bounds import bits_per_dim, elbo
+from gapjax.model.checks import check_array, check_concrete, check_integer, check_key
 from gapjax.optimizers import Convergence, adam, check_learning_rate, encoder_only, is_finished
 from gapjax.vae import VAE, VAEParams
 
-INSTEAD = "there use gapjax.kernel, whose step is a pure function"
+_INSTEAD = "there use gapjax.kernel, whose step is a pure function"
 
 
 class Member(NamedTuple):
     """One refit among several; see `refit_members`.
 
-    Attributes:
-      params: where it starts.
-      source: where x comes from.
-      rng_key: of the refit.
-      monitor: measures a BPD of the parameters, for the curve.
-      resume: continue from a `Progress` that `on_chunk` was given.
+    A monitor measures a BPD of the parameters, for the curve; without `until` it does not influence
+    the refit. With `resume` it continues from a `Progress` that `on_chunk` was given.
     """
 
-    params: VAEParams
-    source: Source
+    params: VAEParams  # where it starts
+    source: Source  # where x comes from
     rng_key: jax.Array
     monitor: Monitor | None = None
     resume: Progress | None = None
@@ -47,9 +46,9 @@ class Refit(NamedTuple):
 
     Attributes:
       params: the refitted encoder, with the decoder given, bit for bit.
-      averaged_params: the same with the mean of the encoder's weights at the ends of all epochs of
-        the refit, which removes the noise of the last steps at a constant learning rate
-        (Izmailov et al., Averaging Weights Leads to Wider Optima, 2018).
+      averaged_params: the same with the mean of the encoder's weights at the ends of all epochs,
+        without the noise of the last steps (Izmailov et al., Averaging Weights Leads to Wider
+        Optima, 2018).
       curve: what the refit did.
       num_steps: number of optimizer steps taken.
       converged: whether a `Convergence` rule was met; None without a rule.
@@ -83,13 +82,11 @@ def train(
     """Trains encoder and decoder together on `source`.
 
     Args:
-      vae: the model.
       source: where x comes from; `data_source(train_images)` for a usual VAE.
       rng_key: of the run; not needed where `state` or `resume` is given.
       num_epochs: epochs in all, those of a given `state` counted in.
       batch_size: examples in a step; the last step of an epoch takes the examples that are left.
       optimizer: optax transformation over `VAEParams`; Adam at 1e-3 by default.
-      objective: per-example objective to maximise, in nats.
       state: continue from it instead of from new parameters; it is not changed. In the midst of
         an epoch the loss of that epoch is the mean over its remaining examples; with `resume` it
         is the mean over all.
@@ -97,7 +94,6 @@ def train(
       on_epoch: called with (epochs done, mean loss of that epoch in BPD).
       on_chunk: called after every compiled call with the `Progress`. The arrays of its state are
         donated to the next call: save or copy them. It may raise to end the run.
-      devices: to run on, data-parallel; all by default.
 
     Returns:
       The state after `num_epochs` epochs, and the curve of the epochs run here.
@@ -108,14 +104,13 @@ def train(
         likelihood.
       TypeError: an argument of another type or one that is traced, or a q that cannot be
         reparameterized, unless the objective has `needs_rsample = False`.
-      FloatingPointError: the loss or a parameter became NaN or infinite; the message says which
-        example and which part of the bound is not finite from the start.
+      FloatingPointError: the loss or a parameter became NaN or infinite.
     """
     optimizer = optimizer or adam(1e-3)
     if rng_key is None and state is None and resume is None:
         raise ValueError("train needs an rng_key, or a state to go on from")
     _check_positive(num_epochs=num_epochs)
-    check_concrete("train", INSTEAD, rng_key=rng_key, source=source, state=state, resume=resume)
+    check_concrete("train", _INSTEAD, rng_key=rng_key, source=source, state=state, resume=resume)
     if rng_key is not None:
         check_key(rng_key)
     check_source(source)
@@ -127,6 +122,7 @@ def train(
             num_steps = steps_per_epoch(source.num_examples, batch_size)
             skipped = int(state.step) % num_steps * batch_size
             return Progress(jax.tree.map(jnp.copy, state), None, Curve(), 0.0, 0, skipped)
+        assert rng_key is not None
         init_key, run_key = jax.random.split(rng_key)
         fresh = init_state(init_params.on(vae=vae)(init_key), run_key, optimizer)
         return Progress(fresh, None, Curve(), 0.0, 0)
@@ -135,7 +131,7 @@ def train(
     params = given.params if given else jax.eval_shape(vae.init, rng_key)
     check_run(vae, params, [source], objective)
     executor = Executor(
-        vae, [source], optimizer, batch_size=batch_size, objective=objective, devices=devices
+        [source], devices, vae=vae, optimizer=optimizer, batch_size=batch_size, objective=objective
     )
     (done,) = run_members(
         executor, [begin], num_epochs, Measuring([None]), on_epoch, _of_one(on_chunk)
@@ -166,25 +162,12 @@ def refit_encoder(
     The one operation behind optimal inference (eq. 12: the source is the test set) and
     self-consistent training (eqs. 14-16: the source is a mixture of model and training data).
 
+    The decoder that is returned is the one given, bit for bit.
+
     Args:
-      vae: the model.
-      params: where to start.
-      source: where x comes from.
-      rng_key: of the refit.
       num_epochs: epochs of `source` to run; with `until`, at most.
-      monitor: measures a BPD of the parameters, for the curve. Without `until` it does not
-        influence the refit.
-      resume: continue from a `Progress` that `on_chunk` was given.
-      on_chunk: see `train`.
+      monitor: see `Member`, as `resume`.
       **options: see `refit_members`.
-
-    Returns:
-      A `Refit`; its decoder is the one given, bit for bit.
-
-    Raises:
-      ValueError: as `refit_members`.
-      TypeError: as `train`.
-      FloatingPointError: as `train`.
     """
     member = Member(params, source, rng_key, monitor, resume)
     return refit_members(
@@ -210,14 +193,12 @@ def refit_members(
     """Several refits of one model in one compiled program; of one member it is `refit_encoder`.
 
     Args:
-      vae: the model.
       members: the refits. Their sources differ in their arrays alone; arrays that they share are
         kept once.
       num_epochs: epochs of each source to run; with `until`, at most.
       batch_size: examples in a step; the last step of an epoch takes the examples that are left.
       optimizer: optax transformation over `VAEParams`; it is restricted to the encoder here.
         Adam at 1e-3 by default.
-      objective: per-example objective to maximise, in nats.
       monitor_every: epochs between two measurements.
       until: end each by this rule on its monitored BPD, and keep its best parameters.
       on_epoch: called with (epochs done, mean loss of that epoch in BPD over the members).
@@ -226,15 +207,9 @@ def refit_members(
       sweep: how one device computes its members: "vmap" together, "map" one after another, or
         "auto", which is "vmap" on GPUs and TPUs and "map" on a CPU.
 
-    Returns:
-      A `Refit` for each.
-
     Raises:
-      ValueError: no member, a size that is not a positive integer or does not fit, `until` without
-        a monitor or with an optimizer whose learning rate cannot be lowered, sources that cannot
-        be swept together, or as `train`.
-      TypeError: as `train`.
-      FloatingPointError: as `train`.
+      ValueError: as `train`; `until` without a monitor or with an optimizer whose learning rate
+        cannot be lowered; sources that differ in more than the values of their arrays.
     """
     _check_positive(num_epochs=num_epochs, monitor_every=monitor_every)
     if not members:
@@ -243,7 +218,7 @@ def refit_members(
     for params, source, rng_key, monitor, resume in members:
         if until is not None and monitor is None:
             raise ValueError("until is given without monitor; the rule needs a BPD to judge by")
-        check_concrete("refit_encoder", INSTEAD, rng_key=rng_key, params=params, source=source)
+        check_concrete("refit_encoder", _INSTEAD, rng_key=rng_key, params=params, source=source)
         if resume is None:
             check_key(rng_key)
         check_source(source)
@@ -261,8 +236,8 @@ def refit_members(
         return Progress(state, {"best": copy(), "averaged": copy()}, Curve(), 0.0, 0)
 
     executor = Executor(
-        vae, sources, optimizer, batch_size=batch_size, objective=objective, devices=devices,
-        sweep=sweep,
+        sources, devices, sweep, vae=vae, optimizer=optimizer, batch_size=batch_size,
+        objective=objective,
     )  # fmt: skip
     done = run_members(
         executor,
@@ -274,6 +249,108 @@ def refit_members(
     )
     decoders = [member.params.decoder for member in members]
     return [_refit(*pair, until, executor.num_steps) for pair in zip(done, decoders, strict=True)]
+
+
+OPTIMAL_EVERY = 20  # epochs between two measurements of an optimal inference
+
+
+def optimal_inference(
+    vae: VAE,
+    params: VAEParams,
+    test_images: Images,
+    rng_key: jax.Array,
+    *,
+    num_epochs: int = 1000,
+    until: Convergence | None = Convergence(),  # noqa: B008 (an immutable tuple)
+    monitor_every: int = OPTIMAL_EVERY,
+    num_samples: int = 4,
+    **options: Any,
+) -> Refit:
+    """Optimal inference (eq. 12): refits the encoder on the *test* set until it has converged.
+
+    Diagnostic only, because it is fitted on test data: it measures how much of the test BPD is
+    due to the over-fitting of the encoder. Convergence is judged by the BPD of these images on
+    fixed noise; see `Convergence`.
+
+    Args:
+      until: the rule that ends it; None runs `num_epochs`.
+      num_samples: posterior samples for each image where convergence is judged.
+      **options: see `refit_encoder`.
+    """
+    member = optimal_member(
+        vae, params, test_images, rng_key, num_samples=num_samples, devices=options.get("devices")
+    )
+    return refit_encoder(
+        vae, *member[:3], monitor=member.monitor, num_epochs=num_epochs, until=until,
+        monitor_every=monitor_every, **options,
+    )  # fmt: skip
+
+
+def optimal_member(
+    vae: VAE,
+    params: VAEParams,
+    test_images: Images,
+    rng_key: jax.Array,
+    *,
+    num_samples: int = 4,
+    devices: parallel.Devices | None = None,
+) -> Member:
+    """What `optimal_inference` refits, for `refit_members`."""
+    check_array("test_images", test_images)
+    check_concrete("optimal_inference", _INSTEAD, rng_key=rng_key, test_images=test_images)
+    check_key(rng_key)
+    images = jnp.asarray(test_images)
+    refit_key, monitor_key = jax.random.split(rng_key)
+
+    def monitor(candidate: VAEParams) -> float:
+        nats = per_image_bounds(
+            vae, candidate, monitor_key, images, num_samples=num_samples, devices=devices
+        )
+        return mean_and_stderr(np.asarray(bits_per_dim(nats, images.shape[1:])))[0]
+
+    return Member(params, data_source(images), refit_key, monitor)
+
+
+def self_consistent(
+    vae: VAE,
+    params: VAEParams,
+    train_images: Images,
+    rng_key: jax.Array,
+    *,
+    alpha: ArrayLike = 0.5,
+    stratified: bool = False,
+    num_epochs: int = 100,
+    **options: Any,
+) -> Refit:
+    """Self-consistent training (eqs. 14-16): refits the encoder on model samples and data.
+
+    Every x is a fresh sample of the model with probability alpha, and a training image
+    otherwise. Test data is never used. alpha = 0 is the control: the same refit, with the same
+    noise and order, on training data alone.
+
+    Args:
+      alpha: share of model samples, in [0, 1].
+      stratified: give every batch that share, instead of deciding for each example at random;
+        see `mixture_source`. The authors' code takes 100 training images and 100 samples in each
+        step: that is `stratified=True, batch_size=200` for twice as many epochs.
+      **options: see `refit_encoder`.
+    """
+    source = self_consistent_source(vae, params, train_images, alpha, stratified)
+    return refit_encoder(vae, params, source, rng_key, num_epochs=num_epochs, **options)
+
+
+def self_consistent_source(
+    vae: VAE, params: VAEParams, train_images: Images, alpha: ArrayLike, stratified: bool
+) -> Source:
+    """The mixture of eq. 14, of which `self_consistent` draws x.
+
+    For members that differ in alpha give arrays: the Python numbers 0 and 1 make other programs.
+    """
+    check_concrete("self_consistent", "alpha has no gradient", alpha=alpha)
+    check_array("train_images", train_images)
+    data = data_source(train_images)
+    model = model_source(vae, params.decoder, data.num_examples)
+    return mixture_source(model, data, alpha, stratified=stratified)
 
 
 def _refit(done: Progress, decoder: Any, until: Convergence | None, num_steps: int) -> Refit:

@@ -23,29 +23,18 @@ PARTNERS = ("data", "prior")
 
 
 def reconstruction_source(
-    vae: VAE, params: VAEParams, images: Images | Source, num_steps: int = 1
+    vae: VAE, params: VAEParams, images: Images | Source
 ) -> "ReconstructionSource":
     """Reconstructions: z ~ q(z given x_0), x ~ p(x given z), with x_0 a training image.
 
-    With more steps the reconstruction is encoded and decoded again. The chain moves from the
-    training data towards the model's own samples: with the exact posterior in place of q, every
-    step would leave p(x) as it is.
+    A step from the training data towards the model's own samples: with the exact posterior in
+    place of q it would leave p(x) as it is.
 
     Args:
-      vae: the model.
       params: encoder and decoder that make the reconstructions.
-      images: training images [N, *event], or a source of them.
-      num_steps: times that x is encoded and decoded.
-
-    Returns:
-      A source with as many examples per epoch as there are images, in their dtype.
-
-    Raises:
-      ValueError: no images, or `num_steps` is not positive.
+      images: training images [N, *event], or a source of them, whose dtype and number they have.
     """
-    if num_steps < 1:
-        raise ValueError(f"num_steps is {num_steps}; a reconstruction needs at least 1")
-    return ReconstructionSource(params, as_source(images), parallel.Static({"vae": vae}), num_steps)
+    return ReconstructionSource(params, as_source(images), parallel.Static({"vae": vae}))
 
 
 def interpolation_source(
@@ -74,9 +63,6 @@ def interpolation_source(
 
     Returns:
       A source with as many examples per epoch as there are images, in their dtype.
-
-    Raises:
-      ValueError: no images, or an unknown partner.
     """
     if partner not in PARTNERS:
         raise ValueError(f"partner is {partner!r}; it must be one of {', '.join(PARTNERS)}")
@@ -109,9 +95,6 @@ def augmented_source(
 
     Returns:
       A source with the number of examples and the dtype of `source`.
-
-    Raises:
-      ValueError: `max_shift` is negative.
     """
     if max_shift < 0:
         raise ValueError(f"max_shift is {max_shift}; it must be at least 0")
@@ -147,19 +130,14 @@ class ReconstructionSource(DerivedSource, OfModel):
     params: VAEParams
     source: Source
     static: parallel.Static = dataclasses.field(metadata=_STATIC)
-    num_steps: int = dataclasses.field(default=1, metadata=_STATIC)
 
     def draw(self, plan: Plan, rng_key: jax.Array, position: jax.Array) -> jax.Array:
-        """The end of a chain that starts at one image."""
+        """An image, encoded and decoded."""
         source_key, chain_key = jax.random.split(rng_key)
-        first = self.source.draw(plan, source_key, position)
-
-        def step(x: jax.Array, step_key: jax.Array) -> tuple[jax.Array, None]:
-            latent_key, pixel_key = jax.random.split(step_key)
-            z = sample(self.vae.encode(self.params.encoder, x), latent_key)
-            return _decoded(self.vae, self.params, z, pixel_key, x.dtype), None
-
-        return jax.lax.scan(step, first, jax.random.split(chain_key, self.num_steps))[0]
+        x = self.source.draw(plan, source_key, position)
+        latent_key, pixel_key = jax.random.split(jax.random.split(chain_key, 1)[0])
+        z = sample(self.vae.encode(self.params.encoder, x), latent_key)
+        return _decoded(self.vae, self.params, z, pixel_key, x.dtype)
 
 
 @jax.tree_util.register_dataclass
@@ -241,18 +219,9 @@ class NoisySource(DerivedSource):
 
 
 def affine(x: jax.Array, matrix: jax.Array, shift: jax.Array) -> jax.Array:
-    """One image, mapped about its centre: output pixel u is the input's at A (u - c - s) + c.
+    """One image [H, W] or [H, W, C], mapped about its centre c by A [2, 2] and moved by s [2].
 
-    Args:
-      x: [H, W] or [H, W, C].
-      matrix: A [2, 2].
-      shift: s [2], in pixels: rows, columns.
-
-    Returns:
-      The image in its shape and dtype, interpolated linearly; 0 where the input ends.
-
-    Raises:
-      ValueError: x is no image.
+    Output pixel u is the input's at A (u - c - s) + c, interpolated linearly; 0 where it ends.
     """
     if x.ndim not in (2, 3):
         raise ValueError(f"an image is [H, W] or [H, W, C], not {x.shape}")

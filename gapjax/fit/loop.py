@@ -1,24 +1,36 @@
-"""The loop over compiled calls: curves, averages, measurements and learning rates of each run.
+"""The loop over compiled calls, of one run or of several members in lockstep.
 
-`run_members` drives one run or several in lockstep; an `Executor` computes their steps.
+`run_members` keeps the curves, averages, measurements and learning rates. An `Executor` computes
+the steps: of one run on all devices, or of members that are divided among them.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from gapjax import parallel
-from gapjax.fit.executor import Executor, Packed
-from gapjax.fit.sources import draw_examples
-from gapjax.fit.step import TrainState, batch_keys
+from gapjax.fit.sources import Source, first_example
+from gapjax.fit.step import (
+    TrainState,
+    check_batch_size,
+    explain_step,
+    run_steps,
+    steps_per_epoch,
+)
 from gapjax.model.bounds import bits_per_dim
-from gapjax.model.checks import explain
 from gapjax.optimizers import Convergence, PlateauState, is_finished, judge, scale_learning_rate
 from gapjax.vae import Params, VAEParams
 
+SWEEPS = ("auto", "vmap", "map")
+# Most steps, and bytes of examples, of all members together in one compiled call.
+_CHUNK_STEPS, _CHUNK_BYTES = 512, 2**27
+
+Packed = Any  # a TrainState in the layout of the devices
 Monitor = Callable[[VAEParams], float]
 OnEpoch = Callable[[int, float], None]
 
@@ -28,9 +40,8 @@ class Curve(NamedTuple):
 
     Attributes:
       epoch: number of epochs done, for each entry of `loss_bpd`.
-      loss_bpd: mean of the objective over the examples of that epoch, while it trained, in BPD. In
-        a run that went on from a `state` in the midst of an epoch, the first mean is over the
-        examples since then.
+      loss_bpd: mean of the objective over the examples of that epoch, while it trained, in BPD;
+        over those since `state`, if that was in the midst of the epoch.
       monitor_epoch: number of epochs done, for each entry of `monitor_bpd`; the first is the start.
       monitor_bpd: the monitored BPD.
     """
@@ -49,13 +60,12 @@ class Progress(NamedTuple):
 
     Attributes:
       state: the state.
-      encoders: encoders that a refit keeps, by name: the "best" by the monitor, and the one
-        "averaged" over the ends of its epochs. None in `train`.
+      encoders: what a refit keeps: the "best" by the monitor, and the one "averaged" over the ends
+        of its epochs. None in `train`.
       curve: what was done so far.
       epoch_nats: sum of the objective over the examples of the current epoch, nats.
       plateaus: number of plateaus so far, see `Convergence`.
-      skipped: number of examples at the beginning of the current epoch that `epoch_nats` lacks:
-        those of a `state` that was given to `train` in the midst of an epoch.
+      skipped: number of examples at the beginning of the current epoch that `epoch_nats` lacks.
     """
 
     state: TrainState
@@ -67,7 +77,7 @@ class Progress(NamedTuple):
 
 
 class Measuring(NamedTuple):
-    """When and what to measure of each member, and when one ends; see `refit_encoder`."""
+    """When and what to measure of each member, and when one ends; see `refit_members`."""
 
     monitors: Sequence[Monitor | None]
     every: int = 1
@@ -84,21 +94,8 @@ def run_members(
 ) -> list[Progress]:
     """Runs all members up to `num_epochs` epochs, or to their convergence.
 
-    Args:
-      executor: knows the model, the sources and the devices.
-      begin: makes the progress that each member starts from, all at one step, except those that
-        have converged. It is called again where a loss is not finite, to find out why.
-      num_epochs: epochs in all, those before counted in.
-      measuring: what to measure.
-      on_epoch: called with (epochs done, mean loss of that epoch in BPD over the members).
-      on_chunk: called after every compiled call with the progress of all members.
-
-    Returns:
-      The progress of each member at its end.
-
-    Raises:
-      ValueError: the members are not at the same step.
-      FloatingPointError: a loss or a parameter became NaN or infinite.
+    `begin` makes the progress that each starts from, all at one step, except those that have
+    converged. It is called again where a loss is not finite, to find out why.
     """
     until, num_steps = measuring.until, executor.num_steps
     members = [
@@ -107,6 +104,11 @@ def run_members(
     is_active = lambda member: until is None or not is_finished(until, member.plateaus)
     step = _common_step(members, list(map(is_active, members)))
     packed = executor.pack([member.state for member in members])  # those of `members` are stale now
+
+    def progress() -> list[Progress]:
+        pairs = zip(members, executor.unpack(packed), strict=True)
+        return [member._replace(state=state) for member, state in pairs]
+
     while step < num_epochs * num_steps:
         active = list(map(is_active, members))
         if not any(active):
@@ -119,18 +121,14 @@ def run_members(
         if step % num_steps == 0:
             epoch = step // num_steps
             due = epoch % measuring.every == 0 or epoch == num_epochs
-            members, packed = _end_epoch(executor, members, packed, active, epoch, measuring, due)
+            monitors = measuring.monitors if due else [None] * len(members)
+            members, packed = _end_epoch(executor, members, packed, active, epoch, monitors, until)
             losses = [m.curve.loss_bpd[-1] for m, on in zip(members, active, strict=True) if on]
             if on_epoch is not None:
                 on_epoch(epoch, sum(losses) / len(losses))
         if on_chunk is not None:
-            on_chunk(_unpacked(executor, members, packed))
-    return _unpacked(executor, members, packed)
-
-
-def _unpacked(executor: Executor, members: list[Progress], packed: Packed) -> list[Progress]:
-    states = executor.unpack(packed)
-    return [member._replace(state=state) for member, state in zip(members, states, strict=True)]
+            on_chunk(progress())
+    return progress()
 
 
 def _common_step(members: Sequence[Progress], active: Sequence[bool]) -> int:
@@ -144,7 +142,7 @@ def _common_step(members: Sequence[Progress], active: Sequence[bool]) -> int:
 
 def _measured(member: Progress, monitor: Monitor | None) -> Progress:
     """A member with a measurement of its start."""
-    curve = Curve(*map(tuple, member.curve))  # JSON gives lists back
+    curve = Curve._make(map(tuple, member.curve))  # JSON gives lists back
     if monitor is not None and not curve.monitor_epoch:
         curve = _add_measurement(curve, 0, monitor(member.state.params))
     return member._replace(curve=curve)
@@ -163,36 +161,30 @@ def _end_epoch(
     packed: Packed,
     active: Sequence[bool],
     epoch: int,
-    measuring: Measuring,
-    due: bool,
+    monitors: Sequence[Monitor | None],
+    until: Convergence | None,
 ) -> tuple[list[Progress], Packed]:
     """The members after an epoch, and the packed state with the learning rates of the rule."""
-    states = None  # unpacked only where a refit looks at the parameters
-    ended: list[Progress] = []
-    factors: list[float] = []
-    for member, on, monitor in zip(members, active, measuring.monitors, strict=True):
-        factor = 1.0
-        if on:
-            nats = member.epoch_nats / (executor.num_examples - member.skipped)
-            bpd = float(bits_per_dim(nats, executor.event_shape))
-            curve = member.curve
-            curve = curve._replace(epoch=(*curve.epoch, epoch), loss_bpd=(*curve.loss_bpd, bpd))
-            member = member._replace(curve=curve, epoch_nats=0.0, skipped=0)
-            if member.encoders is not None:
-                states = states or executor.unpack(packed)
-                params = states[len(ended)].params
-                monitor = monitor if due else None
-                member, factor = _end_refit_epoch(member, params, monitor, epoch, measuring.until)
-        ended.append(member)
-        factors.append(factor)
-    if states is not None and any(factor != 1.0 for factor in factors):
-        packed = executor.pack(
-            [
-                state._replace(opt_state=scale_learning_rate(state.opt_state, factor))
-                for state, factor in zip(states, factors, strict=True)
-            ]
-        )
-    return ended, packed
+    is_refit = members[0].encoders is not None  # which looks at the parameters
+    states = executor.unpack(packed) if is_refit else []
+    members, factors = list(members), [1.0] * len(members)
+    for index in np.flatnonzero(active):
+        member, curve = members[index], members[index].curve
+        nats = member.epoch_nats / (executor.num_examples - member.skipped)
+        bpd = float(bits_per_dim(nats, executor.event_shape))
+        curve = curve._replace(epoch=(*curve.epoch, epoch), loss_bpd=(*curve.loss_bpd, bpd))
+        member = member._replace(curve=curve, epoch_nats=0.0, skipped=0)
+        if is_refit:
+            params = states[index].params
+            member, factors[index] = _end_refit_epoch(member, params, monitors[index], epoch, until)
+        members[index] = member
+    if any(factor != 1.0 for factor in factors):
+        states = [
+            state._replace(opt_state=scale_learning_rate(state.opt_state, factor))
+            for state, factor in zip(states, factors, strict=True)
+        ]
+        packed = executor.pack(states)
+    return members, packed
 
 
 def _end_refit_epoch(
@@ -254,30 +246,131 @@ def _check_finite(
         epoch, number = divmod(last, executor.num_steps)
         raise FloatingPointError(
             f"{what} in epoch {epoch + 1}, step {number + 1}{member}; with the parameters that the "
-            f"run started from, {_reason(executor, index, begin[index]().state, last)}"
+            f"run started from, {executor.explain(index, begin[index]().state, last)}"
         )
 
 
-def _reason(executor: Executor, member: int, state: TrainState, step: int) -> str:
-    """What is not finite of the batch of a step, with the parameters of this state."""
-    source, vae, objective = executor.sources[member], executor.vae, executor.objective
-    plan_key, positions, draw_keys, objective_keys = batch_keys(
-        state._replace(step=jnp.asarray(step, jnp.int32)), executor.num_examples,
-        executor.batch_size,
-    )  # fmt: skip
-    x = draw_examples(source, source.begin_epoch(plan_key), draw_keys, positions)
-    of_all = lambda params: jax.vmap(
-        lambda key, one: objective(vae, params, key, one)
-    )(objective_keys, x)  # fmt: skip
-    bad = np.flatnonzero(~np.isfinite(np.asarray(of_all(state.params))))
-    if len(bad):
-        index = int(bad[0])
-        found = explain(vae, state.params, objective_keys[index], x[index])
-        return (
-            f"the objective of example {positions[index]} of the epoch is not finite: "
-            f"{found or 'no part of the bound is at fault'}"
-        )
-    gradient = jax.grad(lambda params: of_all(params).sum())(state.params)
-    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient)):
-        return "the gradient of the objective is not finite on this batch"
-    return "this batch is finite"
+class Executor:
+    """Runs the steps of R members; one alone is a run whose batches all devices share.
+
+    An array that all sources share is kept once. `static` are the constants of `run_steps`.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        devices: parallel.Devices | None = None,
+        sweep: str = "auto",
+        **static: Any,
+    ):
+        if sweep not in SWEEPS:
+            raise ValueError(f"sweep is {sweep!r}; it must be one of {', '.join(SWEEPS)}")
+        batch_size = static["batch_size"]
+        self.sources = sources
+        self.num_examples = sources[0].num_examples
+        check_batch_size(batch_size, self.num_examples)
+        self.num_steps = steps_per_epoch(self.num_examples, batch_size)
+        example = jax.eval_shape(first_example, sources[0])
+        self.event_shape = example.shape
+        step_bytes = batch_size * example.size * example.dtype.itemsize
+        self.max_steps = _steps_per_call(self.num_steps, len(sources), step_bytes)
+        self._static = static
+        self._devices = parallel.all_devices(devices)
+        if len(sources) == 1:
+            self._source = parallel.replicate(sources[0], self._devices)
+            return
+        # Each of several processes computes all members.
+        self._devices = parallel.local_devices(self._devices)
+        if sweep == "auto":
+            sweep = "vmap" if parallel.is_accelerated(self._devices) else "map"
+        varying, shared, treedef = _stack_sources(sources)
+        self._varying = parallel.split_members(varying, self._devices)
+        self._shared = parallel.replicate(shared, self._devices)
+        self._static |= {"sweep": sweep, "treedef": treedef}
+
+    def pack(self, states: Sequence[TrainState]) -> Packed:
+        """R states in the layout of the devices."""
+        if len(states) == 1:
+            return parallel.replicate(states[0], self._devices)
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+        return parallel.split_members(stacked, self._devices)
+
+    def unpack(self, packed: Packed) -> list[TrainState]:
+        """The inverse of `pack`."""
+        number = len(self.sources)
+        if number == 1:
+            return [parallel.unreplicate(packed)]
+        stacked = parallel.join_members(packed, number, self._devices)
+        return [jax.tree.map(lambda leaf, i=i: leaf[i], stacked) for i in range(number)]
+
+    def run(
+        self, packed: Packed, active: Sequence[bool], num_steps: int
+    ) -> tuple[Packed, np.ndarray, np.ndarray]:
+        """One compiled call: the next steps of every member that is active.
+
+        Also returns the sum of the objective over the examples of each step [R, num_steps], nats,
+        and whether every parameter is finite [R].
+        """
+        if len(self.sources) == 1:
+            program = run_steps.on(self._devices, **self._static, num_steps=num_steps)
+            packed, sums, finite = program(packed, self._source)
+            sums, finite = parallel.unreplicate((sums, finite))
+            return packed, np.asarray(sums)[None], np.asarray(finite)[None]
+        program = _steps_of_members.on(self._devices, **self._static, num_steps=num_steps)
+        mask = parallel.split_members(jnp.asarray(active), self._devices)
+        packed, *out = program(packed, (self._varying, mask), self._shared)
+        sums, finite = parallel.join_members(out, len(self.sources), self._devices)
+        return packed, np.asarray(sums), np.asarray(finite)
+
+    def explain(self, member: int, state: TrainState, step: int) -> str:
+        """What is not finite of a member's batch at a step, with the parameters of `state`."""
+        state = state._replace(step=jnp.asarray(step, jnp.int32))
+        static, source = self._static, self.sources[member]
+        return explain_step(static["vae"], static["objective"], source, state, static["batch_size"])
+
+
+@parallel.donating_members
+def _steps_of_members(
+    states: TrainState, split: tuple, shared: dict, *, sweep: str, treedef: Any, num_steps: int,
+    **static: Any,
+) -> tuple:  # fmt: skip
+    """`run_steps` of stacked members; `split` is what varies of their sources, and who is on."""
+
+    def one(state: TrainState, varying: dict) -> tuple:
+        leaves = {**varying, **shared}
+        source = jax.tree.unflatten(treedef, [leaves[number] for number in range(len(leaves))])
+        return run_steps.function(parallel.WHOLE, state, source, num_steps=num_steps, **static)
+
+    def unless_converged(xs: tuple) -> tuple:
+        state, varying, active = xs
+        skip = lambda state: (state, jnp.zeros(num_steps), jnp.asarray(True))
+        return jax.lax.cond(active, lambda state: one(state, varying), skip, state)
+
+    varying, active = split
+    if sweep == "vmap":  # under vmap a cond computes both branches, so it would save nothing
+        return jax.vmap(one)(states, varying)
+    return jax.lax.map(unless_converged, (states, varying, active))
+
+
+def _stack_sources(sources: Sequence[Source]) -> tuple[dict, dict, Any]:
+    """The leaves that differ, stacked [R, ...], and those that all share; by leaf number."""
+    leaves, treedefs = zip(*map(jax.tree.flatten, sources), strict=True)
+    shapes = [[jnp.shape(leaf) for leaf in each] for each in leaves]
+    if any(t != treedefs[0] for t in treedefs) or any(s != shapes[0] for s in shapes):
+        raise ValueError("the sources of a sweep differ in more than the values of their arrays")
+    varying, shared = {}, {}
+    for number, each in enumerate(zip(*leaves, strict=True)):
+        if all(leaf is each[0] for leaf in each):
+            shared[number] = each[0]
+        else:
+            varying[number] = jnp.stack(each)
+    return varying, shared, treedefs[0]
+
+
+def _steps_per_call(num_steps: int, num_members: int, step_bytes: int) -> int:
+    """Steps in a compiled call: a divisor of the epoch's steps where a large one exists."""
+    most = max(1, min(_CHUNK_STEPS, _CHUNK_BYTES // step_bytes) // num_members)
+    if num_steps <= most:
+        return num_steps
+    even = max(length for length in range(1, most + 1) if num_steps % length == 0)
+    return even if even >= most // 4 else most

@@ -147,9 +147,6 @@ class Distillation:
     Attributes:
       refiner: the search; of Newton's method one step is enough in a linear Gaussian model.
       forward: whether to take the KL from q* to q, which covers q* where q cannot be equal to it.
-
-    Raises:
-      ValueError: settings of the refiner that cannot be used.
     """
 
     refiner: newton.Refiner = newton.Refiner(num_steps=1)  # noqa: RUF009 (frozen)
@@ -183,9 +180,6 @@ class EnsembleDistillation:
       teacher: the model of the encoders, with the latent of the one that is trained.
       encoders: parameters of K encoders, all of the same shapes.
       forward: the direction of the KL.
-
-    Raises:
-      ValueError: there are no encoders.
 
     References:
       Hinton, Vinyals, Dean, Distilling the Knowledge in a Neural Network, 2015.

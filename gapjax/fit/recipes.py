@@ -1,161 +1,35 @@
-"""Refits that have names: the paper's two, and recipes as plain data, which `close_gap` follows.
+"""Recipes of encoder refits as plain data, and `close_gap`, which follows one.
 
 A recipe says where x comes from, how long the refit is, and with which optimizer. None of them
 uses test data. "paper" is `self_consistent` with its defaults, bit for bit.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
 
-from gapjax import parallel
 from gapjax.fit import objectives
-from gapjax.fit.api import INSTEAD, Member, Refit, init_params, refit_encoder
+from gapjax.fit.api import Member, Refit, init_params, refit_encoder
 from gapjax.fit.derived_sources import (
     augmented_source,
     interpolation_source,
     noisy_source,
     reconstruction_source,
 )
-from gapjax.fit.sources import (
-    Source,
-    data_source,
-    mixture_source,
-    model_source,
-    weighted_source,
-)
+from gapjax.fit.sources import Source, data_source, model_source, weighted_source
 from gapjax.fit.step import Objective, steps_per_epoch
 from gapjax.infer.learned import RefinementParams, with_refinement
 from gapjax.infer.newton import Refiner
-from gapjax.measure.bounds import Images, per_image_bounds
-from gapjax.measure.statistics import mean_and_stderr
-from gapjax.model.bounds import bits_per_dim, elbo
-from gapjax.model.checks import check_array, check_concrete, check_key
+from gapjax.measure.bounds import Images
+from gapjax.model.bounds import elbo
 from gapjax.model.mlp import mlp_encoder
-from gapjax.optimizers import Convergence, adam, cosine_adam
+from gapjax.optimizers import adam, cosine_adam
 from gapjax.vae import VAE, Encoder, Frozen, VAEParams, with_encoder
-
-
-def optimal_inference(
-    vae: VAE,
-    params: VAEParams,
-    test_images: Images,
-    rng_key: jax.Array,
-    *,
-    num_epochs: int = 1000,
-    until: Convergence | None = Convergence(),  # noqa: B008 (an immutable tuple)
-    monitor_every: int = 20,
-    num_samples: int = 4,
-    **options: Any,
-) -> Refit:
-    """Optimal inference (eq. 12): refits the encoder on the *test* set until it has converged.
-
-    Diagnostic only, because it is fitted on test data: it measures how much of the test BPD is
-    due to the over-fitting of the encoder. Convergence is judged by the BPD of these images on
-    fixed noise; see `Convergence`.
-
-    Args:
-      vae: the model.
-      params: trained parameters, where the refit starts.
-      test_images: [N, *event].
-      rng_key: of the refit.
-      num_epochs: at most this many.
-      until: the rule that ends it; None runs `num_epochs`.
-      monitor_every: epochs between two measurements.
-      num_samples: posterior samples for each image where convergence is judged.
-      **options: see `refit_encoder`.
-
-    Returns:
-      A `Refit`.
-    """
-    member = optimal_member(
-        vae, params, test_images, rng_key, num_samples=num_samples, devices=options.get("devices")
-    )
-    return refit_encoder(
-        vae, *member[:3], monitor=member.monitor, num_epochs=num_epochs, until=until,
-        monitor_every=monitor_every, **options,
-    )  # fmt: skip
-
-
-def optimal_member(
-    vae: VAE,
-    params: VAEParams,
-    test_images: Images,
-    rng_key: jax.Array,
-    *,
-    num_samples: int = 4,
-    devices: parallel.Devices | None = None,
-) -> Member:
-    """What `optimal_inference` refits, for `refit_members`."""
-    check_array("test_images", test_images)
-    check_concrete("optimal_inference", INSTEAD, rng_key=rng_key, test_images=test_images)
-    check_key(rng_key)
-    images = jnp.asarray(test_images)
-    refit_key, monitor_key = jax.random.split(rng_key)
-
-    def monitor(candidate: VAEParams) -> float:
-        nats = per_image_bounds(
-            vae, candidate, monitor_key, images, num_samples=num_samples, devices=devices
-        )
-        return mean_and_stderr(np.asarray(bits_per_dim(nats, images.shape[1:])))[0]
-
-    return Member(params, data_source(images), refit_key, monitor)
-
-
-def self_consistent(
-    vae: VAE,
-    params: VAEParams,
-    train_images: Images,
-    rng_key: jax.Array,
-    *,
-    alpha: ArrayLike = 0.5,
-    stratified: bool = False,
-    num_epochs: int = 100,
-    **options: Any,
-) -> Refit:
-    """Self-consistent training (eqs. 14-16): refits the encoder on model samples and data.
-
-    Every x is a fresh sample of the model with probability alpha, and a training image
-    otherwise. Test data is never used. alpha = 0 is the control: the same refit, with the same
-    noise and order, on training data alone.
-
-    Args:
-      vae: the model.
-      params: trained parameters, where the refit starts.
-      train_images: [N, *event].
-      rng_key: of the refit.
-      alpha: share of model samples, in [0, 1].
-      stratified: give every batch that share, instead of deciding for each example at random;
-        see `mixture_source`. The authors' code takes 100 training images and 100 samples in each
-        step: that is `stratified=True, batch_size=200` for twice as many epochs.
-      num_epochs: epochs of N examples.
-      **options: see `refit_encoder`.
-
-    Returns:
-      A `Refit`.
-    """
-    source = self_consistent_source(vae, params, train_images, alpha, stratified)
-    return refit_encoder(vae, params, source, rng_key, num_epochs=num_epochs, **options)
-
-
-def self_consistent_source(
-    vae: VAE, params: VAEParams, train_images: Images, alpha: ArrayLike, stratified: bool
-) -> Source:
-    """The mixture of eq. 14, of which `self_consistent` draws x.
-
-    For members that differ in alpha give arrays: the Python numbers 0 and 1 make other programs.
-    """
-    check_concrete("self_consistent", "alpha has no gradient", alpha=alpha)
-    check_array("train_images", train_images)
-    data = data_source(train_images)
-    model = model_source(vae, params.decoder, data.num_examples)
-    return mixture_source(model, data, alpha, stratified=stratified)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,13 +64,9 @@ class Recipe:
 
 
 class RefittedModel(NamedTuple):
-    """The result of `close_gap`.
+    """The result of `close_gap`: the model with the encoder that `params` are for, and the refit.
 
-    Attributes:
-      vae: the model with the encoder that the parameters are for: the one given, unless the
-        recipe asks for another.
-      params: the refitted encoder, with the decoder given, bit for bit.
-      refit: all that the refit returns.
+    The model is the one given, unless the recipe asks for another encoder.
     """
 
     vae: VAE
@@ -208,10 +78,6 @@ def _affine(data: Source) -> Source:
     return augmented_source(data, max_rotation=0.2, max_scale=0.15, max_shear=0.2)
 
 
-def _interpolated(vae: VAE, params: VAEParams, data: Source) -> Source:
-    return interpolation_source(vae, params, data, max_angle=math.pi / 2)
-
-
 # From the name of a source to how it is made from the model as trained and its training images.
 SOURCES: Mapping[str, Callable[[VAE, VAEParams, Source], Source]] = {
     "data": lambda vae, params, data: data,
@@ -220,8 +86,8 @@ SOURCES: Mapping[str, Callable[[VAE, VAEParams, Source], Source]] = {
     "affine_reconstructions": lambda vae, params, data: reconstruction_source(
         vae, params, _affine(data)
     ),
-    "interpolations": _interpolated,
-    "widened": lambda vae, params, data: interpolation_source(vae, params, data, partner="prior"),
+    "interpolations": functools.partial(interpolation_source, max_angle=math.pi / 2),
+    "widened": functools.partial(interpolation_source, partner="prior"),
     "affine": lambda vae, params, data: _affine(data),
     "noisy": lambda vae, params, data: noisy_source(data, 0.1),
 }
@@ -253,10 +119,9 @@ _MNIST = Recipe(
 )  # fmt: skip
 # One of the four alone is as good in such trials, and its epochs take two thirds of the time.
 _WIDENED = _but(
-    _MNIST,
-    sources=(("widened", 1.0),),
+    _MNIST, sources=(("widened", 1.0),),
     evidence="compared on grey MNIST, one seed; see docs/close.md",
-)
+)  # fmt: skip
 # On binary MNIST it closes 48 % of the gap, `best_mnist` with a quarter of the epochs 44 %.
 _WIDENED_LONG = _but(
     _WIDENED, num_epochs=800, evidence="compared on binary MNIST, one seed; see docs/close.md"
@@ -304,17 +169,10 @@ def close_gap(
     """Refits the encoder by a recipe: closes a part of the gap, without test data.
 
     Args:
-      vae: the model.
-      params: trained parameters.
-      train_images: [N, *event].
-      rng_key: of the refit.
       recipe: a name of `RECIPES`, or a `Recipe` of your own.
       encoder: a new encoder to train in place of the model's, e.g. `mlp_encoder(...)`; by default
         what the recipe says.
       **options: see `refit_encoder`; what is given here goes before the recipe.
-
-    Returns:
-      A `RefittedModel`.
 
     Raises:
       ValueError: an unknown recipe or source.
@@ -323,7 +181,10 @@ def close_gap(
       >>> closed = close_gap(vae, params, train_images, jax.random.key(1))
       >>> evaluate(closed.vae, closed.params, jax.random.key(2), test_images)
     """
-    recipe = _known(recipe)
+    if isinstance(recipe, str):
+        if recipe not in RECIPES:
+            raise ValueError(f"recipe is {recipe!r}; it must be one of {', '.join(RECIPES)}")
+        recipe = RECIPES[recipe]
     model = recipe_model(recipe, vae, train_images, encoder)
     member = recipe_member(recipe, vae, params, train_images, rng_key, encoder)
     options = {**recipe_options(recipe, len(train_images)), **options}
@@ -401,11 +262,3 @@ def _start(vae: VAE, params: VAEParams, rng_key: jax.Array, is_fresh: bool) -> V
 
 def _bound(num_samples: int) -> Objective:
     return elbo if num_samples == 1 else objectives.SeveralSamples(num_samples)
-
-
-def _known(recipe: str | Recipe) -> Recipe:
-    if isinstance(recipe, Recipe):
-        return recipe
-    if recipe not in RECIPES:
-        raise ValueError(f"recipe is {recipe!r}; it must be one of {', '.join(RECIPES)}")
-    return RECIPES[recipe]

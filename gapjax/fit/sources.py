@@ -80,13 +80,6 @@ def data_source(images: Images) -> "DataSource":
 
     Args:
       images: [N, *event], kept on the device in their dtype (uint8 levels, or floats).
-
-    Returns:
-      A source of N examples per epoch.
-
-    Raises:
-      ValueError: `images` is empty.
-      TypeError: `images` is no array.
     """
     check_array("images", images)
     return DataSource(jnp.asarray(images))
@@ -96,12 +89,8 @@ def model_source(vae: VAE, decoder_params: Params, num_examples: int) -> "ModelS
     """Samples of the model, new at every draw: z ~ p(z), x ~ p_theta(x given z).
 
     Args:
-      vae: the model.
       decoder_params: theta.
       num_examples: number of draws that count as an epoch.
-
-    Returns:
-      A source of `num_examples` examples per epoch.
     """
     return ModelSource(decoder_params, parallel.Static({"vae": vae}), num_examples)
 
@@ -228,19 +217,9 @@ def drawn_images(source: Source) -> Iterator[jax.Array]:
 def draw_examples(
     source: Source, plan: Plan, rng_keys: jax.Array, positions: jax.Array
 ) -> jax.Array:
-    """Many draws at once: `source.draw(plan, rng_keys[i], positions[i])` for every i.
+    """Many draws [M, *event] at once: `source.draw(plan, rng_keys[i], positions[i])` for every i.
 
-    For a mixture, samples of the model are made only for the examples that use them: at
-    alpha = 0.5, half as many as examples are drawn.
-
-    Args:
-      source: where x comes from.
-      plan: the plan of the epoch.
-      rng_keys: [M], a key for each example.
-      positions: [M], their positions in the epoch.
-
-    Returns:
-      [M, *event].
+    For a mixture, samples of the model are made only for the examples that use them.
     """
     if isinstance(source, MixtureSource):
         return _draw_mixture(source, plan, rng_keys, positions)

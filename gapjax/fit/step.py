@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from gapjax import parallel
@@ -25,6 +26,7 @@ from gapjax.model.checks import (
     check_model,
     check_reparameterized,
     check_trainable,
+    explain,
 )
 from gapjax.optimizers import adam
 from gapjax.vae import VAE, VAEParams
@@ -95,18 +97,7 @@ def kernel(
     `data_source` is a permutation of the data.
 
     Args:
-      vae: the model.
-      source: where x comes from.
-      optimizer: optax transformation over `VAEParams`.
       batch_size: examples in a step; the last step of an epoch takes the examples that are left.
-      objective: per-example objective to maximise, in nats.
-
-    Returns:
-      A `Kernel`.
-
-    Raises:
-      ValueError: `batch_size` is not positive or exceeds the examples of an epoch. `init` raises
-        as `train` does.
 
     Example:
       >>> init, step = kernel(vae, data_source(images), gapjax.adam(1e-3), batch_size=100)
@@ -160,17 +151,8 @@ def init_state(
 ) -> TrainState:
     """A state at step 0, from which `train` starts with `state=`.
 
-    It has the structure and the shapes of every later state of the run. Under `jax.eval_shape` it
-    is therefore what `checkpoints.restore` takes as `like`.
-
-    Args:
-      params: the VAE's parameters.
-      rng_key: of the run.
-      optimizer: optax transformation over `VAEParams`, the one of the run; Adam at 1e-3 by
-        default.
-
-    Returns:
-      A `TrainState`. It holds copies of the arguments, because a run donates its state.
+    It has the structure and the shapes of every later state of the run, and copies of the
+    arguments, because a run donates its state. Adam at 1e-3 by default.
 
     Example:
       >>> like = jax.eval_shape(lambda key: init_state(vae.init(key), key), jax.random.key(0))
@@ -254,23 +236,12 @@ def train_step(
     optimizer: optax.GradientTransformation,
     objective: Objective,
 ) -> tuple[TrainState, jax.Array]:
-    """One optimizer step on a given batch.
+    """One optimizer step on a batch [B] of this device, summed over the devices.
 
-        loss = -(sum_b weights_b objective(x_b)) / num_examples,   summed over the devices
+        loss = -(sum_b weights_b objective(x_b)) / num_examples
 
-    This is where examples are vmapped and where the gradients of the devices are summed. Returns
-    the state after the step, and the sum of the objective over the batch, nats.
-
-    Args:
-      shard: the share of this device.
-      state: the state before the step.
-      x: examples [B, *event] of this device.
-      rng_keys: [B], a key for the objective of each.
-      weights: [B], 1 for an example and 0 for padding.
-      num_examples: [] int32, examples of the batch over all devices.
-      vae: the model.
-      optimizer: optax transformation over `VAEParams`.
-      objective: per-example objective, in nats.
+    This is where examples are vmapped and where the gradients of the devices are summed. A weight
+    is 1 for an example and 0 for padding. Also returns the sum of the objective, nats.
     """
 
     def loss(params: VAEParams) -> jax.Array:
@@ -312,3 +283,28 @@ def _example_keys(rng_key: jax.Array, positions: jax.Array) -> tuple[jax.Array, 
     """Two keys for every position [M] of an epoch: to draw x, and for the objective's noise."""
     keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(rng_key, i)))(positions)
     return keys[:, 0], keys[:, 1]
+
+
+def explain_step(
+    vae: VAE, objective: Objective, source: Source, state: TrainState, batch_size: int
+) -> str:
+    """What is not finite of the objective on the batch that follows this state, in words."""
+    plan_key, positions, draw_keys, objective_keys = batch_keys(
+        state, source.num_examples, batch_size
+    )
+    x = draw_examples(source, source.begin_epoch(plan_key), draw_keys, positions)
+    of_all = lambda params: jax.vmap(
+        lambda key, one: objective(vae, params, key, one)
+    )(objective_keys, x)  # fmt: skip
+    bad = np.flatnonzero(~np.isfinite(np.asarray(of_all(state.params))))
+    if len(bad):
+        index = int(bad[0])
+        found = explain(vae, state.params, objective_keys[index], x[index])
+        return (
+            f"the objective of example {positions[index]} of the epoch is not finite: "
+            f"{found or 'no part of the bound is at fault'}"
+        )
+    gradient = jax.grad(lambda params: of_all(params).sum())(state.params)
+    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient)):
+        return "the gradient of the objective is not finite on this batch"
+    return "this batch is finite"

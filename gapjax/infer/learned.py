@@ -1,8 +1,6 @@
 """Encoders with learned refinement: networks that improve q by the gradient of log p(x, z).
 
-The encoder of a `with_refinement` holds the encoder that it starts from, a small network for each
-step, and a frozen copy of the decoder. To all else it is an encoder like any other: a refit trains
-it, and `evaluate` measures it.
+To all else such an encoder is one like any other: a refit trains it, and `evaluate` measures it.
 """
 
 import dataclasses
@@ -38,9 +36,10 @@ class RefinementParams(NamedTuple):
 
 
 def with_refinement(vae: VAE, num_steps: int = 1, hidden_sizes: tuple[int, ...] = (128,)) -> VAE:
-    """The same model, whose encoder ends with steps of learned refinement.
+    """The same model, whose encoder ends with `num_steps` steps of learned refinement.
 
-    From q = N(m, diag(s^2)) of the encoder each step computes, by a network f of its own,
+    From q = N(m, diag(s^2)) of the encoder each step computes, by a network f of its own with
+    hidden layers of `hidden_sizes`,
 
         g = s * grad_z log p(x, z) at z = m,   (d, e) = f(10 asinh(g / 10), m, log s),
         m' = m + s * d,   log s' = log s + 2 tanh(e / 2).
@@ -51,19 +50,8 @@ def with_refinement(vae: VAE, num_steps: int = 1, hidden_sizes: tuple[int, ...] 
     own q. No gradient passes through g. A step costs a pass through the decoder and one back, at
     test time too: this is no encoder of the cost of the one that it starts from.
 
-    `refinement_params` says where a refit starts. Do not `train` from scratch with it: the steps
-    would use the decoder as it was at the start.
-
-    Args:
-      vae: the model; its q(z given x) is a diagonal Gaussian.
-      num_steps: number of steps, each with a network of its own.
-      hidden_sizes: widths of the hidden layers of the networks.
-
-    Returns:
-      A `VAE`, the parameters of whose encoder are `RefinementParams`.
-
-    Raises:
-      ValueError: a size that is not positive. Its `encode` raises TypeError for another q.
+    The encoder's parameters are `RefinementParams`; `refinement_params` says where a refit starts.
+    Do not `train` from scratch with it: the steps would use the decoder as it was at the start.
 
     References:
       Marino, Yue, Mandt, Iterative Amortized Inference, 2018; Kim et al., Semi-Amortized
@@ -79,20 +67,12 @@ def with_refinement(vae: VAE, num_steps: int = 1, hidden_sizes: tuple[int, ...] 
 
 
 def refinement_params(vae: VAE, params: VAEParams, rng_key: jax.Array) -> VAEParams:
-    """Where the refit of a `with_refinement` starts: at the posteriors of the encoder of `params`.
-
-    Args:
-      vae: the `with_refinement`.
-      params: of the model that it was made from; the decoder is kept as it is.
-      rng_key: of the networks of the steps.
-
-    Returns:
-      `VAEParams` with the same decoder.
+    """Where the refit of a model of `with_refinement` starts: at the encoder of `params`.
 
     Example:
-      >>> refining = with_refinement(vae, num_steps=2)
-      >>> start = refinement_params(refining, params, jax.random.key(0))
-      >>> refit = refit_encoder(refining, start, source, jax.random.key(1), num_epochs=100)
+      >>> refined = with_refinement(vae, num_steps=2)
+      >>> start = refinement_params(refined, params, jax.random.key(0))
+      >>> refit = refit_encoder(refined, start, source, jax.random.key(1), num_epochs=100)
     """
     fresh = vae.init(rng_key).encoder
     encoder = fresh._replace(base=params.encoder, decoder=Frozen(params.decoder))

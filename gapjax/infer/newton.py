@@ -1,8 +1,8 @@
 """Test-time inference: an encoder's posterior of each image, improved by a few steps of its own.
 
-Between the encoder, which costs one pass, and `best_posteriors`, which costs hundreds. All is
-deterministic: equal arguments give equal bits. The mathematics is written for one example;
-`_refine_all` is where images are vmapped and divided among the devices.
+Between the encoder, which costs one pass, and `best_posteriors`, which costs hundreds. The
+mathematics is written for one example; `_refine_all` is where images are vmapped and divided among
+the devices.
 """
 
 import dataclasses
@@ -55,9 +55,8 @@ class Refined(NamedTuple):
 
     Attributes:
       posteriors: a pytree as `encode` returns it, every leaf with a leading axis [N].
-      start: [N] float32, ELBO of the encoder's posterior at the points of the judgement, nats.
-      bound: [N] float32, ELBO of the improved one at the same points. With Newton's method it is
-        never below `start`.
+      start: [N] nats, the ELBO of the encoder's posterior at the points of the judgement.
+      bound: [N] nats, that of the improved one; with Newton's method never below `start`.
     """
 
     posteriors: Any
@@ -96,21 +95,7 @@ def refine(
     does. It takes every q and every likelihood.
 
     Args:
-      vae: the model.
-      params: its parameters; they are not changed.
       rng_key: of the points, and of Adam's samples, which depend on the step and not on the image.
-      images: [N, *event].
-      refiner: which steps, and how many.
-      batch_size: images at once; bounds memory.
-      devices: among which the images are divided; all by default.
-
-    Returns:
-      `Refined`.
-
-    Raises:
-      ValueError: an unknown method, a size that is not positive, or as of `evaluate`.
-      TypeError: a posterior, a prior or a likelihood that Newton's method does not take, or as of
-        `evaluate`.
 
     References:
       Zhang, Hayes, Barber, Generalization Gap in Amortized Inference, NeurIPS 2022 (section 5);
@@ -129,7 +114,7 @@ def refine(
 
 
 def check(refiner: Refiner) -> None:
-    """Raises ValueError for settings that cannot be used."""
+    """Refuses settings that cannot be used."""
     if refiner.method not in METHODS:
         raise ValueError(f"method is {refiner.method!r}; it must be one of {', '.join(METHODS)}")
     sizes = (refiner.num_samples, refiner.num_judged, refiner.learning_rate)
@@ -144,10 +129,8 @@ def refine_one(
     posterior = vae.encode(params.encoder, x)
     free = to_free(posterior)
     if refiner.method == "adam":
-        elbo_of = lambda free: _elbo(
-            vae, params.decoder, jax.random.fold_in(rng_key, 0), x, from_free(posterior, free),
-            2 * refiner.num_judged,
-        )  # fmt: skip
+        key, size = jax.random.fold_in(rng_key, 0), 2 * refiner.num_judged
+        elbo_of = lambda free: _elbo(vae, params.decoder, key, x, from_free(posterior, free), size)
         moved = _adam(vae, params.decoder, rng_key, x, posterior, free, refiner)
         return Refined(from_free(posterior, moved), elbo_of(free), elbo_of(moved))
     points = _points(rng_key, vae.prior.event_shape[0], refiner.num_judged)
@@ -158,15 +141,12 @@ def refine_one(
         latents = jax.vmap(lambda u: loc + scale * u)(points)
         return bound_at(vae, params.decoder, x, q, latents)
 
-    start = judge(free)
-
     def step(carry: tuple, _: None) -> tuple[tuple, None]:
         free, value = carry
         q = from_free(posterior, free)
         target = _newton(vae, params.decoder, x, q, points, refiner.num_samples)
-        sizes = jnp.asarray(_STEP_SIZES)
         move = lambda size: jax.tree.map(lambda old, new: old + size * (new - old), free, target)
-        candidates = jax.vmap(move)(sizes)
+        candidates = jax.vmap(move)(jnp.asarray(_STEP_SIZES))
         values = jax.vmap(judge)(candidates)
         values = jnp.where(jnp.isfinite(values), values, -jnp.inf)
         best = jnp.argmax(values)
@@ -174,6 +154,7 @@ def refine_one(
         pick = lambda old, new: jnp.where(better, new[best], old)
         return (jax.tree.map(pick, free, candidates), jnp.where(better, values[best], value)), None
 
+    start = judge(free)
     (free, bound), _ = jax.lax.scan(step, (free, start), None, length=refiner.num_steps)
     return Refined(from_free(posterior, free), start, bound)
 
@@ -205,14 +186,9 @@ def _newton(
 
 
 def _adam(
-    vae: VAE,
-    decoder: Params,
-    rng_key: jax.Array,
-    x: jax.Array,
-    like: Any,
-    free: list[jax.Array],
+    vae: VAE, decoder: Params, rng_key: jax.Array, x: jax.Array, like: Any, free: list[jax.Array],
     refiner: Refiner,
-) -> list[jax.Array]:
+) -> list[jax.Array]:  # fmt: skip
     """The free parameters after K steps of Adam, each on S fresh samples."""
     optimizer = adam(refiner.learning_rate)
 
@@ -250,27 +226,17 @@ def _refine_all(shard, params, rng_key, images, *, vae, refiner, batch_size) -> 
 
 
 class Information(NamedTuple):
-    """The parameters of a likelihood at one z, and the Fisher information of x about them.
+    """The parameters eta of a likelihood at one z, and the Fisher information of each entry of x.
 
-    Attributes:
-      parameters: eta [P, *event]; the entries of x are independent given eta.
-      fisher: [P, P, *event], E[d log p(x)/d eta_i d log p(x)/d eta_j] of each entry of x.
+    It is E[d log p(x)/d eta_i d log p(x)/d eta_j]; the entries are independent given eta.
     """
 
-    parameters: jax.Array
-    fisher: jax.Array
+    parameters: jax.Array  # [P, *event]
+    fisher: jax.Array  # [P, P, *event]
 
 
 def diagonal_normal(distribution: Any, role: str) -> tuple[jax.Array, jax.Array]:
-    """The mean and the scale, both [Z], of a diagonal Gaussian over one vector.
-
-    Args:
-      distribution: `numpyro.distributions.Normal(loc, scale).to_event(1)`.
-      role: what it is in the model, for the error.
-
-    Raises:
-      TypeError: it is anything else.
-    """
+    """The mean and the scale, both [Z], of a diagonal Gaussian; `role` is for the error."""
     base = innermost(distribution)
     event_shape = tuple(getattr(distribution, "event_shape", ()))
     if not isinstance(base, dist.Normal) or len(event_shape) != 1:
@@ -285,9 +251,7 @@ def diagonal_normal(distribution: Any, role: str) -> tuple[jax.Array, jax.Array]
 def information(likelihood: Any) -> Information:
     """Parameters and Fisher information of a likelihood p(x given z) at one z.
 
-    Known are NumPyro's Bernoulli, by logits or by probabilities, its Normal, and
-    `DiscretizedLogistic`, each by itself or in `Independent`. The information does not depend on
-    x, and with J = d eta/dz
+    The information does not depend on x, and with J = d eta/dz
 
         J' F J = E[grad_z log p(x given z) grad_z log p(x given z)'],   x ~ p(x given z),
 
@@ -297,9 +261,6 @@ def information(likelihood: Any) -> Information:
     Of a discretized logistic with more than 12 levels it is the information of 12 cells of
     neighbouring levels: never more than that of the levels, and about a tenth less where the cells
     are half a scale wide.
-
-    Raises:
-      TypeError: another family.
 
     References:
       Martens, New Insights and Perspectives on the Natural Gradient Method, 2020.
@@ -315,9 +276,8 @@ def information(likelihood: Any) -> Information:
         return _scalar(probs, 1.0 / variance)
     if isinstance(base, dist.Normal):
         loc, scale = jnp.broadcast_arrays(jnp.asarray(base.loc), jnp.asarray(base.scale))
-        zeros, precision = jnp.zeros_like(scale), scale**-2
-        rows = [[precision, zeros], [zeros, 2.0 * precision]]
-        return Information(jnp.stack([loc, scale]), jnp.stack([jnp.stack(row) for row in rows]))
+        precision = scale**-2
+        return _by_loc_and_scale(loc, scale, precision, jnp.zeros_like(scale), 2.0 * precision)
     if isinstance(base, DiscretizedLogistic):
         return _logistic_information(base)
     raise TypeError(
@@ -353,9 +313,14 @@ def _logistic_information(likelihood: DiscretizedLogistic) -> Information:
     def mean(first: jax.Array, second: jax.Array) -> jax.Array:
         return jnp.where(used, probs * first * second, 0.0).sum(0)
 
-    mixed = mean(by_loc, by_scale)
-    rows = [[mean(by_loc, by_loc), mixed], [mixed, mean(by_scale, by_scale)]]
-    return Information(jnp.stack([loc, scale]), jnp.stack([jnp.stack(row) for row in rows]))
+    return _by_loc_and_scale(
+        loc, scale, mean(by_loc, by_loc), mean(by_loc, by_scale), mean(by_scale, by_scale)
+    )
+
+
+def _by_loc_and_scale(loc, scale, by_loc, mixed, by_scale) -> Information:
+    rows = [jnp.stack([by_loc, mixed]), jnp.stack([mixed, by_scale])]
+    return Information(jnp.stack([loc, scale]), jnp.stack(rows))
 
 
 def _scalar(parameter: jax.Array, fisher: jax.Array) -> Information:

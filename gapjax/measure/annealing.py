@@ -1,7 +1,4 @@
-"""log p(x) of one example by Hamiltonian annealing: from below, and on simulated data from above.
-
-`measure/log_likelihood` vmaps it over the images of a set.
-"""
+"""log p(x) of one example by annealing: from below, and on simulated data from above."""
 
 import functools
 import math
@@ -45,24 +42,14 @@ def annealed_importance_sampling(
     x: jax.Array,
     annealing: Annealing = Annealing(),  # noqa: B008 (an immutable tuple)
 ) -> LogLikelihood:
-    """Annealed importance sampling of one example, from q(z given x) to p(z given x).
+    """Annealed importance sampling of one example along the path of `Annealing`.
 
-    Hamiltonian transitions leave each f_b of the path invariant (see `Annealing`), and a chain
-    z_0, ..., z_(T-1) has the weight
+    Hamiltonian transitions leave each f_b invariant, and a chain z_0, ..., z_(T-1) has the weight
 
         log w = sum_t log f_(b_t)(z_(t-1)) - log f_(b_(t-1))(z_(t-1)),   E[w] = p(x).
 
-    The step sizes are adapted on a pilot run with noise of its own, so E[w] = p(x) is exact.
-
-    Args:
-      vae: the model; its latents may be of any shape but must be unconstrained reals.
-      params: its parameters.
-      rng_key: of the pilot run and the chains.
-      x: one example [*event], as stored.
-      annealing: the path.
-
-    Returns:
-      A `LogLikelihood` of scalars: log of the mean weight of the chains.
+    The step sizes are adapted on a pilot run with noise of its own, so E[w] = p(x) is exact. z may
+    have any shape but must be unconstrained reals. `log_prob` is the log of the mean weight.
 
     References:
       Neal, Annealed Importance Sampling, 2001; Wu et al., On the Quantitative Analysis of
@@ -83,21 +70,11 @@ def reverse_annealing(
     z: jax.Array,
     annealing: Annealing = Annealing(),  # noqa: B008 (an immutable tuple)
 ) -> jax.Array:
-    """The path of `annealed_importance_sampling` walked back from an exact posterior sample.
+    """The path of `annealed_importance_sampling` walked back from an exact posterior sample z.
 
-    The chains all start at `z`. Their weights have the mean 1 / p(x) where z ~ p(z given x), so
-    minus the log of their mean is, on average, not below log p(x).
-
-    Args:
-      vae: the model.
-      params: its parameters.
-      rng_key: as given to `annealed_importance_sampling`, whose step sizes are then used here.
-      x: one example [*event]; simulated from the model together with `z`.
-      z: its latent: exact posterior samples are known for simulated data alone.
-      annealing: the path.
-
-    Returns:
-      A scalar, nats.
+    The chains all start at `z`, which is known for simulated data alone. Their weights have the
+    mean 1 / p(x) where z ~ p(z given x), so minus the log of their mean is, on average, not below
+    log p(x). With the key of `annealed_importance_sampling` the step sizes are the same.
 
     References:
       Grosse, Ancha, Roy, Measuring the Reliability of MCMC Inference with Bidirectional Monte
@@ -109,14 +86,10 @@ def reverse_annealing(
 
 
 class _Path(NamedTuple):
-    """A path of densities of z as a flat vector, with the transitions that go along it.
+    """A path of densities of z as a flat vector [D], with the transitions that go along it.
 
-    Attributes:
-      start: `start(rng_key) -> z [D]`, from f_0 = q.
-      difference: z [D] -> log f_1(z) - log f_0(z).
-      transition: `transition(rng_key, z, temperature, step_size) -> z, acceptance`.
-      temperatures: [T + 1].
-      step_sizes: [T], of the transition at temperatures[1:].
+    `difference` is log f_1 - log f_0, and `start` samples f_0 = q. `temperatures` are [T + 1],
+    `step_sizes` [T] those of the transitions at temperatures[1:].
     """
 
     start: Callable
@@ -129,7 +102,7 @@ class _Path(NamedTuple):
 def _path(
     vae: VAE, params: VAEParams, rng_key: jax.Array, x: jax.Array, annealing: Annealing
 ) -> _Path:
-    """The path of one example; a pilot run finds its step sizes. A function of its arguments."""
+    """The path of one example; a pilot run finds its step sizes."""
     import blackjax  # here and not above: it takes a second to load
 
     posterior = vae.encode(params.encoder, x)

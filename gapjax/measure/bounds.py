@@ -11,7 +11,7 @@ import numpy as np
 from gapjax import parallel
 from gapjax.model.bounds import elbo
 from gapjax.model.checks import check_inputs, check_integer, explain
-from gapjax.vae import VAE, Params, VAEParams, local_inference
+from gapjax.vae import VAE, VAEParams, local_inference
 
 Images = jax.Array | np.ndarray  # [N, *event]
 Bound = Callable[[VAE, VAEParams, jax.Array, jax.Array, int], jax.Array]
@@ -30,29 +30,7 @@ def per_image_bounds(
     bound: Bound = elbo,
     devices: parallel.Devices | None = None,
 ) -> jax.Array:
-    """A bound of every image, averaged over S posterior samples for each.
-
-    The noise of image i depends on `rng_key` and i alone: not on the batch size, and not on the
-    parameters, so that two encoders are compared on common noise.
-
-    Args:
-      vae: the model.
-      params: its parameters.
-      rng_key: a key; it is folded with each image's index.
-      images: [N, *event], any N: the last batch is padded and the padding dropped.
-      num_samples: S.
-      batch_size: images at once; bounds memory, changes nothing else.
-      bound: `elbo`, `importance_weighted_bound`, or any function of that form, in nats.
-      devices: among which the images are divided; all by default.
-
-    Returns:
-      [N], nats.
-
-    Raises:
-      ValueError: no images, images outside of the support of the likelihood, a distribution that
-        is not of one whole example, or a number of samples or batch size that is not positive.
-      TypeError: an argument of another type, or one that is traced.
-    """
+    """The bound [N] of every image in nats, averaged over S posterior samples; see `evaluate`."""
     check_integer("num_samples", num_samples)
     check_integer("batch_size", batch_size)
     if num_samples < 1 or batch_size < 1:
@@ -75,34 +53,19 @@ def encoder_gradient_norms(
     num_samples: int = 1,
     devices: parallel.Devices | None = None,
 ) -> np.ndarray:
-    """Per-image norm of the ELBO gradient with respect to the encoder's parameters.
+    """Norms [N] of the ELBO's gradient, in nats per unit of the encoder's parameters.
 
         g(x) = || grad_phi ELBO(x, theta, phi) ||
 
     A step of a refit takes the mean of such gradients over a batch. If a few images have far
-    larger ones, these dominate the mean; `effective_number` of the squares estimates how many do.
-
-    Args:
-      vae: the model.
-      params: its parameters.
-      rng_key: a key; the noise of each image is that of `evaluate`.
-      images: [N, *event].
-      num_samples: S, posterior samples for each; a refit takes one.
-      devices: among which the images are divided; all by default.
-
-    Returns:
-      [N] float32, nats per unit of the encoder's parameters.
-
-    Raises:
-      ValueError: as of `evaluate`.
-      TypeError: as of `evaluate`; or no gradient passes through the samples of q.
+    larger ones, these dominate the mean; `statistics.effective_number` of the squares estimates how
+    many do. The arguments are those of `evaluate`; a refit takes one sample.
     """
     check_inputs("encoder_gradient_norms", vae, params, rng_key, images, gradients=True)
-    norms = per_image_bounds(
+    return np.asarray(per_image_bounds(
         vae, params, rng_key, images, num_samples=num_samples, batch_size=_GRADIENTS,
         bound=_encoder_gradient_norm, devices=devices,
-    )  # fmt: skip
-    return np.asarray(norms)
+    ))  # fmt: skip
 
 
 def posterior_bounds(
@@ -116,36 +79,20 @@ def posterior_bounds(
     batch_size: int = 50,
     devices: parallel.Devices | None = None,
 ) -> np.ndarray:
-    """The ELBO of every image with a posterior of its own.
+    """The ELBO [N] of every image with a posterior of its own, in nats.
 
     With the key that `evaluate` was given the noise is that of `evaluate`, so that a q and an
     encoder are compared on common noise.
 
     Args:
-      vae: the model.
       params: its parameters; the encoder is not used.
-      rng_key: folded with each image's index.
-      images: [N, *event].
       posteriors: a q for every image, a pytree with a leading axis [N].
-      num_samples: S, posterior samples for each image.
-      batch_size: images at once; bounds memory and changes nothing else.
-      devices: among which the images are divided; all by default.
-
-    Returns:
-      [N] float32, nats.
-
-    Raises:
-      ValueError: as of `evaluate`.
-      TypeError: as of `evaluate`.
-      FloatingPointError: the bound of an image is NaN or infinite.
     """
     check_inputs("posterior_bounds", vae, params, rng_key, images, posteriors=posteriors)
-    nats = np.asarray(
-        _posterior_bounds(
-            params.decoder, rng_key, jnp.asarray(images), posteriors, devices=devices, vae=vae,
-            num_samples=num_samples, batch_size=min(batch_size, len(images)),
-        )
-    )  # fmt: skip
+    nats = np.asarray(_posterior_bounds(
+        params.decoder, rng_key, jnp.asarray(images), posteriors, devices=devices, vae=vae,
+        num_samples=num_samples, batch_size=min(batch_size, len(images)),
+    ))  # fmt: skip
     bad = np.flatnonzero(~np.isfinite(nats))
     if len(bad):
         raise FloatingPointError(
@@ -156,22 +103,17 @@ def posterior_bounds(
 
 
 def check_finite(
-    vae: VAE,
-    params: VAEParams,
-    rng_key: jax.Array,
-    images: Images,
-    nats: np.ndarray,
+    vae: VAE, params: VAEParams, rng_key: jax.Array, images: Images, nats: np.ndarray,
     num_samples: int = 1,
-) -> None:
+) -> None:  # fmt: skip
     """Raises FloatingPointError where one of the bounds [N] is NaN or infinite, and says why."""
     bad = np.flatnonzero(~np.isfinite(nats))
     if not len(bad):
         return
-    index = int(bad[0])
-    reason = None
+    index, reason = int(bad[0]), None
     if isinstance(vae, VAE):
-        x = jnp.asarray(images[index])
-        reason = explain(vae, params, jax.random.fold_in(rng_key, index), x, num_samples)
+        x, key = jnp.asarray(images[index]), jax.random.fold_in(rng_key, index)
+        reason = explain(vae, params, key, x, num_samples)
     raise FloatingPointError(
         f"the bound of image {index} is {nats[index]} nats, and that of {len(bad)} of "
         f"{len(nats)} images is not finite" + (f": {reason}" if reason else "")
@@ -184,7 +126,7 @@ def bounds(
     *, vae: VAE, num_samples: int, batch_size: int, bound: Bound,
 ) -> jax.Array:  # fmt: skip
     """The bound of every image [N], in nats; each device computes its share of every batch."""
-    num_images = images.shape[0]
+    num_images = len(images)
 
     def one(index: jax.Array) -> jax.Array:
         image = images[jnp.minimum(index, num_images - 1)]
@@ -209,10 +151,9 @@ def _encoder_gradient_norm(
 
 @parallel.program
 def _posterior_bounds(
-    shard: parallel.Shard, decoder: Params, rng_key: jax.Array, images: jax.Array, posteriors: Any,
-    *, vae: VAE, num_samples: int, batch_size: int,
-) -> jax.Array:  # fmt: skip
-    """The ELBO [N] of every image with its own posterior, nats."""
+    shard, decoder, rng_key, images, posteriors, *, vae, num_samples, batch_size
+) -> jax.Array:
+    """See `posterior_bounds`."""
 
     def one(xs: tuple) -> jax.Array:
         index, x, posterior = xs

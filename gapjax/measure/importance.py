@@ -1,7 +1,4 @@
-"""log p(x) of one example by importance sampling; log weights are summed in log space.
-
-`measure/log_likelihood` vmaps it over the images of a set.
-"""
+"""log p(x) of one example by importance sampling; weights are summed in log space."""
 
 import math
 from typing import NamedTuple
@@ -18,8 +15,7 @@ class LogLikelihood(NamedTuple):
     """Estimates of log p(x), of one example or of N.
 
     Attributes:
-      log_prob: [N] nats; the mean of its exponential is p(x), so its own mean is not above
-        log p(x).
+      log_prob: [N] nats; the mean of its exponential is p(x), so its own is at most log p(x).
       ess: [N] effective number of samples (or chains) behind it, (sum w)^2 / sum w^2.
       acceptance: [N] mean acceptance rate of the chains; NaN where there are none.
     """
@@ -30,30 +26,13 @@ class LogLikelihood(NamedTuple):
 
 
 def importance_sampling(
-    vae: VAE,
-    params: VAEParams,
-    rng_key: jax.Array,
-    x: jax.Array,
-    num_samples: int = 5000,
-    chunk_size: int = 250,
-) -> LogLikelihood:
-    """The importance-weighted bound of one example with any number of samples.
+    vae: VAE, params: VAEParams, rng_key: jax.Array, x: jax.Array,
+    num_samples: int = 5000, chunk_size: int = 250,
+) -> LogLikelihood:  # fmt: skip
+    """`gapjax.importance_weighted_bound` of one example with any number of samples.
 
-        log (1/S) sum_s p(x, z_s) / q(z_s given x),   z_s ~ q(z given x)
-
-    Args:
-      vae: the model.
-      params: its parameters.
-      rng_key: folded with each sample's number.
-      x: one example [*event], as stored.
-      num_samples: S.
-      chunk_size: samples at once; bounds memory and, but for rounding, changes nothing else.
-
-    Returns:
-      A `LogLikelihood` of scalars; `log_prob` is what `importance_weighted_bound` estimates.
-
-    References:
-      Burda, Grosse, Salakhutdinov, Importance Weighted Autoencoders, 2016.
+    `chunk_size` samples are drawn at once: it bounds memory and, but for rounding, changes nothing
+    else.
     """
     posterior = vae.encode(params.encoder, x)
     chunk_size = min(chunk_size, num_samples)

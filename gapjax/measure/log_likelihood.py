@@ -1,8 +1,7 @@
 """log p(x) of every image of a set, from below and, on simulated images, from above.
 
 The mathematics of one example is in `importance` and `annealing`; here images are vmapped and
-divided among the devices. Memory is that of one chunk of samples (and the keys of all) or one set
-of chains for `batch_size` images, whatever the number of images.
+divided among the devices.
 """
 
 import functools
@@ -61,25 +60,13 @@ def log_likelihood(
     """Estimates of log p(x) for every image of a set.
 
     Args:
-      vae: the model.
-      params: its parameters.
-      rng_key: folded with each image's index.
-      images: [N, *event].
-      posteriors: a q for every image, as `optimal_posteriors` finds them, a pytree with a leading
+      posteriors: a q for every image, as `best_posteriors` finds them, a pytree with a leading
         axis [N]; what the encoder gives by default. A better q makes a tighter bound.
       method: "importance", or an `Annealing`.
       num_samples: S of importance sampling.
       chunk_size: samples at once for an image.
-      batch_size: images at once; with `chunk_size` it bounds memory and changes nothing else.
-      devices: among which the images of a batch are divided; all by default.
-      on_progress: called with the number of images that are done.
-
-    Returns:
-      A `LogLikelihood` of NumPy arrays [N].
-
-    Raises:
-      ValueError: a size that is not positive, an unknown method, or as of `evaluate`.
-      TypeError: as of `evaluate`.
+      batch_size: images at once; with `chunk_size` it bounds memory (but for the keys of all
+        samples), and changes nothing else.
     """
     annealing = method if isinstance(method, Annealing) else None
     if annealing is None and method != "importance":
@@ -113,21 +100,7 @@ def sandwich(
 
     How well annealing with these settings works on this model: the truth lies between the two.
 
-    Args:
-      vae: the model.
-      params: its parameters.
-      rng_key: folded with each image's index.
-      num_images: N, how many to simulate: z ~ p(z), x ~ p(x given z).
-      annealing: the path.
-      batch_size: images at once; bounds memory and changes nothing else.
-      devices: among which the images of a batch are divided; all by default.
-      on_progress: called with the number of images that are done.
-
-    Returns:
-      A `Sandwich`.
-
-    Raises:
-      ValueError: a size that is not positive.
+    The N images are simulated: z ~ p(z), x ~ p(x given z).
 
     References:
       Grosse, Ghahramani, Adams, Sandwiching the Marginal Likelihood Using Bidirectional Monte
@@ -142,31 +115,18 @@ def sandwich(
     check_model(
         vae, params, jax.eval_shape(functools.partial(sample_model, vae), params.decoder, rng_key)
     )
-    images, upper, lower = _in_batches(
+    images, upper, (lower, ess, acceptance) = _in_batches(
         _sandwiches, (params, rng_key), num_images, batch_size, devices, on_progress, vae=vae,
         annealing=annealing,
     )  # fmt: skip
-    gap, gap_stderr = mean_and_stderr(np.asarray(upper, np.float64) - lower.log_prob)
-    return Sandwich(
-        images=images,
-        lower=lower.log_prob,
-        upper=upper,
-        gap=gap,
-        gap_stderr=gap_stderr,
-        ess=lower.ess,
-        acceptance=lower.acceptance,
-    )
+    gap, gap_stderr = mean_and_stderr(np.asarray(upper, np.float64) - lower)
+    return Sandwich(images, lower, upper, gap, gap_stderr, ess, acceptance)
 
 
 def _in_batches(
-    program: parallel.Program,
-    arrays: tuple,
-    num_images: int,
-    batch_size: int,
-    devices: parallel.Devices | None,
-    on_progress: Callable[[int], None] | None,
-    **static: Any,
-) -> Any:
+    program: parallel.Program, arrays: tuple, num_images: int, batch_size: int,
+    devices: parallel.Devices | None, on_progress: Callable[[int], None] | None, **static: Any,
+) -> Any:  # fmt: skip
     """The program's results for images 0 to N - 1, [N, ...] of NumPy; the last batch is padded."""
     devices = parallel.all_devices(devices)
     arrays = parallel.replicate(arrays, devices, commit=False)
@@ -190,15 +150,13 @@ def _log_likelihoods(
 
     def one(index: jax.Array) -> LogLikelihood:
         own = jax.tree.map(lambda leaf: leaf[index], inference) if local else inference
-        model, params = local_inference(vae) if local else vae, VAEParams(own, decoder)
-        image_key = jax.random.fold_in(rng_key, index)
+        model = local_inference(vae) if local else vae
+        inputs = model, VAEParams(own, decoder), jax.random.fold_in(rng_key, index), images[index]
         if annealing is None:
-            return importance_sampling(
-                model, params, image_key, images[index], num_samples, chunk_size
-            )
-        return annealed_importance_sampling(model, params, image_key, images[index], annealing)
+            return importance_sampling(*inputs, num_samples, chunk_size)
+        return annealed_importance_sampling(*inputs, annealing)
 
-    return _vmap_shares(shard, one, batch)
+    return shard.merge(jax.vmap(one)(shard.split(batch)), len(batch))
 
 
 @parallel.program
@@ -212,9 +170,4 @@ def _sandwiches(shard, params, rng_key, batch, *, vae, annealing) -> tuple:
         upper = reverse_annealing(vae, params, chain_key, x, z, annealing)
         return x, upper, annealed_importance_sampling(vae, params, chain_key, x, annealing)
 
-    return _vmap_shares(shard, one, batch)
-
-
-def _vmap_shares(shard: parallel.Shard, one: Callable, batch: jax.Array) -> Any:
-    """`one` of every index of a batch [B], divided among the devices."""
     return shard.merge(jax.vmap(one)(shard.split(batch)), len(batch))

@@ -6,16 +6,7 @@ import numpy as np
 def effective_number(weights: np.ndarray) -> float:
     """How many of N weights their sum rests on: N where they are equal, 1 where one has it all.
 
-        (sum w)^2 / sum w^2
-
-    Args:
-      weights: [N], none negative.
-
-    Returns:
-      Between 1 and N; N where all are zero.
-
-    References:
-      Kish, Survey Sampling, 1965.
+    (sum w)^2 / sum w^2   (Kish, Survey Sampling, 1965); N where all are zero
     """
     weights = np.asarray(weights, np.float64)
     squares = (weights**2).sum()
@@ -30,16 +21,9 @@ def mean_and_stderr(values: np.ndarray) -> tuple[float, float]:
 
 
 def ratio_of_means(numerator: np.ndarray, denominator: np.ndarray) -> tuple[float, float]:
-    """mean(n) / mean(d) of paired values [N], and its standard error to first order.
+    """The ratio r = mean(n) / mean(d) of paired values [N], and its first-order standard error.
 
-    With r the ratio, the standard error is std(n - r d) / (|mean d| root N).
-
-    Args:
-      numerator: n, [N].
-      denominator: d, [N].
-
-    Returns:
-      Both as floats; NaN where mean d is 0, and the standard error also where N is 1.
+    The latter is std(n - r d) / (|mean d| root N). Both are NaN where mean d is 0.
     """
     numerator, denominator = (np.asarray(v, np.float64) for v in (numerator, denominator))
     mean = denominator.mean()

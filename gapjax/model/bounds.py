@@ -38,18 +38,10 @@ def elbo(
     where it has not.
 
     Args:
-      vae: the model.
-      params: its parameters.
-      rng_key: for the posterior samples.
-      x: one example [*event], as stored.
       num_samples: S, samples of z over which the expectation is averaged.
 
     Returns:
       A scalar, an unbiased estimate of the ELBO.
-
-    Raises:
-      ValueError: the prior, q(z given x) or p(x given z) is not a distribution of one whole
-        latent or example; the message says which.
     """
     posterior = vae.encode(params.encoder, x)
     kl = _analytic_kl(posterior, vae.prior)
@@ -84,13 +76,6 @@ def importance_weighted_bound(
     """Importance-weighted bound of one example, in nats; rises to log p(x) with `num_samples`.
 
         log (1/S) sum_s p(x, z_s) / q(z_s given x),   z_s ~ q(z given x)
-
-    Args:
-      vae: the model.
-      params: its parameters.
-      rng_key: for the posterior samples.
-      x: one example [*event], as stored.
-      num_samples: S.
 
     Returns:
       A scalar. With S = 1 its mean is the ELBO.

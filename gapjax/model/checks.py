@@ -26,23 +26,15 @@ _BLOCK = 2**22  # pixels that are compared with a support at once
 
 
 class Model(NamedTuple):
-    """What `check_model` found.
+    """What `check_model` found: names of types, whether q can be reparameterized, and the support.
 
-    Attributes:
-      posterior: name of the type of q(z given x).
-      has_rsample: whether its samples can be differentiated; so where it does not say.
-      likelihood: name of the type of p(x given z).
-      support: the constraint on x of the likelihood; None where it does not say, or where it
-        depends on z.
+    The support is the likelihood's constraint on x; None where it does not say, or depends on z.
     """
 
     posterior: str
     has_rsample: bool
     likelihood: str
     support: Any
-
-
-# --- at the entries -----------------------------------------------------------------------------
 
 
 def check_inputs(
@@ -57,14 +49,8 @@ def check_inputs(
 ) -> None:
     """Checks what a measurement of images is given; traces the model and computes nothing.
 
-    Args:
-      function: that was called, for the message.
-      vae: the model; anything else is not looked at, as a bound of one's own may not need one.
-      params: its parameters.
-      rng_key: one key.
-      images: [N, *event].
-      posteriors: a q for every image, a pytree with a leading axis [N], in place of the encoder's.
-      gradients: whether they are taken through samples of q.
+    `posteriors` are a q for every image in place of the encoder's; `gradients` says whether they
+    are taken through samples of q. A `vae` of another type is not looked at.
     """
     instead = "there use jax.vmap over gapjax.elbo, which is a function of one example"
     check_concrete(function, instead, params=params, rng_key=rng_key, images=images)
@@ -95,7 +81,8 @@ def check_model(vae: VAE, params: VAEParams, x: Any) -> Model:
     if not (hasattr(params, "encoder") and hasattr(params, "decoder")):
         hint = "; give its .params" if hasattr(params, "params") else ""
         raise TypeError(f"params is of type {type(params).__name__}, not a VAEParams{hint}")
-    return _inspect(parallel.Static({"vae": vae, "inputs": jax.tree.map(_spec, (params, x))}))
+    shapes = jax.eval_shape(lambda *inputs: inputs, params, x)
+    return _inspect(parallel.Static({"vae": vae, "inputs": shapes}))
 
 
 def check_reparameterized(model: Model) -> None:
@@ -110,27 +97,30 @@ def check_reparameterized(model: Model) -> None:
 
 def check_images(name: str, images: Any, model: Model) -> None:
     """Raises ValueError where an image is not in the support of the likelihood, if it is known."""
-    if model.support is None:
+    support, images = model.support, np.asarray(images)
+    if support is None:
         return
-    images = np.asarray(images)
+    while hasattr(support, "base_constraint"):
+        support = support.base_constraint
     block = max(1, _BLOCK // max(1, math.prod(images.shape[1:])))
     for first in range(0, len(images), block):
         part = images[first : first + block]
-        valid = _is_valid(model.support, part)
-        if valid is None or valid.all():
+        try:
+            valid = np.asarray(support(part))
+        except (NotImplementedError, TypeError, ValueError):
+            return  # the support cannot tell
+        if valid.shape[:1] != part.shape[:1] or valid.all():
             continue
-        index = first + int(np.argmin(valid))
+        place = tuple(map(int, np.unravel_index(int(np.argmin(valid)), valid.shape)))
+        what = f"has the value {part[place]} at {place[1:]}" if valid.shape == part.shape else "is"
         raise ValueError(
-            f"{name}: image {index} {_outside(model.support, images[index])}, outside of the "
-            f"support of p(x given z): {model.likelihood} takes {_inner_constraint(model.support)}"
+            f"{name}: image {first + place[0]} {what}, outside of the support of p(x given z): "
+            f"{model.likelihood} takes {support}"
         )
 
 
 def check_trainable(params: VAEParams) -> None:
-    """Raises TypeError for a leaf that is no float, or belongs to Linen's `batch_stats`.
-
-    Running means under another name cannot be told from weights.
-    """
+    """Raises TypeError for a leaf that is no float, or belongs to Linen's `batch_stats`."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         name = f"params{jax.tree_util.keystr(path)}"
         if "batch_stats" in jax.tree_util.keystr(path):
@@ -144,9 +134,6 @@ def check_trainable(params: VAEParams) -> None:
                 f"{name} is of type {dtype}, and a parameter must be a float; keep counters, keys "
                 "and other state out of the parameters: freeze them into encode and decode"
             )
-
-
-# --- single arguments ---------------------------------------------------------------------------
 
 
 def check_array(name: str, images: Any) -> None:
@@ -197,9 +184,6 @@ def check_integer(name: str, value: Any) -> None:
         raise ValueError(f"{name} is {value!r}; it must be an integer") from None
 
 
-# --- single values ------------------------------------------------------------------------------
-
-
 def one_log_prob(role: str, distribution: Any, value: jax.Array) -> jax.Array:
     """Log-probability of one whole example or latent, checked to be a scalar."""
     result = log_prob(distribution, value)
@@ -225,9 +209,9 @@ def explain(
 
     `rng_key` and `num_samples` are those with which the bound was computed.
     """
-    for name in ("encoder", "decoder"):
-        if _has_nan(getattr(params, name)):
-            return f"params.{name} has a NaN"
+    nan = {name: _has_nan(getattr(params, name)) for name in ("encoder", "decoder")}
+    if any(nan.values()):
+        return f"params.{'encoder' if nan['encoder'] else 'decoder'} has a NaN"
     if not bool(jnp.isfinite(x).all()):
         return "x has a value that is not finite"
     # One sample takes the key itself, see `bounds`.
@@ -345,16 +329,6 @@ def _check_type(role: str, distribution: Any, methods: tuple[str, ...]) -> None:
         )
 
 
-def _spec(leaf: Any) -> Any:
-    """Shape and dtype of a leaf, with a hash; what is no array stays."""
-    if isinstance(leaf, jax.ShapeDtypeStruct):
-        return leaf
-    if not (hasattr(leaf, "shape") and hasattr(leaf, "dtype")):
-        return leaf
-    weak = bool(getattr(leaf, "weak_type", False))
-    return jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype, weak_type=weak)
-
-
 def innermost(distribution: Any) -> Any:
     """The distribution inside NumPyro's `Independent` and `ExpandedDistribution`, or itself."""
     wrappers = {"Independent", "ExpandedDistribution"}
@@ -377,30 +351,3 @@ def _support(likelihood: Any) -> Any:
     leaves = jax.tree.leaves(support)
     is_known = callable(support) and not any(isinstance(leaf, Tracer) for leaf in leaves)
     return support if is_known else None
-
-
-def _is_valid(support: Any, images: np.ndarray) -> np.ndarray | None:
-    """Which images [N] are in the support; None where the support cannot tell."""
-    try:
-        valid = np.asarray(support(images))
-    except (NotImplementedError, TypeError, ValueError):
-        return None
-    if valid.shape[:1] != images.shape[:1]:
-        return None
-    return np.asarray(valid.reshape(len(images), -1).all(axis=1))
-
-
-def _inner_constraint(support: Any) -> Any:
-    while hasattr(support, "base_constraint"):
-        support = support.base_constraint
-    return support
-
-
-def _outside(support: Any, image: np.ndarray) -> str:
-    """Which value of an image is outside, where the support is one of single values."""
-    valid = _is_valid(_inner_constraint(support), image.reshape(-1))
-    if valid is None or valid.all():
-        return "is"
-    place = int(np.argmin(valid))
-    where = tuple(map(int, np.unravel_index(place, image.shape)))
-    return f"has the value {image.reshape(-1)[place]} at {where}"

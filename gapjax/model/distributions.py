@@ -53,9 +53,6 @@ class DiscretizedLogistic(Distribution):
       uniform_weight: u, the weight of a uniform distribution over the levels. Zero for none;
         otherwise in [1e-30, 1].
 
-    Raises:
-      ValueError: `levels` is less than 2, or `uniform_weight` is out of range.
-
     References:
       Kingma et al., Improved Variational Inference with Inverse Autoregressive Flow, 2016
       (section 5); Salimans et al., PixelCNN++, 2017 (section 2.1).

@@ -13,17 +13,8 @@ def to_free(distribution: Any) -> list[jax.Array]:
     """The parameters of a distribution as unconstrained real arrays, which an optimizer may move.
 
     A parameter that NumPyro knows a constraint of (a scale is positive) is mapped to the reals by
-    the bijection of that constraint; every other float leaf of the pytree is taken as it is.
-
-    Args:
-      distribution: NumPyro's, or any registered pytree of arrays.
-
-    Returns:
-      One array for each float leaf, in the order of its path, which is the same in every process.
-
-    Raises:
-      TypeError: it is no pytree of arrays, has no float leaf, or no gradient passes through its
-        samples.
+    the bijection of that constraint; every other float leaf of the pytree is taken as it is. The
+    order is that of the leaves' paths, which is the same in every process.
     """
     leaves, treedef = jax.tree.flatten(distribution)
     places = _places(distribution, treedef, leaves)
@@ -32,15 +23,7 @@ def to_free(distribution: Any) -> list[jax.Array]:
 
 
 def from_free(like: Any, free: list[jax.Array]) -> Any:
-    """The distribution of these free parameters: the inverse of `to_free`.
-
-    Args:
-      like: a distribution of the same form; its other leaves (integers, ...) are kept.
-      free: as `to_free` gives them.
-
-    Returns:
-      A distribution of the type of `like`.
-    """
+    """The distribution of the form of `like` with these free parameters; inverts `to_free`."""
     leaves, treedef = jax.tree.flatten(like)
     leaves = list(leaves)
     for (i, constraint), value in zip(_places(like, treedef, leaves), free, strict=True):

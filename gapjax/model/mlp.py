@@ -97,20 +97,7 @@ def mlp_encoder(
 ) -> Encoder:
     """The encoder of `mlp_vae` by itself, of any size: for another encoder of the same decoder.
 
-    See `with_encoder`.
-
-    Args:
-      event_shape: shape of one x, whose entries are integer levels.
-      latent_dim: Z.
-      hidden_sizes: widths of the hidden layers.
-      levels: number of pixel levels; the network is fed level/(levels-1).
-      posterior: family of q(z given x); see `mlp_vae`.
-
-    Returns:
-      An `Encoder`.
-
-    Raises:
-      ValueError: an unknown posterior, or sizes that are not positive.
+    The arguments are those of `mlp_vae`; see `with_encoder`.
     """
     _check_encoder(event_shape, latent_dim, hidden_sizes, levels, posterior)
     encode = _ENCODERS[posterior](tuple(event_shape), latent_dim, tuple(hidden_sizes), levels)

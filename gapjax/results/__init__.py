@@ -1,1 +1,1 @@
-"""Results: from nats per image to estimates, gaps and claims."""
+"""Results: from nats per image to estimates and gaps."""

@@ -1,5 +1,6 @@
-"""BPD of a set with its standard error, and paired differences between two encoders."""
+"""From nats per image to the BPD of a set, paired differences of encoders, and gaps (eq. 11)."""
 
+import warnings
 from typing import NamedTuple
 
 import jax
@@ -7,9 +8,24 @@ import numpy as np
 
 from gapjax import parallel
 from gapjax.measure.bounds import Bound, Images, check_finite, per_image_bounds
-from gapjax.measure.statistics import effective_number, mean_and_stderr
+from gapjax.measure.statistics import effective_number, mean_and_stderr, ratio_of_means
 from gapjax.model.bounds import bits_per_dim, elbo
 from gapjax.vae import VAE, VAEParams
+
+
+class Evaluation(NamedTuple):
+    """The BPD of a set.
+
+    Attributes:
+      bpd: mean over the images, bits per dimension, lower is better.
+      stderr: standard error of that mean over images (sample standard deviation over root N); NaN
+        where N is 1.
+      per_image: [N] float32, BPD of every image in the order given.
+    """
+
+    bpd: float
+    stderr: float
+    per_image: np.ndarray
 
 
 class Difference(NamedTuple):
@@ -36,30 +52,26 @@ class Difference(NamedTuple):
     fraction_improved_stderr: float
     num_effective: float
 
-    @property
-    def better(self) -> float:
-        """The former name of `fraction_improved`, and its key in results.json."""
-        return self.fraction_improved
 
-    @property
-    def better_stderr(self) -> float:
-        """The former name of `fraction_improved_stderr`, and its key in results.json."""
-        return self.fraction_improved_stderr
-
-
-class Evaluation(NamedTuple):
-    """The BPD of a set.
+class Gaps(NamedTuple):
+    """The gaps of one checkpoint; every difference is paired, over the same test images.
 
     Attributes:
-      bpd: mean over the images, bits per dimension, lower is better.
-      stderr: standard error of that mean over images (sample standard deviation over root N); NaN
-        where N is 1.
-      per_image: [N] float32, BPD of every image in the order given.
+      inference_gap: test minus optimal (eq. 11 with the refit on the test set), BPD.
+      gain: test minus self-consistent, BPD; positive where self-consistent training helped.
+      gain_over_control: control minus self-consistent, BPD: what the model's samples did.
+      gap_closed: gain / inference_gap, a share.
+      gap_closed_stderr: its standard error, by the delta method; NaN of one image.
+      converged: whether the optimal inference had converged; None where that is not known. If it
+        is False, the gap is larger than `inference_gap` and the share smaller than `gap_closed`.
     """
 
-    bpd: float
-    stderr: float
-    per_image: np.ndarray
+    inference_gap: Difference
+    gain: Difference
+    gain_over_control: Difference
+    gap_closed: float
+    gap_closed_stderr: float
+    converged: bool | None = None
 
 
 def evaluate(
@@ -107,8 +119,7 @@ def evaluate(
 
 def summarize(per_image: np.ndarray) -> Evaluation:
     """The `Evaluation` of BPDs per image [N]; of one image the standard error is NaN."""
-    bpd, stderr = mean_and_stderr(per_image)
-    return Evaluation(bpd, stderr, per_image)
+    return Evaluation(*mean_and_stderr(per_image), per_image)
 
 
 def paired_difference(first: Evaluation, second: Evaluation) -> Difference:
@@ -135,13 +146,43 @@ def paired_difference(first: Evaluation, second: Evaluation) -> Difference:
     difference = first.per_image.astype(np.float64) - second.per_image.astype(np.float64)
     improved = float((difference > 0).mean() + (difference == 0).mean() / 2)
     squares = (difference - difference.mean()) ** 2
-    improved_stderr = np.sqrt(improved * (1 - improved) / len(squares))
-    bpd, stderr = mean_and_stderr(difference)
+    error = float(np.sqrt(improved * (1 - improved) / len(squares)))
     return Difference(
-        bpd=bpd,
-        stderr=stderr,
-        median=float(np.median(difference)),
-        fraction_improved=improved,
-        fraction_improved_stderr=float(improved_stderr) if len(squares) > 1 else float("nan"),
-        num_effective=effective_number(squares),
+        *mean_and_stderr(difference), float(np.median(difference)), improved,
+        error if len(squares) > 1 else float("nan"), effective_number(squares),
+    )  # fmt: skip
+
+
+def inference_gaps(
+    test: Evaluation,
+    optimal: Evaluation,
+    self_consistent: Evaluation,
+    control: Evaluation,
+    *,
+    converged: bool | None = None,
+) -> Gaps:
+    """Compares four encoders of one decoder on the same test images with common noise.
+
+    Args:
+      test: the encoder as trained.
+      optimal: after optimal inference (fitted on these images).
+      self_consistent: after self-consistent training.
+      control: after the same refit with alpha = 0.
+      converged: `Refit.converged` of the optimal inference. If it is False, a `UserWarning` says
+        that the gap is larger than measured.
+
+    Returns:
+      `Gaps`.
+    """
+    if converged is False:
+        warnings.warn(
+            "the optimal inference has not converged: the inference gap is larger than measured, "
+            "and the share that is closed is smaller; raise num_epochs of optimal_inference",
+            stacklevel=2,
+        )
+    pairs = (test, optimal), (test, self_consistent), (control, self_consistent)
+    differences = [paired_difference(first, second) for first, second in pairs]
+    share = ratio_of_means(
+        test.per_image - self_consistent.per_image, test.per_image - optimal.per_image
     )
+    return Gaps(*differences, *share, converged)

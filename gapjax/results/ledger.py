@@ -29,9 +29,6 @@ class Estimate(NamedTuple):
     fitted_on_test: bool
 
 
-Entry = Estimate  # its former name
-
-
 class EncoderAccount(NamedTuple):
     """The losses of one encoder on one set of images.
 
@@ -127,7 +124,7 @@ def ledger(
       refit: the name of the one that was refitted on the test images (`optimal_inference`).
       num_images: most images of each set, a random subset; None takes all.
       subset_seed: of the choice of the subset.
-      **options: as of `gapjax.results.measurements.measure`.
+      **options: of `gapjax.results.measurements.measure`.
 
     Returns:
       A `Ledger`.
@@ -157,31 +154,19 @@ def balance(
     refit: str | None = None,
     num_available: tuple[int, int] | None = None,
 ) -> Ledger:
-    """From what was measured of two sets to their ledger.
+    """The ledger of what was measured of training and of test images, by the same encoders.
 
-    Args:
-      train: of training images.
-      test: of test images, by the same encoders.
-      refit: the name of the encoder that was refitted on the test images.
-      num_available: how many images there are of each; as many as were measured by default.
-
-    Returns:
-      A `Ledger`.
+    `refit` is the name of the encoder that was refitted on the test images, and `num_available`
+    says how many images there are of each set: by default as many as were measured.
     """
     available = num_available or (len(train.log_prob), len(test.log_prob))
-    accounts = [
-        _account(measured, of_test, refit, count)
-        for measured, of_test, count in zip((train, test), (False, True), available, strict=True)
-    ]
-    return Ledger(
-        train=accounts[0],
-        test=accounts[1],
-        model_gap=_between(accounts[0].log_prob, accounts[1].log_prob),
-        elbo_gaps={
-            name: _between(accounts[0].encoders[name].elbo, accounts[1].encoders[name].elbo)
-            for name in train.elbo
-        },
-    )
+    of_train = _account(train, False, refit, available[0])
+    of_test = _account(test, True, refit, available[1])
+    elbo_gaps = {
+        name: _between(of_train.encoders[name].elbo, of_test.encoders[name].elbo)
+        for name in train.elbo
+    }
+    return Ledger(of_train, of_test, _between(of_train.log_prob, of_test.log_prob), elbo_gaps)
 
 
 def _account(measured: Measured, of_test: bool, refit: str | None, available: int) -> SetAccount:
@@ -230,8 +215,7 @@ def _gap(upper: np.ndarray, lower: np.ndarray, fitted_on_test: bool) -> Estimate
 
 
 def _estimate(values: np.ndarray, fitted_on_test: bool) -> Estimate:
-    nats, stderr = mean_and_stderr(values)
-    return Estimate(nats, stderr, fitted_on_test)
+    return Estimate(*mean_and_stderr(values), fitted_on_test)
 
 
 def _between(first: Estimate, second: Estimate) -> Estimate:

@@ -1,4 +1,7 @@
-"""What the ledger is made from: nats of every image of a set, of each encoder and of q*."""
+"""Nats of every image of a set, of each encoder and of its best posterior q*.
+
+It is what the ledger is made from. How far an encoder is from q* can be asked of any images.
+"""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -6,12 +9,24 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from gapjax.infer.search import PosteriorSearch
+from gapjax.infer.search import BestPosteriors, PosteriorSearch, best_posteriors
 from gapjax.measure.annealing import Annealing
-from gapjax.measure.bounds import Images
+from gapjax.measure.bounds import Images, per_image_bounds, posterior_bounds
 from gapjax.measure.log_likelihood import log_likelihood
-from gapjax.results.amortization import measure_bounds
 from gapjax.vae import VAE, VAEParams
+
+
+class AmortizationGaps(NamedTuple):
+    """The amortization gaps of several encoders on one set of N images.
+
+    Attributes:
+      per_image: by the name of each encoder [N], the ELBO with q* minus that of the encoder, nats.
+        It may be below zero by the noise of the samples.
+      converged: [N] bool, whether the search for q* was finished.
+    """
+
+    per_image: dict[str, np.ndarray]
+    converged: np.ndarray
 
 
 class Measured(NamedTuple):
@@ -19,7 +34,7 @@ class Measured(NamedTuple):
 
     Attributes:
       elbo: [N] nats, by the name of each encoder.
-      optimal: [N] nats, ELBO with q* on fresh noise; None where it was not looked for.
+      optimal: [N] nats, ELBO with q* on the same fresh noise; None where it was not looked for.
       log_prob: [N] nats, estimate of log p(x).
       ess: [N] effective sample size behind `log_prob`.
       acceptance: [N] acceptance rate of its chains, or NaN.
@@ -36,6 +51,50 @@ class Measured(NamedTuple):
     kept_start: np.ndarray | None
     converged: np.ndarray | None
     num_steps: np.ndarray | None
+
+
+def amortization_gaps(
+    vae: VAE,
+    params: VAEParams,
+    rng_key: jax.Array,
+    images: Images,
+    encoders: Mapping[str, Any] | None = None,
+    *,
+    num_samples: int = 50,
+    search: PosteriorSearch = PosteriorSearch(),  # noqa: B008 (an immutable tuple)
+    batch_size: int = 50,
+) -> AmortizationGaps:
+    """How far encoders are from q* (eq. 10), image by image.
+
+    On images that an encoder was not fitted to it says what is left to gain there; on those it was,
+    what the encoder cannot say. Where q* is fitted to test images it is a diagnostic only.
+
+    Args:
+      vae: the model.
+      params: trained parameters; the encoder is "as_trained".
+      rng_key: of the noise of the bounds, and of the search.
+      images: [N, *event], of any kind: training images, reconstructions, samples, test images.
+      encoders: parameters of other encoders for the same decoder, by name. The search starts from
+        the best of all, image by image.
+      num_samples: posterior samples for every ELBO; all share their noise.
+      search: how q* is looked for.
+      batch_size: images at once; bounds memory, changes nothing else.
+
+    Returns:
+      `AmortizationGaps`.
+
+    References:
+      Cremer, Li, Duvenaud, Inference Suboptimality in Variational Autoencoders, 2018.
+    """
+    bound_key, search_key = jax.random.split(rng_key)
+    elbo, optimal, found = _bounds(
+        vae, params, bound_key, search_key, images,
+        {"as_trained": params.encoder, **(encoders or {})},
+        num_samples=num_samples, search=search, batch_size=batch_size,
+    )  # fmt: skip
+    assert optimal is not None and found is not None
+    gaps = {name: optimal.astype(np.float64) - nats for name, nats in elbo.items()}
+    return AmortizationGaps(gaps, found.converged)
 
 
 def measure(
@@ -73,26 +132,17 @@ def measure(
     """
     bound_key, search_key, log_prob_key = jax.random.split(rng_key, 3)
     tell = (lambda what: lambda done: on_progress(what, done)) if on_progress else lambda _: None
-    bounds = measure_bounds(
+    elbo, optimal, found = _bounds(
         vae, params, bound_key, search_key, images, encoders, num_samples=num_samples,
         search=search, batch_size=batch_size, on_progress=tell("posteriors"),
     )  # fmt: skip
-    found = bounds.found
     estimate = log_likelihood(
         vae, params, log_prob_key, images, posteriors=found.posteriors if found else None,
         method=method, num_samples=num_importance_samples, batch_size=batch_size,
         on_progress=tell("log p(x)"),
     )  # fmt: skip
-    return Measured(
-        elbo=bounds.elbo,
-        optimal=bounds.optimal,
-        log_prob=np.asarray(estimate.log_prob),
-        ess=np.asarray(estimate.ess),
-        acceptance=np.asarray(estimate.acceptance),
-        kept_start=found.kept_start if found else None,
-        converged=found.converged if found else None,
-        num_steps=found.num_steps if found else None,
-    )
+    quality = (found.kept_start, found.converged, found.num_steps) if found else (None, None, None)
+    return Measured(elbo, optimal, *map(np.asarray, estimate), *quality)
 
 
 def subset(images: Images, num_images: int | None, seed: int) -> np.ndarray:
@@ -108,3 +158,24 @@ def subset(images: Images, num_images: int | None, seed: int) -> np.ndarray:
         raise ValueError(f"num_images is {num_images}; a standard error needs at least 2")
     chosen = np.random.default_rng(seed).choice(len(images), num_images, replace=False)
     return images[np.sort(chosen)]
+
+
+def _bounds(
+    vae: VAE, params: VAEParams, bound_key: jax.Array, search_key: jax.Array, images: Images,
+    encoders: Mapping[str, Any], *, num_samples: int, search: PosteriorSearch | None,
+    batch_size: int, on_progress: Callable[[int], None] | None = None,
+) -> tuple[dict[str, np.ndarray], np.ndarray | None, BestPosteriors | None]:  # fmt: skip
+    """The ELBO [N] of each encoder and, on common noise, of q*; and what the search returned."""
+    options = {"num_samples": num_samples, "batch_size": batch_size}
+    of = lambda encoder: per_image_bounds(
+        vae, params._replace(encoder=encoder), bound_key, images, **options
+    )
+    elbo = {name: np.asarray(of(encoder)) for name, encoder in encoders.items()}
+    if search is None:
+        return elbo, None, None
+    found = best_posteriors(
+        vae, params, search_key, images, encoders=list(encoders.values()), search=search,
+        batch_size=batch_size, on_progress=on_progress,
+    )  # fmt: skip
+    optimal = posterior_bounds(vae, params, bound_key, images, found.posteriors, **options)
+    return elbo, optimal, found

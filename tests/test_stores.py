@@ -8,11 +8,19 @@ import numpy as np
 import pytest
 from small_runs import STEPS, TINY, checksums, logged, run_phases, start_run
 
-from experiments import evaluate, ledger, options, origins, refit, stores, train, workdir
+from experiments import (
+    evaluate,
+    ledger,
+    options,
+    refit,
+    results_json,
+    stores,
+    train,
+    workdir,
+)
 from experiments import run as experiment
 from experiments.config import config_from_json
 from gapjax import checkpoints
-from gapjax.results import schema
 
 _OTHERS = {  # what makes the other run another one, and how its entries are named
     "seed": ({"seed": 1}, "--seed is 1 there and 0 here"),
@@ -20,7 +28,8 @@ _OTHERS = {  # what makes the other run another one, and how its entries are nam
     "setting": ({"learning_rate": 2e-3}, "--learning_rate is 0.002 there and 0.001 here"),
 }
 _ALL = (
-    *origins.UNFINISHED, "train", *schema.REFITS, "evaluation", "effects", "ledger", "compression"
+    *stores.UNFINISHED, "train", *results_json.REFITS, "evaluation", "effects", "ledger",
+    "compression",
 )  # fmt: skip
 
 
@@ -28,14 +37,14 @@ def _whole_run(path, config=TINY):
     """A run with an entry in every store."""
     run_phases(path, config=config, every=1)
     run = start_run(path, config=config)
-    measured = ledger._like(run, ledger.Settings(num_images=4), list(schema.REFITS))
+    measured = ledger._like(run, ledger.Settings(num_images=4), list(results_json.REFITS))
     for epoch in run.epochs:
-        sources = [origins.Source(name, epoch) for name in ("train", *schema.REFITS)]
-        stores.save(run, "ledger", epoch, measured, 0.0, sources=sources, settings={})
-        stores.save(run, "compression", epoch, {"a": np.zeros(1)}, 0.0, sources=sources)
+        made_from = [(name, epoch) for name in ("train", *results_json.REFITS)]
+        stores.save(run, "ledger", epoch, measured, 0.0, made_from=made_from, settings={})
+        stores.save(run, "compression", epoch, {"a": np.zeros(1)}, 0.0, made_from=made_from)
         number = refit._number("control", [epoch])
-        sources = [origins.Source("train", epoch)]
-        stores.save(run, "refit_partial", number, {"a": np.zeros(1)}, 0.0, sources=sources)
+        made_from = [("train", epoch)]
+        stores.save(run, "refit_partial", number, {"a": np.zeros(1)}, 0.0, made_from=made_from)
         step = STEPS * (epoch - 1)
         state, _ = stores.load(run, "train", epoch, stores.state_like(run))
         stores.save(run, "train_partial", step, state, 0.0, step=step, epoch_nats=0.0)
@@ -78,7 +87,7 @@ def _problem(path, store, number):
     run = start_run(path)
     try:
         record = checkpoints.record(path / "checkpoints" / store, number)
-        return origins.mismatch(run, store, number, record)
+        return stores.mismatch(run, store, number, record)
     finally:
         run.workdir.close()
 
@@ -107,7 +116,7 @@ def test_entries_whose_epochs_are_exchanged_are_named(copy):
 
 def test_every_field_of_the_configuration_is_a_part_of_some_origin():
     """Or determines the data, whose checksum is; or only how many entries there are."""
-    named = {name for names in origins._SETTINGS.values() for name in names}
+    named = {name for names in stores._SETTINGS.values() for name in names}
     of_the_data = {"dataset", "binarization", "threshold", "binarization_seed", "levels"}
     assert named | of_the_data | {"preset", "num_epochs", "checkpoint_every"} == {
         *options.Config._fields
@@ -181,57 +190,14 @@ def test_a_configuration_changed_by_hand_is_refused_with_nothing_written(copy, c
     assert {p: p.stat().st_mtime_ns for p in copy.rglob("*") if p.is_file()} == before
 
 
-def test_a_run_of_before_origins_goes_on_with_one_line(copy, undisturbed, capsys):
-    stored = json.loads((copy / "config.json").read_text())
-    del stored["sha256"]
-    (copy / "config.json").write_text(json.dumps(stored))
-    run = start_run(undisturbed)
-    likes = {
-        "train": stores.state_like(run),
-        **dict.fromkeys(schema.REFITS, stores.refitted_like(run)),
-        "evaluation": stores.evaluated_like(run),
-    }
-    run.workdir.close()
-    for store, like in likes.items():
-        for number in _entries(copy, store):
-            folder = copy / "checkpoints" / store
-            tree, record = checkpoints.restore(folder, number, like)
-            del record[origins.ORIGIN]
-            checkpoints.save(folder, number, tree, record)
-    for store in ("effects", *origins.UNFINISHED):
-        shutil.rmtree(copy / "checkpoints" / store)
-    shutil.rmtree(copy / "checkpoints" / "control" / "4")
-    shutil.rmtree(copy / "checkpoints" / "evaluation" / "4")
-    capsys.readouterr()
-    run_phases(copy)
-    out = capsys.readouterr().out
-    assert out.count("not verified") == 1 and "skipped" not in out
-    assert checksums(copy) == checksums(undisturbed)
-    record = checkpoints.record(copy / "checkpoints" / "control", 4)
-    assert record[origins.ORIGIN]["made_from"] == {
-        "train/4": checkpoints.checksum(copy / "checkpoints" / "train", 4)
-    }
-
-
 def test_an_entry_without_an_origin_is_of_no_run_that_records_them(copy):
     folder = copy / "checkpoints" / "control"
     run = start_run(copy)
     tree, record = checkpoints.restore(folder, 4, stores.refitted_like(run))
     run.workdir.close()
-    del record[origins.ORIGIN]
+    del record[stores.ORIGIN]
     checkpoints.save(folder, 4, tree, record)
     assert _problem(copy, "control", 4) == "does not say which run it is of"
-
-
-def test_a_younger_flag_has_its_older_default_in_an_older_entry(copy):
-    """An entry of before --mixture was computed as "random" does."""
-    folder = copy / "checkpoints" / "self_consistent"
-    run = start_run(copy)
-    tree, record = checkpoints.restore(folder, 4, stores.refitted_like(run))
-    run.workdir.close()
-    del record[origins.ORIGIN]["settings"]["mixture"]
-    checkpoints.save(folder, 4, tree, record)
-    assert _problem(copy, "self_consistent", 4) is None
 
 
 def test_a_folder_with_files_that_is_no_run_is_refused(tmp_path):

@@ -1,15 +1,98 @@
-"""Files of the user's: .npz."""
+"""Data sets by name, the digits and .npz files."""
 
 import contextlib
 import hashlib
 import json
+import subprocess
+import sys
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 from small_data import load_error, random_images
 
-from gapjax.data import DatasetError, load_dataset
+from gapjax.data import DATASETS, Dataset, DatasetError, closest_name, load_dataset
+
+_ROOT = Path(__file__).resolve().parents[1]
+
+pytestmark = pytest.mark.usefixtures("no_default_directory")
+
+
+def test_digits_are_scikit_learns_rounded_and_split_once_and_for_all():
+    dataset = load_dataset("digits")
+    assert isinstance(dataset, Dataset)
+    assert dataset.train.shape == (1437, 8, 8)
+    assert dataset.test.shape == (360, 8, 8)
+    assert dataset.event_shape == (8, 8)
+    assert dataset.train.dtype == dataset.test.dtype == np.uint8
+    assert dataset.levels == 2
+    assert set(np.unique(dataset.train)) == {0, 1}
+    assert dataset.provenance["binarization"] == "threshold 0.5"
+    # The split is part of what "digits" means: no release of scikit-learn may change it unseen.
+    expected = "01784d7e3e20808922ea7ded40efca639a70a0a7ace73a7289c06f8717103623"
+    assert dataset.provenance["sha256"] == expected
+
+
+def test_grey_digits_hold_every_digit_once_with_stratified_labels():
+    from sklearn.datasets import load_digits
+
+    grey = load_dataset("grey_digits")
+    assert grey.levels == 17
+    assert grey.provenance["binarization"] == "none"
+    images, labels = load_digits(return_X_y=True)
+    both = np.concatenate([grey.train, grey.test]).reshape(-1, 64)
+    assert sorted(map(bytes, both)) == sorted(map(bytes, images.astype(np.uint8)))
+    label_of = {bytes(x): y for x, y in zip(images.astype(np.uint8), labels, strict=True)}
+    counts = np.bincount([label_of[bytes(x)] for x in grey.test.reshape(-1, 64)], minlength=10)
+    assert np.all(np.abs(counts - 0.2 * np.bincount(labels)) < 1)
+
+    rounded = load_dataset("digits")
+    np.testing.assert_array_equal(rounded.train, grey.train >= 8)
+    assert load_dataset("digits", binarization="none").levels == 17
+
+
+def test_split_and_rounding_depend_on_no_seed():
+    np.random.seed(1)  # noqa: NPY002
+    first = load_dataset("digits", binarization_seed=1)
+    np.random.seed(2)  # noqa: NPY002
+    second = load_dataset("digits", binarization_seed=2)
+    assert first.provenance == second.provenance
+
+
+def test_unknown_names_are_answered_by_the_known_ones(tmp_path):
+    message = load_error("binary-mnst")
+    assert "did you mean 'binary_mnist'" in message
+    assert all(name in message for name in DATASETS)
+    assert "is a directory" in load_error(tmp_path)
+    text = tmp_path / "data.csv"
+    text.write_text("1,2")
+    assert "not an .npz" in load_error(text)
+    for nothing in ("", None, 3, "a\0b"):
+        assert "name_or_path=" in load_error(nothing)
+
+
+def test_a_folder_of_the_same_name_does_not_hide_a_name(tmp_path, monkeypatch):
+    (tmp_path / "digits").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert len(load_dataset("digits").test) == 360
+
+
+def test_the_closest_name_is_one_of_the_known():
+    assert closest_name("Binary-MNST", DATASETS) == "binary_mnist"
+    assert closest_name("grey_digit", {"digits": 1, "grey_digits": 2}) == "grey_digits"
+    assert closest_name("xyz", DATASETS) is None
+    assert closest_name("anything", []) is None
+
+
+def test_importing_is_quick():
+    program = (
+        "import sys, gapjax.data\n"
+        "print([x for x in ('sklearn', 'tensorflow_datasets', 'PIL', 'jax') if x in sys.modules])"
+    )
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=_ROOT)
+    assert done.stdout.strip() == "[]"
 
 
 def test_npz_file(tmp_path):
@@ -26,25 +109,6 @@ def test_npz_file(tmp_path):
     assert provenance["files"] == {"mine.npz": hashlib.sha256(path.read_bytes()).hexdigest()}
     assert (provenance["num_train"], provenance["num_test"]) == (12, 7)
     assert str(tmp_path) not in json.dumps(provenance)
-
-
-def test_checksum_is_of_values_and_shapes(tmp_path):
-    train, test = random_images(12, shape=(4, 4)), random_images(8, 1, shape=(4, 4))
-
-    def checksum(**arrays):
-        np.savez(tmp_path / "x.npz", **arrays)
-        return load_dataset(tmp_path / "x.npz").provenance["sha256"]
-
-    first = checksum(train=train, test=test)
-    assert checksum(x_test=test.astype(np.int64), x_train=np.asfortranarray(train)) == first
-    assert checksum(train=train.reshape(12, 2, 8), test=test.reshape(8, 2, 8)) != first
-    assert checksum(train=test, test=train) != first
-    # The same bytes, but the border between the parts elsewhere.
-    whole = np.concatenate([train, test])
-    assert checksum(train=whole[:8], test=whole[8:]) != first
-    changed = test.copy()
-    changed[-1, -1, -1] ^= 1
-    assert checksum(train=train, test=changed) != first
 
 
 def test_levels_of_an_npz_file(tmp_path):
@@ -65,35 +129,6 @@ def test_levels_of_an_npz_file(tmp_path):
     for levels in (1, 300, 2.5, [2, 3], True):
         np.savez(path, train=x, test=x, levels=levels)
         assert "2 to 256" in load_error(path)
-
-
-@pytest.mark.parametrize(
-    ("train", "words"),
-    [
-        (np.zeros((4, 4), np.float32), ["'train'", "float32", "uint8"]),
-        (np.full((4, 4), np.nan), ["float64", "NaN", "uint8"]),
-        (np.zeros((4, 4), complex), ["complex128"]),
-        (np.full((4, 4), "a"), ["<U1"]),
-        (np.full((4, 4), -1), ["-1"]),
-        (np.full((4, 4), 256), ["256", "255"]),
-        (np.full((4, 4), 2**63, np.uint64), [str(2**63)]),
-        (np.zeros((0, 4), np.uint8), ["(0, 4)", "empty"]),
-        (np.zeros((4, 0), np.uint8), ["(4, 0)", "empty"]),
-        (np.zeros(4, np.uint8), ["(4,)", "[N, *event]"]),
-        (np.zeros((), np.uint8), ["()", "[N, *event]"]),
-        (np.zeros((4, 5), np.uint8), ["(5,)", "(4,)", "same"]),
-        (np.zeros((4, 2, 2), np.uint8), ["(2, 2)", "(4,)"]),
-    ],
-)
-def test_unusable_arrays(tmp_path, train, words):
-    np.savez(tmp_path / "x.npz", train=train, test=np.ones((3, 4), np.uint8))
-    message = load_error(tmp_path / "x.npz")
-    assert all(word in message for word in words), message
-
-
-def test_unusable_test_arrays_are_named(tmp_path):
-    np.savez(tmp_path / "x.npz", train=np.ones((3, 4), np.uint8), test=np.ones((3, 4)))
-    assert "'test'" in load_error(tmp_path / "x.npz")
 
 
 def test_damaged_npz_files(tmp_path):

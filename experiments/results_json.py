@@ -1,10 +1,8 @@
 """The form of results.json: its types, how a row is made from evaluations, reading and writing.
 
 Every program that writes results.json and every one that reads it takes the form from here. Keys
-may be added, not renamed. Those marked `NotRequired` are missing from files of older versions.
-
-A number that is not known, such as the standard error of a mean over one image, is NaN in memory
-and null in the file.
+may be added, not renamed; those marked `NotRequired` are of some runs or refits. A number that is
+not known, such as the standard error of a mean over one image, is NaN in memory, null in the file.
 """
 
 import json
@@ -17,8 +15,7 @@ from jax.typing import ArrayLike
 
 from gapjax.measure.statistics import effective_number
 from gapjax.results import estimates
-from gapjax.results.estimates import Evaluation, paired_difference, summarize
-from gapjax.results.gaps import inference_gaps
+from gapjax.results.estimates import Evaluation, inference_gaps, paired_difference, summarize
 
 VERSION = 1
 REFITS = ("self_consistent", "control", "optimal")
@@ -38,10 +35,10 @@ class Mean(TypedDict):
 class Difference(Mean):
     """A paired difference over images; see `gapjax.Difference`."""
 
-    median: NotRequired[float]
-    better: NotRequired[float]  # fraction_improved
-    better_stderr: NotRequired[float | None]
-    num_effective: NotRequired[float]
+    median: float
+    better: float  # fraction_improved
+    better_stderr: float | None
+    num_effective: float
 
 
 class Curve(TypedDict):
@@ -55,9 +52,9 @@ class Curve(TypedDict):
 class RefitRecord(TypedDict):
     """What one refit did."""
 
-    steps: NotRequired[int]
+    steps: int
     curve: Curve
-    train_objective_bpd: NotRequired[list[float]]
+    train_objective_bpd: list[float]
     converged: NotRequired[bool]
     last_improvement: NotRequired[float]
 
@@ -99,7 +96,7 @@ class Checkpoint(TypedDict):
     gain: Difference
     gain_over_control: Difference
     gap_closed: float | None
-    gap_closed_stderr: NotRequired[float | None]
+    gap_closed_stderr: float | None
     self_consistent_averaged: NotRequired[Mean]
     control_averaged: NotRequired[Mean]
     gain_averaged: NotRequired[Difference]
@@ -137,13 +134,13 @@ class Results(TypedDict):
     event_shape: list[int]
     config: dict[str, Any]
     environment: dict[str, Any]
-    data: NotRequired[dict[str, Any]]
-    num_eval_samples: NotRequired[int]
+    data: dict[str, Any]
+    num_eval_samples: int
     checkpoints: list[Checkpoint]
-    best: NotRequired[Best]
+    best: Best
     claims: list[Claim]
     seconds: dict[str, float]
-    notes: NotRequired[list[str]]
+    notes: list[str]
 
 
 def checkpoint_row(
@@ -151,7 +148,7 @@ def checkpoint_row(
     evaluations: Mapping[str, Evaluation],
     refits: Mapping[Refit, RefitRecord] | None = None,
 ) -> Checkpoint:
-    """A row of results.json.
+    """A row of results.json, with paired differences.
 
     Args:
       epoch: of the checkpoint.
@@ -160,9 +157,6 @@ def checkpoint_row(
         "self_consistent_averaged" and "control_averaged", they are compared as well; every other
         set is given with its mean.
       refits: what the refits did.
-
-    Returns:
-      The row; its differences are paired.
     """
     tested = {name: evaluations[name] for name in ("test", *REFITS)}
     row: dict[str, Any] = {
@@ -184,13 +178,8 @@ def effects(measured: Mapping[str, Mapping[str, Any]], tested: Mapping[str, Eval
     """What self-consistent training and its control gain on each kind of image.
 
     Args:
-      measured: for "model" and "train": "bpd", per image [N] by the name of each encoder
-        ("as_trained", "control", "self_consistent"), and "gradient", the norms [M] of
-        `gapjax.encoder_gradient_norms`.
+      measured: what `experiments.effects.measure` gives, for "model" and "train".
       tested: the evaluations of the test set: "test" (as trained) and those of the refits.
-
-    Returns:
-      The entry "effects" of a row.
     """
     entry = {}
     for name, of_kind in measured.items():
@@ -226,11 +215,7 @@ def plain(value: Any) -> Any:
 
 
 def loads(text: str) -> Results:
-    """Reads results.json, of this version or an older one.
-
-    Raises:
-      ValueError: it is not JSON, not a results.json, or of a version that is not known here.
-    """
+    """Reads results.json; ValueError if it is not JSON, or not of this form."""
     results = json.loads(text)
     if not isinstance(results, dict) or results.get("schema") != VERSION:
         found = results.get("schema") if isinstance(results, dict) else type(results).__name__
@@ -249,13 +234,10 @@ def loads(text: str) -> Results:
 def difference(compared: estimates.Difference) -> Difference:
     """A paired difference under the names that files have."""
     return {
-        "bpd": compared.bpd,
-        "stderr": compared.stderr,
-        "median": compared.median,
-        "better": compared.fraction_improved,
-        "better_stderr": compared.fraction_improved_stderr,
+        "bpd": compared.bpd, "stderr": compared.stderr, "median": compared.median,
+        "better": compared.fraction_improved, "better_stderr": compared.fraction_improved_stderr,
         "num_effective": compared.num_effective,
-    }
+    }  # fmt: skip
 
 
 def _mean(evaluation: Evaluation) -> Mean:
@@ -263,22 +245,16 @@ def _mean(evaluation: Evaluation) -> Mean:
 
 
 def _gaps(evaluations: Mapping[str, Evaluation]) -> dict[str, Any]:
-    gaps = inference_gaps(
-        *(evaluations[name] for name in ("test", "optimal", "self_consistent", "control"))
-    )
-    return {
-        "inference_gap": difference(gaps.inference_gap),
-        "gain": difference(gaps.gain),
-        "gain_over_control": difference(gaps.gain_over_control),
-        "gap_closed": gaps.gap_closed,
-        "gap_closed_stderr": gaps.gap_closed_stderr,
-    }
+    order = ("test", "optimal", "self_consistent", "control")
+    gaps = inference_gaps(*(evaluations[name] for name in order))
+    keys = ("inference_gap", "gain", "gain_over_control")
+    compared = {key: difference(getattr(gaps, key)) for key in keys}
+    return compared | {key: getattr(gaps, key) for key in ("gap_closed", "gap_closed_stderr")}
 
 
 def _effect(trained: Evaluation, by_encoder: Mapping[str, Evaluation]) -> dict[str, Any]:
-    gains = {kind: difference(paired_difference(trained, by_encoder[kind])) for kind in AVERAGED}
-    return {"as_trained": _mean(trained), "control": gains["control"],
-            "self_consistent": gains["self_consistent"]}  # fmt: skip
+    gain = lambda kind: difference(paired_difference(trained, by_encoder[kind]))
+    return {"as_trained": _mean(trained), **{k: gain(k) for k in ("control", "self_consistent")}}
 
 
 def _gradient(norms: ArrayLike) -> GradientRecord:

@@ -11,17 +11,11 @@ _UNKNOWN = (
 
 
 def claims(checkpoints: list[dict], alpha: float) -> list[dict]:
-    """Tests the paper's claims.
+    """Tests the paper's claims on the checkpoints of results.json, ascending in epoch.
 
-    Args:
-      checkpoints: those of results.json, ascending in epoch.
-      alpha: share of model samples in self-consistent training.
-
-    Returns:
-      {"claim", "value", "threshold", "holds", "detail"} for each claim. Claims about the course of
-      training need several checkpoints, and those about self-consistent training need alpha > 0;
-      otherwise they are left out. A number that is not known is None, and "holds" is None where
-      the claim cannot be judged, as with one test image, which has no standard error.
+    Gives {"claim", "value", "threshold", "holds", "detail"} for each. Claims about the course of
+    training need several checkpoints, and those about self-consistent training need alpha > 0. A
+    number that is not known is None, and so is "holds" where the claim cannot be judged.
     """
     last = checkpoints[-1]
     verdicts = _of_training(checkpoints) if len(checkpoints) > 1 else []
@@ -123,15 +117,8 @@ def _finite(value: float) -> float | None:
 def sign_test_contradicts_mean(difference: Mapping[str, Any]) -> bool:
     """Whether the sign of a mean difference is contradicted by a sign test over images.
 
-    The sign test compares the share of images that are improved with one half. It contradicts the
-    mean if it differs from one half by more than two standard errors, in the other direction.
-
-    Args:
-      difference: the fields of a `gapjax.Difference`, as in results.json.
-
-    Returns:
-      True if it does. False if not, or if the share or its standard error is missing, as in files
-      of older versions or with one image.
+    It is if the share of images that are improved differs from one half by more than two standard
+    errors, in the other direction.
     """
     if any(difference.get(key) is None for key in ("better", "better_stderr", "bpd")):
         return False

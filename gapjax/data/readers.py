@@ -1,0 +1,273 @@
+"""Loading a data set by its name, or from an .npz file of the user's."""
+
+import difflib
+import hashlib
+import io
+import os
+import pathlib
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from gapjax.data.dataset import (
+    MAX_LEVELS,
+    Dataset,
+    DatasetError,
+    Stored,
+    as_dataset,
+    check_binarization,
+    check_levels,
+    one_line,
+    reason,
+    unusable,
+)
+from gapjax.data.mnist import read_binarized_mnist, read_mnist
+
+_DIGITS_LEVELS = 17
+_CURE = "save it again with numpy.savez(file, train=..., test=...)"
+
+
+def _read_digits(name: str, _: pathlib.Path | None) -> Stored:
+    """Reads scikit-learn's digits, split 1,437 to 360 and stratified by label."""
+    try:
+        from sklearn.datasets import load_digits
+        from sklearn.model_selection import train_test_split
+    except ImportError as error:
+        raise DatasetError(
+            f"data set {name!r} needs scikit-learn ({reason(error)}); pip install scikit-learn, "
+            "or install gapjax with its extra 'experiments'"
+        ) from error
+    images, labels = load_digits(return_X_y=True)
+    images = images.reshape(-1, 8, 8).astype(np.uint8)
+    # The split is part of the data set and depends on no seed of the user's.
+    parts = train_test_split(images, test_size=0.2, random_state=0, stratify=labels)
+    source = "scikit-learn load_digits, fixed stratified split with 20 % for the test"
+    return Stored(name, *map(np.asarray, parts), levels=_DIGITS_LEVELS, source=source)
+
+
+class _Entry(NamedTuple):
+    """A named data set."""
+
+    read: Callable[[str, pathlib.Path | None], Stored]
+    levels: int  # as stored
+    binarization: str  # the default
+    grey_name: str = ""  # for a name that promises binary data: the name of its grey levels
+
+
+_ENTRIES: dict[str, _Entry] = {
+    "digits": _Entry(_read_digits, _DIGITS_LEVELS, "threshold"),
+    "grey_digits": _Entry(_read_digits, _DIGITS_LEVELS, "none"),
+    "mnist": _Entry(read_mnist, 256, "none"),
+    "grey_mnist": _Entry(read_mnist, 256, "none"),
+    "binary_mnist": _Entry(read_mnist, 256, "threshold", grey_name="mnist"),
+    "binarized_mnist": _Entry(read_binarized_mnist, 2, "none"),
+}
+DATASETS: tuple[str, ...] = tuple(_ENTRIES)
+
+
+def load_dataset(
+    name_or_path: str | os.PathLike[str],
+    *,
+    data_dir: str | os.PathLike[str] | None = None,
+    binarization: str | None = None,
+    threshold: float = 0.5,
+    binarization_seed: int = 0,
+    levels: int | None = None,
+) -> Dataset:
+    """Loads a data set by its name, or from a file.
+
+    | name            | event    | levels | contents                                               |
+    |-----------------|----------|--------|--------------------------------------------------------|
+    | digits          | (8, 8)   | 2      | scikit-learn's 1,797 handwritten digits, rounded [1]   |
+    | grey_digits     | (8, 8)   | 17     | the same with all their levels                         |
+    | mnist           | (28, 28) | 256    | 60,000 and 10,000 handwritten digits [2]               |
+    | grey_mnist      | (28, 28) | 256    | an alias of mnist                                      |
+    | binary_mnist    | (28, 28) | 2      | mnist, pixel / 255 >= 0.5                              |
+    | binarized_mnist | (28, 28) | 2      | a published random binarization, 50,000 and 10,000 [3] |
+
+    The digits are split into 1,437 and 360, stratified by label. No split depends on a seed.
+
+    MNIST is looked for
+
+    1. in `data_dir`, prepared by TensorFlow Datasets (TFDS): a folder `mnist/3.0.1`;
+    2. in `data_dir`, as the published IDX files, gzipped or not, with checksums verified. If
+       TensorFlow is installed and all four files are there, TFDS prepares them (once, into its
+       default directory, in some 20 seconds) and the result is read. Otherwise, or if that fails,
+       the files are read directly;
+    3. without a `data_dir`, in TFDS's default directory (`TFDS_DATA_DIR`, by default
+       `~/tensorflow_datasets`). If it is not there, TFDS downloads and prepares it.
+
+    Only preparing needs TensorFlow. TFDS shuffles what it prepares. The published order is restored
+    and verified, so that every way gives the same arrays. `binarized_mnist` is looked for in the
+    same way, except that its files are not read directly.
+
+    An `.npz` file holds integer arrays `train` and `test` (or, with Keras's names, `x_train` and
+    `x_test`), [N, *event], and may hold a scalar `levels`.
+
+    Args:
+      name_or_path: One of `DATASETS`, or the path of an `.npz` file.
+      data_dir: The folder to find MNIST in, as above. The digits and `.npz` files do not need it.
+      binarization: "threshold": pixel / (levels - 1) >= threshold. "stochastic": a pixel is 1 with
+        probability pixel / (levels - 1), drawn once and independently for each part. "none": as
+        stored. None: what the name stands for; "none" for a file.
+      threshold: In (0, 1]; for "threshold" alone.
+      binarization_seed: A non-negative integer; for "stochastic" alone.
+      levels: Number of pixel levels as stored (before any binarization), 2 to 256. None: what the
+        name stands for; for a file, its own `levels` if it has them, otherwise 2 if no pixel is
+        above 1, else 256.
+
+    Raises:
+      DatasetError: if an argument is wrong, or the data are missing or not usable.
+
+    References:
+      [1] Alpaydin, Kaynak. Optical Recognition of Handwritten Digits. UCI repository, 1998.
+      [2] LeCun, Cortes, Burges. The MNIST database of handwritten digits. 1998.
+      [3] Larochelle, Murray. The Neural Autoregressive Distribution Estimator. AISTATS 2011; with
+        the binarization of Salakhutdinov, Murray. ICML 2008.
+    """
+    check_binarization(binarization, threshold, binarization_seed)
+    if levels is not None:
+        check_levels("levels", levels)
+    name = _path_text("name_or_path", name_or_path)
+    folder = None if data_dir is None else pathlib.Path(_path_text("data_dir", data_dir))
+    if name in _ENTRIES:
+        _check_named(name, binarization, levels)
+        stored = _ENTRIES[name].read(name, folder)
+        method = binarization or _ENTRIES[name].binarization
+    elif name.lower().endswith(".npz"):
+        stored, method = _read_npz(pathlib.Path(name), levels), binarization or "none"
+    else:
+        raise _unknown_name(name)
+    return as_dataset(stored, method, threshold, binarization_seed)
+
+
+def named_levels(name: str, binarization: str | None) -> int | None:
+    """The number of pixel levels of a named data set, which need not be there; None for a file."""
+    entry = _ENTRIES.get(name)
+    if entry is None:
+        return None
+    return entry.levels if (binarization or entry.binarization) == "none" else 2
+
+
+def closest_name(name: str, names: Iterable[str]) -> str | None:
+    """The known name that is most like an unknown one; capitals and hyphens do not count."""
+    wanted = name.lower().replace("-", "_")
+    return next(iter(difflib.get_close_matches(wanted, list(names), n=1, cutoff=0.5)), None)
+
+
+def _path_text(argument: str, value: object) -> str:
+    """A name or path as text, with ~ expanded; `argument` is its name in the error message."""
+    try:
+        text = os.fspath(value)  # type: ignore[call-overload,arg-type]
+    except TypeError:
+        text = ""
+    if not isinstance(text, str) or not text or "\0" in text:
+        raise unusable(argument, value, "is not a name or path")
+    return os.path.expanduser(text)
+
+
+def _unknown_name(name: str) -> DatasetError:
+    known = f"give one of {', '.join(DATASETS)}, or the path of an .npz file"
+    if os.path.isdir(name):
+        return DatasetError(f"name_or_path={name!r} is a directory; {known}")
+    if os.path.exists(name):
+        return DatasetError(f"name_or_path={name!r} is not an .npz file; {known}")
+    close = closest_name(name, DATASETS)
+    hint = f" (did you mean {close!r}?)" if close else ""
+    return DatasetError(f"unknown data set {one_line(repr(name))}{hint}; {known}")
+
+
+def _check_named(name: str, binarization: str | None, levels: int | None) -> None:
+    """Raises where an argument contradicts the name; known without the data."""
+    entry = _ENTRIES[name]
+    if levels is not None and levels != entry.levels:
+        stored = f"which is stored with {entry.levels}"
+        raise DatasetError(f"levels={levels} does not fit {name!r}, {stored}; leave it out")
+    if binarization == "none" and entry.grey_name:
+        raise DatasetError(
+            f"binarization='none' contradicts {name!r}; for its grey levels use {entry.grey_name!r}"
+        )
+    if binarization not in (None, "none") and entry.levels == 2:
+        raise DatasetError(
+            f"binarization={binarization!r} does not fit {name!r}, which is binary already; "
+            "to binarize anew use 'binary_mnist'"
+        )
+
+
+def _read_npz(path: pathlib.Path, levels: int | None) -> Stored:
+    """Reads an .npz file; `load_dataset` describes its contents and `levels`."""
+    content = _read_bytes(path)
+    arrays, own_levels = _read_arrays(path, content)
+    if own_levels is not None:
+        own = check_levels(f"'levels' of {path.name!r}: levels", own_levels)
+        if levels is not None and levels != own:
+            raise DatasetError(
+                f"levels={levels} does not fit {path.name!r}, which says levels={own}; leave it out"
+            )
+        levels = own
+    train, test = (_as_uint8(x, part, path.name) for part, x in arrays.items())
+    if levels is None:
+        levels = 2 if max(train.max(initial=0), test.max(initial=0)) <= 1 else MAX_LEVELS
+    files = {path.name: hashlib.sha256(content).hexdigest()}
+    source = f"the file {path.name}"
+    return Stored(path.name, train, test, int(levels), source, files=files)
+
+
+def _read_bytes(path: pathlib.Path) -> bytes:
+    if not path.exists():
+        raise DatasetError(f"name_or_path={str(path)!r} does not exist; give an .npz file")
+    if not path.is_file():
+        raise DatasetError(f"name_or_path={str(path)!r} is a directory; give an .npz file")
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DatasetError(f"{str(path)!r} cannot be read ({reason(error)})") from error
+    if content[:2] != b"PK":
+        raise DatasetError(f"{str(path)!r} is not an .npz file, or truncated or corrupt; {_CURE}")
+    return content
+
+
+def _read_arrays(path: pathlib.Path, content: bytes) -> tuple[dict[str, Any], Any]:
+    """The arrays "train" and "test" of an archive, and its `levels` if it has them."""
+    arrays: dict[str, Any] = {}
+    # A damaged archive raises errors of many types, from zipfile, zlib and NumPy's parser.
+    try:
+        with np.load(io.BytesIO(content), allow_pickle=False) as archive:
+            names = set(archive.files)
+            for prefix in ("", "x_"):
+                if {f"{prefix}train", f"{prefix}test"} <= names:
+                    arrays = {part: archive[prefix + part] for part in ("train", "test")}
+                    break
+            own_levels = archive["levels"] if "levels" in names else None
+        for part, x in arrays.items():
+            if not isinstance(x, np.ndarray):  # NumPy returns members in other formats as bytes
+                raise ValueError(f"{part!r} is not an array")
+    except Exception as error:
+        raise DatasetError(
+            f"{str(path)!r} is truncated, corrupt or holds Python objects ({reason(error)}); "
+            f"{_CURE}"
+        ) from error
+    if not arrays:
+        raise DatasetError(
+            f"{str(path)!r} holds {one_line(sorted(names))}, not 'train' and 'test' (nor 'x_train'"
+            f" and 'x_test'); {_CURE}"
+        )
+    return arrays, own_levels
+
+
+def _as_uint8(x: np.ndarray, part: str, name: str) -> np.ndarray:
+    """Integers from 0 to 255 as uint8 in C order."""
+    what = f"{part!r} of {name!r}"
+    if x.dtype.kind not in "uib":
+        nan = " and contains NaN" if x.dtype.kind in "fc" and np.isnan(x).any() else ""
+        raise DatasetError(
+            f"{what} has dtype {x.dtype}{nan}; give integers 0 to levels - 1, for x in [0, 1] "
+            "for example numpy.round(255 * x).astype(numpy.uint8)"
+        )
+    if x.size and (x.min() < 0 or x.max() >= MAX_LEVELS):
+        raise DatasetError(
+            f"{what} has values from {x.min()} to {x.max()}; give integers 0 to levels - 1, "
+            f"at most {MAX_LEVELS - 1}"
+        )
+    return np.array(x, dtype=np.uint8, order="C")

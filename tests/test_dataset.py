@@ -1,0 +1,126 @@
+"""What turns the arrays of any reader into a `Dataset`: arguments, checks, binarization."""
+
+import numpy as np
+import pytest
+from small_data import load_error, random_images
+
+from gapjax.data import load_dataset
+
+pytestmark = pytest.mark.usefixtures("no_default_directory")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"binarization": "round"}, ["binarization='round'", "threshold, stochastic, none"]),
+        ({"threshold": 0.0}, ["threshold=0.0", "above 0"]),
+        ({"threshold": 1.5}, ["threshold=1.5"]),
+        ({"threshold": float("nan")}, ["threshold=nan"]),
+        ({"threshold": "half"}, ["threshold='half'"]),
+        ({"binarization_seed": -1}, ["binarization_seed=-1", "non-negative"]),
+        ({"binarization_seed": 1.5}, ["binarization_seed=1.5"]),
+        ({"binarization_seed": True}, ["binarization_seed=True"]),
+        ({"levels": 1}, ["levels=1", "2 to 256"]),
+        ({"levels": 257}, ["levels=257"]),
+        ({"levels": 16.0}, ["levels=16.0"]),
+        ({"levels": 16}, ["levels=16", "'digits'", "17"]),
+    ],
+)
+def test_unusable_arguments(arguments, words):
+    message = load_error("digits", **arguments)
+    assert all(word in message for word in words), message
+
+
+@pytest.mark.parametrize(
+    ("train", "words"),
+    [
+        (np.zeros((4, 4), np.float32), ["'train'", "float32", "uint8"]),
+        (np.full((4, 4), np.nan), ["float64", "NaN", "uint8"]),
+        (np.zeros((4, 4), complex), ["complex128"]),
+        (np.full((4, 4), "a"), ["<U1"]),
+        (np.full((4, 4), -1), ["-1"]),
+        (np.full((4, 4), 256), ["256", "255"]),
+        (np.full((4, 4), 2**63, np.uint64), [str(2**63)]),
+        (np.zeros((0, 4), np.uint8), ["(0, 4)", "empty"]),
+        (np.zeros((4, 0), np.uint8), ["(4, 0)", "empty"]),
+        (np.zeros(4, np.uint8), ["(4,)", "[N, *event]"]),
+        (np.zeros((), np.uint8), ["()", "[N, *event]"]),
+        (np.zeros((4, 5), np.uint8), ["(5,)", "(4,)", "same"]),
+        (np.zeros((4, 2, 2), np.uint8), ["(2, 2)", "(4,)"]),
+    ],
+)
+def test_unusable_arrays(tmp_path, train, words):
+    np.savez(tmp_path / "x.npz", train=train, test=np.ones((3, 4), np.uint8))
+    message = load_error(tmp_path / "x.npz")
+    assert all(word in message for word in words), message
+
+
+def test_unusable_test_arrays_are_named(tmp_path):
+    np.savez(tmp_path / "x.npz", train=np.ones((3, 4), np.uint8), test=np.ones((3, 4)))
+    assert "'test'" in load_error(tmp_path / "x.npz")
+
+
+def test_checksum_is_of_values_and_shapes(tmp_path):
+    train, test = random_images(12, shape=(4, 4)), random_images(8, 1, shape=(4, 4))
+
+    def checksum(**arrays):
+        np.savez(tmp_path / "x.npz", **arrays)
+        return load_dataset(tmp_path / "x.npz").provenance["sha256"]
+
+    first = checksum(train=train, test=test)
+    assert checksum(x_test=test.astype(np.int64), x_train=np.asfortranarray(train)) == first
+    assert checksum(train=train.reshape(12, 2, 8), test=test.reshape(8, 2, 8)) != first
+    assert checksum(train=test, test=train) != first
+    # The same bytes, but the border between the parts elsewhere.
+    whole = np.concatenate([train, test])
+    assert checksum(train=whole[:8], test=whole[8:]) != first
+    changed = test.copy()
+    changed[-1, -1, -1] ^= 1
+    assert checksum(train=train, test=changed) != first
+
+
+def test_stochastic_binarization_is_drawn_once_from_the_grey_levels():
+    grey = load_dataset("grey_digits")
+    dataset = load_dataset("digits", binarization="stochastic", binarization_seed=3)
+    again = load_dataset("digits", binarization="stochastic", binarization_seed=3)
+    other = load_dataset("digits", binarization="stochastic", binarization_seed=4)
+    assert dataset.levels == 2
+    assert dataset.provenance["binarization"] == "stochastic, seed 3"
+    np.testing.assert_array_equal(dataset.train, again.train)
+    np.testing.assert_array_equal(dataset.test, again.test)
+    assert dataset.provenance["sha256"] != other.provenance["sha256"]
+    for level in range(17):
+        drawn = dataset.train[grey.train == level]
+        if level in (0, 16):
+            assert np.all(drawn == level // 16)
+        else:
+            error = np.sqrt(level / 16 * (1 - level / 16) / drawn.size)
+            assert abs(drawn.mean() - level / 16) < 5 * error
+
+
+def test_stochastic_binarization_draws_either_part_on_its_own(tmp_path):
+    same = np.full((50, 16), 100, np.uint8)
+    np.savez(tmp_path / "same.npz", train=same, test=same)
+    dataset = load_dataset(tmp_path / "same.npz", binarization="stochastic")
+    assert not np.array_equal(dataset.train, dataset.test)
+
+
+@pytest.mark.parametrize(
+    ("threshold", "lowest"), [(0.5, 128), (1.0, 255), (100 / 255, 100), (1e-9, 1)]
+)
+def test_threshold_is_met_from_its_level_up(tmp_path, threshold, lowest):
+    levels = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    np.savez(tmp_path / "all.npz", train=levels, test=levels)
+    dataset = load_dataset(tmp_path / "all.npz", binarization="threshold", threshold=threshold)
+    np.testing.assert_array_equal(dataset.train, levels >= lowest)
+    assert dataset.provenance["binarization"] == f"threshold {threshold:g}"
+
+
+def test_what_is_binary_is_not_binarized_again(tmp_path):
+    bits = random_images(10, shape=(4,), levels=2)
+    np.savez(tmp_path / "bits.npz", train=bits, test=bits)
+    for method in ("threshold", "stochastic"):
+        assert "binary already" in load_error(tmp_path / "bits.npz", binarization=method)
+        # Known without the data, so said without them.
+        assert "binary already" in load_error("binarized_mnist", binarization=method)
+    assert "'mnist'" in load_error("binary_mnist", binarization="none")
