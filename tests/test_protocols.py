@@ -183,8 +183,10 @@ def test_a_prior_that_holds_arrays_works_everywhere(linear):
     again, _ = gapjax.train(same, gapjax.data_source(images), rng_key, **options)
     assert_same_bits(again, state)
     assert num_programs() == before
-    refit = gapjax.self_consistent(vae, state.params, images, rng_key, **options)
+    for model in (same, vae):
+        refit = gapjax.self_consistent(model, state.params, images, rng_key, **options)
     assert np.isfinite(curve.loss_bpd[0]) and np.isfinite(refit.curve.loss_bpd[0])
+    assert num_programs() == before + 1
     # The same prior by the closed form: only the estimate of the KL differs.
     ours, theirs = (
         gapjax.evaluate(model, linear.exact, rng_key, images, num_samples=4)

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from jax.scipy.ndimage import map_coordinates
 from jax.typing import ArrayLike
 
-from gapjax.fit.sources import DerivedSource, Plan, Source, as_source
+from gapjax import parallel
+from gapjax.fit.sources import DerivedSource, OfModel, Plan, Source, as_source
 from gapjax.measure.bounds import Images
 from gapjax.vae import VAE, VAEParams, sample
 
@@ -33,7 +34,7 @@ def reconstruction_source(
       params: encoder and decoder that make the reconstructions.
       images: training images [N, *event], or a source of them, whose dtype and number they have.
     """
-    return ReconstructionSource(params, as_source(images), vae)
+    return ReconstructionSource(params, as_source(images), parallel.Static({"vae": vae}))
 
 
 def interpolation_source(
@@ -66,7 +67,8 @@ def interpolation_source(
     if partner not in PARTNERS:
         raise ValueError(f"partner is {partner!r}; it must be one of {', '.join(PARTNERS)}")
     angle = jnp.asarray(max_angle, jnp.float32)
-    return InterpolationSource(params, as_source(images), angle, vae, partner)
+    static = parallel.Static({"vae": vae})
+    return InterpolationSource(params, as_source(images), angle, static, partner)
 
 
 def augmented_source(
@@ -122,12 +124,12 @@ def noisy_source(source: Source, rate: ArrayLike) -> "NoisySource":
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class ReconstructionSource(DerivedSource):
+class ReconstructionSource(DerivedSource, OfModel):
     """See `reconstruction_source`. The plan is that of the source of images."""
 
     params: VAEParams
     source: Source
-    vae: VAE = dataclasses.field(metadata=_STATIC)
+    static: parallel.Static = dataclasses.field(metadata=_STATIC)
 
     def draw(self, plan: Plan, rng_key: jax.Array, position: jax.Array) -> jax.Array:
         """An image, encoded and decoded."""
@@ -140,13 +142,13 @@ class ReconstructionSource(DerivedSource):
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class InterpolationSource(DerivedSource):
+class InterpolationSource(DerivedSource, OfModel):
     """See `interpolation_source`. The plan is that of the source of images."""
 
     params: VAEParams
     source: Source
     max_angle: jax.Array
-    vae: VAE = dataclasses.field(metadata=_STATIC)
+    static: parallel.Static = dataclasses.field(metadata=_STATIC)
     partner: str = dataclasses.field(metadata=_STATIC)
 
     def draw(self, plan: Plan, rng_key: jax.Array, position: jax.Array) -> jax.Array:

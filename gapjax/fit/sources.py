@@ -22,6 +22,7 @@ import numpy as np
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
+from gapjax import parallel
 from gapjax.measure.bounds import Images
 from gapjax.model.checks import check_array
 from gapjax.vae import VAE, Params, sample_model
@@ -63,6 +64,17 @@ class DerivedSource:
         return self.source.begin_epoch(rng_key)
 
 
+class OfModel:
+    """What sources of a model's draws share: the model, compared as programs compare theirs."""
+
+    static: parallel.Static
+
+    @property
+    def vae(self) -> VAE:
+        """The model."""
+        return self.static.values["vae"]
+
+
 def data_source(images: Images) -> "DataSource":
     """The empirical distribution of `images`: each once per epoch, in a new random order.
 
@@ -80,7 +92,7 @@ def model_source(vae: VAE, decoder_params: Params, num_examples: int) -> "ModelS
       decoder_params: theta.
       num_examples: number of draws that count as an epoch.
     """
-    return ModelSource(decoder_params, vae, num_examples)
+    return ModelSource(decoder_params, parallel.Static({"vae": vae}), num_examples)
 
 
 def mixture_source(
@@ -285,11 +297,11 @@ class DataSource:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class ModelSource:
+class ModelSource(OfModel):
     """See `model_source`. There is no plan."""
 
     decoder_params: Params
-    vae: VAE = dataclasses.field(metadata=_STATIC)
+    static: parallel.Static = dataclasses.field(metadata=_STATIC)
     num_examples: int = dataclasses.field(metadata=_STATIC)
 
     def begin_epoch(self, rng_key: jax.Array) -> None:
