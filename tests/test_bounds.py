@@ -1,4 +1,4 @@
-"""`model/bounds`: bounds are log p(x) where that is known, and fall short of it by what is missing."""
+"""`model/bounds`: log p(x) where that is known, and less by what is known to be missing."""
 
 import functools
 import math
