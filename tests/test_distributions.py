@@ -6,11 +6,10 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpyro.distributions as dist
 import pytest
 import scipy.stats
 
-from gapjax.model.distributions import DiscretizedLogistic, from_free, to_free
+from gapjax.model.distributions import DiscretizedLogistic
 
 LEVELS = [2, 17, 256]
 WEIGHTS = [0.0, 2.56e-5, 0.3]  # of the uniform: none, the default of grey images, plain to see
@@ -229,6 +228,19 @@ def test_mean_is_the_sum_over_levels(levels, weight):
     np.testing.assert_allclose(mean, expected, rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.parametrize("levels, weight", [(2, 0.0), (17, 0.02), (256, 0.0)])
+def test_an_interval_has_the_sum_of_its_levels(levels, weight):
+    loc, scale = np.meshgrid([-0.3, 0.0, 0.1, 0.52, 0.999, 1.2], [0.0009, 0.004, 0.03, 0.4])
+    loc, scale = loc.ravel().astype(np.float32), scale.ravel().astype(np.float32)
+    probs = np.exp(_all_log_probs(loc, scale, levels, weight).astype(np.float64))
+    pixels = DiscretizedLogistic(jnp.asarray(loc), scale, levels, uniform_weight=weight)
+    ends = np.array([(0, levels - 1), (0, 0), (levels // 3, levels // 2), (1, levels - 1)])
+    between = jax.jit(jax.vmap(pixels.log_prob_between))(*ends.T)
+    for (first, last), found in zip(ends, np.exp(np.asarray(between, np.float64)), strict=True):
+        expected = probs[:, first : last + 1].sum(-1)
+        np.testing.assert_allclose(found, expected, rtol=2e-4, atol=1e-30)
+
+
 @pytest.mark.parametrize("levels", [1, 0, -3])
 def test_fewer_than_two_levels_are_refused(levels):
     with pytest.raises(ValueError, match=f"levels is {levels}"):
@@ -275,39 +287,3 @@ class TransformedTest(chex.TestCase):
         locs = jnp.array([0.1, 0.9])
         expected = DiscretizedLogistic(locs, 0.1, 17, uniform_weight=0.3).mean
         np.testing.assert_allclose(means, expected, rtol=1e-6)
-
-
-@pytest.mark.parametrize(
-    "distribution",
-    [
-        dist.Normal(jnp.array([0.5, -1.0]), jnp.array([0.3, 2.0])).to_event(1),
-        dist.Normal(0.5, 0.3).expand([2]).to_event(1),
-        dist.MultivariateNormal(jnp.ones(2), scale_tril=jnp.array([[0.5, 0.0], [-0.3, 2.0]])),
-        dist.MultivariateNormal(jnp.ones(2), jnp.array([[0.5, 0.2], [0.2, 1.0]])),
-        dist.Gamma(jnp.array([2.0, 0.4]), jnp.array([1.0, 3.0])).to_event(1),
-    ],
-    ids=["normal", "expanded", "cholesky", "covariance", "gamma"],
-)
-def test_free_parameters_are_the_distribution(distribution):
-    """There and back; and wherever an optimizer goes, a distribution comes out."""
-    z = jnp.array([0.4, 0.9])
-    free = to_free(distribution)
-    np.testing.assert_allclose(
-        from_free(distribution, free).log_prob(z), distribution.log_prob(z), rtol=1e-5
-    )
-    moved = from_free(distribution, [leaf - 1.5 for leaf in free])
-    assert np.isfinite(moved.log_prob(z)) and moved.log_prob(z) != distribution.log_prob(z)
-
-
-@pytest.mark.parametrize(
-    ("thing", "words"),
-    [
-        (object(), "object cannot be optimised.*register_dataclass"),
-        (dist.Delta(jnp.zeros(2, jnp.int32), jnp.int32(0)), "no parameter of a float type"),
-        (dist.Bernoulli(0.5), "no gradient"),
-    ],
-    ids=["no pytree", "integers", "discrete"],
-)
-def test_what_has_no_free_parameters_is_refused(thing, words):
-    with pytest.raises(TypeError, match=words):
-        to_free(thing)

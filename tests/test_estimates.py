@@ -1,4 +1,4 @@
-"""`measure/per_image`, `measure/statistics`: exact over any set, on noise of each image's own."""
+"""`measure/bounds`, `measure/statistics`, `results/estimates`: BPD of a set, differences, gaps."""
 
 import math
 
@@ -11,7 +11,9 @@ import scipy.stats
 from conftest import assert_same_bits
 
 import gapjax
-from gapjax.results.estimates import summarize
+from gapjax.measure.bounds import encoder_gradient_norms
+from gapjax.measure.statistics import effective_number
+from gapjax.results.estimates import inference_gaps, summarize
 
 
 def _noisy_bound(vae, params, rng_key, x, num_samples):
@@ -178,20 +180,20 @@ def test_the_pull_of_an_image_is_the_norm_of_its_own_gradient():
     nats = -math.log(2) * gapjax.evaluate(vae, params, key, images).per_image.astype(np.float64)
     kl = 0.5 * (scale**2 + loc**2 - 1) - math.log(scale)
     noise = (nats + kl - loc) / scale
-    norms = gapjax.encoder_gradient_norms(vae, params, key, images)
+    norms = encoder_gradient_norms(vae, params, key, images)
     expected = np.hypot(1 - loc, noise - scale + 1 / scale)
     np.testing.assert_allclose(norms, expected, rtol=1e-4)
     assert noise.std() > 0.3
     with pytest.raises(ValueError, match="images is empty"):
-        gapjax.encoder_gradient_norms(vae, params, key, images[:0])
+        encoder_gradient_norms(vae, params, key, images[:0])
 
 
 def test_the_effective_number_of_weights():
-    assert gapjax.effective_number(np.full(7, 0.2)) == pytest.approx(7)
-    assert gapjax.effective_number(np.array([0, 0, 5.0])) == 1
-    assert gapjax.effective_number(np.array([1.0, 2.0])) == pytest.approx(9 / 5)
-    assert gapjax.effective_number(np.zeros(4)) == 4
-    assert gapjax.effective_number(np.full(3, 1e25, np.float32)) == pytest.approx(3)
+    assert effective_number(np.full(7, 0.2)) == pytest.approx(7)
+    assert effective_number(np.array([0, 0, 5.0])) == 1
+    assert effective_number(np.array([1.0, 2.0])) == pytest.approx(9 / 5)
+    assert effective_number(np.zeros(4)) == 4
+    assert effective_number(np.full(3, 1e25, np.float32)) == pytest.approx(3)
 
 
 def test_of_one_image_there_is_no_standard_error():
@@ -204,6 +206,89 @@ def test_of_one_image_there_is_no_standard_error():
 def test_sets_of_different_sizes_cannot_be_paired():
     with pytest.raises(ValueError, match="3 and 2 images"):
         gapjax.paired_difference(summarize(np.ones(3)), summarize(np.ones(2)))
+
+
+def _floats(values):
+    return summarize(np.asarray(values, np.float32))
+
+
+def test_gaps_by_hand():
+    gaps = inference_gaps(
+        test=_floats([1.0, 2.0, 3.0, 4.0]),
+        optimal=_floats([0.5, 1.0, 2.5, 3.0]),  # differences 0.5 1 0.5 1
+        self_consistent=_floats([0.75, 2.0, 2.75, 3.75]),  # differences 0.25 0 0.25 0.25
+        control=_floats([1.0, 2.25, 2.75, 4.0]),  # minus self-consistent 0.25 0.25 0 0.25
+    )
+    assert gaps.inference_gap.bpd == pytest.approx(0.75)
+    assert gaps.gain.bpd == pytest.approx(0.1875)
+    assert gaps.gain_over_control.bpd == pytest.approx(0.1875)
+    assert gaps.gap_closed == pytest.approx(0.25)
+    assert gaps.inference_gap.stderr == pytest.approx(np.std([0.5, 1, 0.5, 1], ddof=1) / 2)
+    assert gaps.gain.stderr == pytest.approx(0.125 / 2)
+    assert gaps.gain_over_control.stderr == pytest.approx(0.125 / 2)
+    # n - r d is 0.125 -0.25 0.125 0; its standard deviation over |mean d| root N.
+    residual = np.std([0.125, -0.25, 0.125, 0.0], ddof=1)
+    assert gaps.gap_closed_stderr == pytest.approx(residual / (0.75 * 2))
+
+
+def test_signs_follow_who_is_better():
+    base, better, best = _floats([2.0, 3.0]), _floats([1.5, 2.5]), _floats([1.0, 2.0])
+    gaps = inference_gaps(test=base, optimal=best, self_consistent=better, control=base)
+    assert gaps.inference_gap.bpd == 1.0 and gaps.gain.bpd == 0.5
+    assert gaps.gain_over_control.bpd == 0.5 and gaps.gap_closed == 0.5
+    worse = inference_gaps(test=better, optimal=best, self_consistent=base, control=better)
+    assert worse.gain.bpd == -0.5 and worse.gain_over_control.bpd == -0.5
+    assert worse.gap_closed == -1.0
+
+
+def test_without_a_gap_the_share_is_not_a_number():
+    same = _floats([1.0, 2.0])
+    gaps = inference_gaps(same, same, _floats([0.5, 1.0]), same)
+    assert np.isnan(gaps.gap_closed) and np.isnan(gaps.gap_closed_stderr)
+    assert gaps.inference_gap.bpd == 0.0
+
+
+def test_an_optimal_inference_that_has_not_converged_is_told_of(recwarn):
+    same = [_floats([1.0, 2.0])] * 4
+    assert inference_gaps(*same).converged is None
+    assert inference_gaps(*same, converged=True).converged is True
+    assert not recwarn.list
+    with pytest.warns(UserWarning, match="has not converged: the inference gap is larger"):
+        assert inference_gaps(*same, converged=False).converged is False
+
+
+def test_of_one_image_the_share_has_no_error():
+    one = [_floats([bpd]) for bpd in (1.0, 0.5, 0.75, 1.0)]
+    gaps = inference_gaps(*one)
+    assert gaps.gap_closed == 0.5 and np.isnan(gaps.gap_closed_stderr)
+    assert np.isnan([gaps.gain.stderr, gaps.gain.fraction_improved_stderr]).all()
+
+
+def test_gaps_of_sets_of_different_sizes_are_refused():
+    with pytest.raises(ValueError, match="cannot be paired"):
+        inference_gaps(*(_floats(np.ones(n)) for n in (3, 3, 2, 3)))
+
+
+def test_the_standard_errors_cover_the_truth():
+    """Over simulated test sets, 1.96 standard errors hold the true value about 19 in 20 times."""
+    rng = np.random.default_rng(0)
+    num_sets, num_images, true_gap, true_share = 600, 250, 0.05, 0.3
+    hits = np.zeros(3)
+    for _ in range(num_sets):
+        image = rng.normal(0.4, 0.1, num_images)  # common to the encoders
+        gap = true_gap + rng.normal(0, 0.08, num_images)
+        gain = true_share * gap + rng.normal(0, 0.05, num_images)
+        gaps = inference_gaps(
+            _floats(image), _floats(image - gap), _floats(image - gain),
+            _floats(image),
+        )  # fmt: skip
+        errors = (
+            (gaps.gap_closed - true_share) / gaps.gap_closed_stderr,
+            (gaps.inference_gap.bpd - true_gap) / gaps.inference_gap.stderr,
+            (gaps.gain.bpd - true_share * true_gap) / gaps.gain.stderr,
+        )
+        hits += np.abs(errors) < 1.96
+    assert np.all(hits / num_sets > 0.92) and np.all(hits / num_sets < 0.98)
 
 
 @pytest.mark.parametrize(

@@ -180,9 +180,10 @@ def inference_gaps(
             "and the share that is closed is smaller; raise num_epochs of optimal_inference",
             stacklevel=2,
         )
-    pairs = (test, optimal), (test, self_consistent), (control, self_consistent)
-    differences = [paired_difference(first, second) for first, second in pairs]
     share = ratio_of_means(
         test.per_image - self_consistent.per_image, test.per_image - optimal.per_image
     )
-    return Gaps(*differences, *share, converged)
+    return Gaps(
+        paired_difference(test, optimal), paired_difference(test, self_consistent),
+        paired_difference(control, self_consistent), *share, converged,
+    )  # fmt: skip

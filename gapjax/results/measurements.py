@@ -141,8 +141,9 @@ def measure(
         method=method, num_samples=num_importance_samples, batch_size=batch_size,
         on_progress=tell("log p(x)"),
     )  # fmt: skip
-    quality = (found.kept_start, found.converged, found.num_steps) if found else (None, None, None)
-    return Measured(elbo, optimal, *map(np.asarray, estimate), *quality)
+    log_prob, ess, acceptance = map(np.asarray, estimate)
+    search_of = (found.kept_start, found.converged, found.num_steps) if found else (None,) * 3
+    return Measured(elbo, optimal, log_prob, ess, acceptance, *search_of)
 
 
 def subset(images: Images, num_images: int | None, seed: int) -> np.ndarray:
@@ -166,7 +167,7 @@ def _bounds(
     batch_size: int, on_progress: Callable[[int], None] | None = None,
 ) -> tuple[dict[str, np.ndarray], np.ndarray | None, BestPosteriors | None]:  # fmt: skip
     """The ELBO [N] of each encoder and, on common noise, of q*; and what the search returned."""
-    options = {"num_samples": num_samples, "batch_size": batch_size}
+    options: Any = {"num_samples": num_samples, "batch_size": batch_size}
     of = lambda encoder: per_image_bounds(
         vae, params._replace(encoder=encoder), bound_key, images, **options
     )

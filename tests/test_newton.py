@@ -1,4 +1,4 @@
-"""A few steps from the encoder's posterior: exact where they can be, and never worse."""
+"""Steps from the encoder's posterior: exact where they can be, never worse; Fisher information."""
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +8,9 @@ import pytest
 
 import gapjax
 from gapjax import Refiner, refine
+from gapjax.infer import newton
+from gapjax.measure.bounds import posterior_bounds
+from gapjax.model.distributions import DiscretizedLogistic
 
 _ONE = Refiner(num_steps=1)
 
@@ -42,7 +45,7 @@ def test_with_a_correlated_posterior_it_gives_the_best_diagonal_one(linear):
 
 
 def _fresh(small, posteriors):
-    return gapjax.posterior_bounds(
+    return posterior_bounds(
         small.vae, small.params, _key(9), small.test_images, posteriors, num_samples=400
     )
 
@@ -146,3 +149,67 @@ def test_adam_takes_posteriors_and_likelihoods_that_newton_does_not(linear):
         Refiner("adam", 40, 4, 50, 0.05),
     )
     assert (refined.bound - refined.start).mean() > 0.3
+
+
+@pytest.mark.parametrize("levels, least", [(11, 1.0), (256, 0.85)])
+def test_the_information_is_the_variance_of_the_score(levels, least):
+    """Summed over all levels in float64; that of the cells is no more, and not much less."""
+    loc = np.array([-0.3, 0.0, 0.1, 0.52, 0.999, 1.2], np.float32)[:, None]
+    scale = np.array([0.0009, 0.004, 0.03, 0.4], np.float32)
+    make = lambda *given: DiscretizedLogistic(*given, levels, uniform_weight=256e-7)
+    likelihood, bins = make(jnp.asarray(loc), jnp.asarray(scale)), levels - 1
+    loc, scale = np.broadcast_arrays(np.float64(loc) * bins, np.float64(scale) * bins)
+    every = jnp.broadcast_to(jnp.arange(levels)[:, None, None], (levels, *loc.shape))
+
+    def log_prob(loc, scale):
+        return jax.vmap(make(loc / bins, scale / bins).log_prob)(every)
+
+    arguments = jnp.asarray(loc, jnp.float32), jnp.asarray(scale, jnp.float32)
+    ones, zeros = jnp.ones(loc.shape), jnp.zeros(loc.shape)
+    by_loc, by_scale = (
+        np.asarray(jax.jit(lambda t: jax.jvp(log_prob, arguments, t)[1])(tangents), np.float64)
+        for tangents in ((ones, zeros), (zeros, ones))
+    )
+    probs = np.exp(np.asarray(jax.jit(jax.vmap(likelihood.log_prob))(every), np.float64))
+    found = np.asarray(jax.jit(newton.information)(likelihood).fisher)
+    for (i, j), exact in {
+        (0, 0): probs * by_loc**2, (1, 1): probs * by_scale**2, (0, 1): probs * by_loc * by_scale
+    }.items():  # fmt: skip
+        exact = exact.sum(0)
+        np.testing.assert_array_equal(found[i, j], found[j, i])
+        if i == j:
+            tiny = 1e-5 * np.max(exact)
+            assert np.all(found[i, j] <= exact * 1.001 + tiny)
+            least_here = least if i == 0 else least - 0.3 * (levels > 12)
+            assert np.all(found[i, j] >= exact * (least_here - 1e-3) - tiny)
+
+
+@pytest.mark.parametrize("uniform_weight", [0.0, 256e-7])
+def test_the_information_is_finite_where_a_decoder_is_certain(uniform_weight):
+    likelihood = DiscretizedLogistic(
+        jnp.array([-1e6, 0.0, 1.0, 1e6]), jnp.array([1e-9, 1e-6, 1e9, 1.0]),
+        uniform_weight=uniform_weight,
+    )  # fmt: skip
+    assert np.isfinite(jax.jit(newton.information)(likelihood).fisher).all()
+
+
+def test_the_information_of_a_bernoulli_and_of_a_normal():
+    logits = jnp.array([-2.0, 0.0, 40.0])
+    by_logits = newton.information(dist.Bernoulli(logits=logits).to_event(1))
+    probs = np.asarray(jax.nn.sigmoid(logits))
+    np.testing.assert_allclose(by_logits.fisher[0, 0], probs * (1 - probs), atol=1e-7)
+    by_probs = newton.information(dist.Bernoulli(probs=jnp.asarray([0.5, 0.1])))
+    np.testing.assert_allclose(by_probs.fisher[0, 0], [4.0, 1 / 0.09], rtol=1e-6)
+    normal = newton.information(dist.Normal(jnp.zeros(2), jnp.array([0.5, 2.0])).to_event(1))
+    np.testing.assert_allclose(normal.fisher[0, 0], [4.0, 0.25])
+    np.testing.assert_allclose(normal.fisher[1, 1], [8.0, 0.5])
+    np.testing.assert_allclose(normal.fisher[0, 1], 0.0)
+
+
+def test_other_families_are_refused_by_name():
+    with pytest.raises(TypeError, match="Poisson"):
+        newton.information(dist.Poisson(jnp.ones(3)).to_event(1))
+    with pytest.raises(TypeError, match="the prior is MultivariateNormal with event shape"):
+        newton.diagonal_normal(dist.MultivariateNormal(jnp.zeros(2), jnp.eye(2)), "the prior")
+    with pytest.raises(TypeError, match="the posterior is Normal with event shape"):
+        newton.diagonal_normal(dist.Normal(0.0, 1.0), "the posterior")

@@ -1,4 +1,4 @@
-"""`measure/importance`, `measure/annealing`, `measure/likelihoods`: log p(x).
+"""log p(x) of a set: `measure/log_likelihood`, `measure/annealing` and `measure/importance`.
 
 It is unbiased where theory says so, bounded from both sides, and computed in bounded memory.
 """
@@ -7,10 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from gapjax import parallel
-from gapjax.measure import likelihoods
 from gapjax.measure.annealing import Annealing
-from gapjax.measure.likelihoods import log_likelihood, sandwich
+from gapjax.measure.log_likelihood import _log_likelihoods, log_likelihood, sandwich
 
 _SHORT = Annealing(num_temperatures=6, num_chains=2, num_leapfrog=3)
 _REPEATS = 40
@@ -77,11 +75,12 @@ def test_a_posterior_for_each_image_takes_the_encoders_place(linear, weighted):
 
 def test_memory_is_that_of_a_chunk(linear):
     def temporary_bytes(num_samples):
-        program = likelihoods._log_likelihood_program(
-            linear.vae, None, False, num_samples, 100, parallel.all_devices()[:1]
-        )
+        program = _log_likelihoods.on(
+            jax.devices()[:1], vae=linear.vae, annealing=None, local=False, num_samples=num_samples,
+            chunk_size=100,
+        )  # fmt: skip
         compiled = program.lower(
-            None, linear.wrong.encoder, linear.wrong.decoder, jax.random.key(0), linear.images,
+            linear.wrong.encoder, linear.wrong.decoder, jax.random.key(0), linear.images,
             np.arange(10),
         ).compile()  # fmt: skip
         return compiled.memory_analysis().temp_size_in_bytes

@@ -9,7 +9,8 @@ import pytest
 from conftest import assert_same_bits
 
 import gapjax
-from gapjax.fit.optimizers import encoder_only
+from gapjax import encoder_only, optimizers
+from gapjax.infer.learned import refinement_params, with_refinement
 
 KEY = jax.random.key(20)
 
@@ -28,12 +29,12 @@ def _blind(linear):
 def refined(linear):
     """A plain refit, and one of the same budget with a step of learned refinement."""
     vae, params = _blind(linear)
-    refining = gapjax.refining_vae(vae, hidden_sizes=(4,))
-    start = gapjax.refining_params(refining, params, KEY)
+    refining = with_refinement(vae, hidden_sizes=(4,))
+    start = refinement_params(refining, params, KEY)
     source = gapjax.model_source(vae, params.decoder, 200)
     refit = lambda vae, params: gapjax.refit_encoder(
         vae, params, source, KEY, num_epochs=40, batch_size=20,
-        optimizer=gapjax.cosine_adam(0.03, 400),
+        optimizer=optimizers.cosine_adam(0.03, 400),
     )  # fmt: skip
     return vae, refit(vae, params), refining, refit(refining, start), start
 
@@ -62,7 +63,7 @@ def test_the_decoder_and_its_copy_are_frozen(refined):
 def test_no_optimizer_changes_what_is_frozen(linear):
     """Not even by weight decay, which needs no gradient; and it keeps no moments for it."""
     vae, params = _blind(linear)
-    start = gapjax.refining_params(gapjax.refining_vae(vae), params, KEY)
+    start = refinement_params(with_refinement(vae), params, KEY)
     optimizer = encoder_only(optax.adamw(0.1, weight_decay=0.5))
     state = optimizer.init(start)
     updates, _ = optimizer.update(jax.tree.map(jnp.ones_like, start), state, start)
@@ -75,9 +76,9 @@ def test_no_optimizer_changes_what_is_frozen(linear):
 
 
 def test_it_starts_at_the_posterior_of_the_encoder(linear):
-    refining = gapjax.refining_vae(linear.vae, num_steps=2, hidden_sizes=(4,))
-    assert refining is gapjax.refining_vae(linear.vae, 2, (4,)) is not linear.vae
-    start = gapjax.refining_params(refining, linear.wrong, KEY)
+    refining = with_refinement(linear.vae, num_steps=2, hidden_sizes=(4,))
+    assert refining == with_refinement(linear.vae, 2, (4,)) != linear.vae
+    start = refinement_params(refining, linear.wrong, KEY)
     x = jnp.asarray(linear.images[0])
 
     @jax.jit
@@ -95,8 +96,8 @@ def test_it_starts_at_the_posterior_of_the_encoder(linear):
 
 def test_a_steep_slope_does_not_overflow(linear):
     """An image that is far from what the model expects has a slope of millions."""
-    refining = gapjax.refining_vae(linear.vae, num_steps=2, hidden_sizes=(4,))
-    start = gapjax.refining_params(refining, linear.wrong, KEY)
+    refining = with_refinement(linear.vae, num_steps=2, hidden_sizes=(4,))
+    start = refinement_params(refining, linear.wrong, KEY)
     leaves, structure = jax.tree.flatten(start.encoder.networks)
     keys = jax.random.split(KEY, len(leaves))
     noise = lambda key, leaf: 0.1 * jax.random.normal(key, leaf.shape)
@@ -114,9 +115,9 @@ def test_a_steep_slope_does_not_overflow(linear):
 
 def test_what_cannot_be_refined_is_refused(linear):
     with pytest.raises(ValueError, match="num_steps is 0"):
-        gapjax.refining_vae(linear.vae, 0)
+        with_refinement(linear.vae, 0)
     flow = gapjax.mlp_vae((2, 2), latent_dim=2, hidden_sizes=(4,), posterior="flow")
-    refining = gapjax.refining_vae(flow)
+    refining = with_refinement(flow)
     shapes = jax.eval_shape(refining.init, KEY)
     with pytest.raises(TypeError, match="the posterior is TransformedDistribution"):
         jax.eval_shape(refining.encode, shapes.encoder, jnp.zeros((2, 2)))

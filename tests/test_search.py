@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 import gapjax
-from gapjax import parallel
-from gapjax.fit import posteriors
-from gapjax.fit.posteriors import PosteriorSearch, optimal_posteriors
+from gapjax import PosteriorSearch, best_posteriors, optimizers, parallel
+from gapjax.infer import search
+from gapjax.measure.bounds import posterior_bounds
+from gapjax.measure.log_likelihood import log_likelihood
 
 _SEARCH = PosteriorSearch()
 _WILD = PosteriorSearch(num_samples=1, learning_rate=3.0, steps_per_round=2, max_rounds=2)
@@ -27,7 +28,7 @@ def _missing(linear, posteriors):
 
 def _search(linear, **options):
     options = {"search": _SEARCH, "batch_size": 7, **options}
-    return optimal_posteriors(linear.vae, linear.wrong, jax.random.key(0), linear.images, **options)
+    return best_posteriors(linear.vae, linear.wrong, jax.random.key(0), linear.images, **options)
 
 
 @pytest.fixture(scope="module")
@@ -81,14 +82,14 @@ def test_a_search_is_divided_among_the_devices(linear, found, monkeypatch):
     if len(jax.devices()) < 3:
         pytest.skip("needs three devices; XLA_FLAGS was set from outside")
     result, used = found[0], {"devices": jax.devices()[:3]}
-    divided = []
+    divided = set()
 
-    def data_parallel(function, devices, _data_parallel=parallel.data_parallel):
-        if len(devices) == 3:
-            divided.append(function.func.__name__)
-        return _data_parallel(function, devices)
+    def compiled(program, devices, static, _compiled=parallel._compiled):
+        if len(devices) == 3 and program.over == "shards":
+            divided.add(program.function.__name__)
+        return _compiled(program, devices, static)
 
-    monkeypatch.setattr(parallel, "data_parallel", data_parallel)
+    monkeypatch.setattr(parallel, "_compiled", compiled)
     other = _search(linear, **used)
     np.testing.assert_array_equal(result.num_steps, other.num_steps)
     for ours, theirs in zip(
@@ -97,16 +98,16 @@ def test_a_search_is_divided_among_the_devices(linear, found, monkeypatch):
         np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4)
     arguments = linear.vae, linear.wrong, jax.random.key(1), linear.images
     measures = [
-        lambda **options: gapjax.posterior_bounds(
+        lambda **options: posterior_bounds(
             *arguments, result.posteriors, num_samples=3, batch_size=7, **options
         ),
         lambda **options: (
-            gapjax.log_likelihood(*arguments, num_samples=20, batch_size=7, **options).log_prob
+            log_likelihood(*arguments, num_samples=20, batch_size=7, **options).log_prob
         ),
     ]
     for measure in measures:
         np.testing.assert_allclose(measure(**used), measure(), rtol=1e-4, atol=1e-4)
-    assert set(divided) == {"_walk", "_judge", "_posterior_bounds", "_log_likelihoods"}
+    assert divided == {"_walk", "_judge", "_posterior_bounds", "_log_likelihoods"}
 
 
 def test_it_is_never_worse_than_the_best_of_its_starts(linear):
@@ -122,21 +123,27 @@ def test_an_image_goes_back_to_its_best_from_where_it_is_worse_and_on_from_where
     linear,
 ):
     images, batch = linear.images[:3], np.arange(3)
-    keys = posteriors._keys(jax.random.key(0), batch, None, 1, 50)
+    keys = search._keys.on(steps=1, count=50)(jax.random.key(0), batch, None)
     wrong, exact = (
-        [np.asarray(leaf) for leaf in posteriors._encode(p.encoder, images, vae=linear.vae)]
+        [np.asarray(leaf) for leaf in search._encode(p.encoder, images, vae=linear.vae)]
         for p in (linear.wrong, linear.exact)
     )
 
     def judge(state, free, candidate):
         state = state._replace(free=[*map(jnp.array, free)], candidate=[*map(jnp.array, candidate)])
         encoder, decoder = linear.exact
-        program = posteriors._program(
-            posteriors._judge, linear.vae, _SEARCH, parallel.all_devices()[:1]
-        )
-        return program(state, encoder, decoder, keys, images, batch)
+        return search._judge(
+            state, encoder, decoder, keys, images, batch, devices=jax.devices()[:1],
+            vae=linear.vae, search=_SEARCH,
+        )  # fmt: skip
 
-    state = judge(posteriors._place(None, [*map(jnp.array, wrong)], _SEARCH), wrong, wrong)
+    start = search._Search(
+        free=wrong, opt_state=jax.vmap(optimizers.adam(_SEARCH.learning_rate).init)(wrong),
+        candidate=wrong, best=[*map(jnp.array, wrong)], best_value=jnp.full(3, -jnp.inf),
+        num_steps=jnp.zeros(3, jnp.int32), plateaus=jnp.zeros(3, jnp.int32),
+        improved=jnp.zeros(3, bool),
+    )  # fmt: skip
+    state = judge(start, wrong, wrong)
     elsewhere = [leaf + 1 for leaf in wrong]
     state = judge(state, elsewhere, exact)
     np.testing.assert_array_equal(state.free, elsewhere)
@@ -150,8 +157,8 @@ def test_an_image_goes_back_to_its_best_from_where_it_is_worse_and_on_from_where
 def test_every_image_step_and_sample_has_noise_of_its_own():
     batch, num_steps = np.arange(3), jnp.array([0, 0, 5])
     keys = [
-        posteriors._keys(jax.random.key(0), batch, num_steps, 4, 6),
-        posteriors._keys(jax.random.key(0), batch, None, 1, 6),
+        search._keys.on(steps=4, count=6)(jax.random.key(0), batch, num_steps),
+        search._keys.on(steps=1, count=6)(jax.random.key(0), batch, None),
     ]
     data = np.concatenate([np.asarray(jax.random.key_data(k)).reshape(-1, 2) for k in keys])
     assert len(np.unique(data, axis=0)) == 3 * 4 * 6 + 3 * 6
@@ -176,7 +183,7 @@ class _OwnNormal:
 def test_a_posterior_of_ones_own_will_do(linear):
     encode = lambda encoder, x: _OwnNormal(jnp.zeros(2), jnp.zeros(2))
     vae = linear.vae._replace(encode=encode)
-    result = optimal_posteriors(
+    result = best_posteriors(
         vae, linear.exact, jax.random.key(0), linear.images[:7], search=_SEARCH
     )
     exact = jax.vmap(lambda x: linear.vae.encode(linear.exact.encoder, x).base_dist)
@@ -189,7 +196,7 @@ def test_a_posterior_that_cannot_be_optimised_is_refused(linear):
     encode = lambda encoder, x: linear.monte_carlo_vae.prior  # a bare object, no pytree
     vae = linear.vae._replace(encode=encode)
     with pytest.raises(TypeError, match=r"PlainNormal cannot be optimised.*register_dataclass"):
-        optimal_posteriors(vae, linear.exact, jax.random.key(0), linear.images)
+        best_posteriors(vae, linear.exact, jax.random.key(0), linear.images)
 
 
 @pytest.mark.parametrize(
@@ -199,10 +206,6 @@ def test_sizes_are_checked(linear, options):
     with pytest.raises(ValueError, match="must be positive"):
         _search(linear, **options)
     with pytest.raises(ValueError, match="images is empty"):
-        optimal_posteriors(linear.vae, linear.exact, jax.random.key(0), linear.images[:0])
+        best_posteriors(linear.vae, linear.exact, jax.random.key(0), linear.images[:0])
     with pytest.raises(ValueError, match="encoders is empty"):
         _search(linear, encoders=[])
-
-
-def test_the_posteriors_reach_the_public_names():
-    assert gapjax.optimal_posteriors is optimal_posteriors
