@@ -14,16 +14,15 @@ from gapjax.parallel import Device, Devices, use_devices
 def run_concurrently(
     jobs: Sequence[Callable[[], None]], devices: Devices, stop: Callable[[], None]
 ) -> None:
-    """Runs all jobs in threads, at most one on each device at a time.
+    """Runs jobs in threads, each with one device of its own as the only default device.
 
-    On devices of one kind the result of a job does not depend on its device, bit for bit.
+    They start in order and may end in any. On devices of one kind the result of a job does not
+    depend on its device, bit for bit. With fewer than two devices they run in turn in the calling
+    thread.
 
     Args:
-      jobs: functions that are called with their device as the thread's only default device. They
-        start in this order and may end in any.
-      devices: of this process. With one or none the jobs run in turn in the calling thread.
-      stop: called when a job raises. It should make the running jobs end soon; those that have not
-        started are dropped.
+      devices: of this process.
+      stop: called when a job raises, to make the running jobs end soon; the others are dropped.
     """
     if len(devices) < 2:
         for job in jobs:
@@ -66,8 +65,6 @@ def join_processes(
 
     Args:
       coordinator_address: host:port of process 0, reachable from all processes.
-      num_processes: number of processes.
-      process_id: index of this process, from 0.
       detect: let JAX look for a cluster that the environment does not show (a TPU pod).
     """
     given = (coordinator_address, num_processes, process_id)
@@ -96,6 +93,5 @@ def any_process(flag: bool) -> bool:
 def _in_cluster() -> bool:
     """Whether the environment shows several tasks, or a TPU slice of several workers."""
     tasks = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
-    if any(os.environ.get(name, "1") not in ("", "0", "1") for name in tasks):
-        return True
-    return "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")
+    several = any(os.environ.get(name, "1") not in ("", "0", "1") for name in tasks)
+    return several or "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")

@@ -1,8 +1,10 @@
 """Optimizers of the whole VAE or of its encoder alone, and the rule that ends a search."""
 
 import dataclasses
+import functools
+import inspect
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, ParamSpec
 
 import jax
 import jax.numpy as jnp
@@ -12,15 +14,45 @@ from jax.typing import ArrayLike
 
 from gapjax.vae import Frozen, VAEParams
 
+Value = float | jax.Array | np.ndarray
+_Arguments = ParamSpec("_Arguments")
 
+
+@dataclasses.dataclass(frozen=True)
+class _Half:
+    """`init` or `update` of the transformation that `make` gives, as a value."""
+
+    name: str
+    make: Callable[..., optax.GradientTransformation]
+    arguments: tuple[tuple[str, Any], ...]
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        made = optax.with_extra_args_support(self.make(**dict(self.arguments)))
+        return getattr(made, self.name)(*args, **options)
+
+
+def _as_value(
+    make: Callable[_Arguments, optax.GradientTransformation],
+) -> Callable[_Arguments, optax.GradientTransformation]:
+    """Makes transformations of equal arguments equal, so that they share compiled programs."""
+
+    @functools.wraps(make)
+    def made(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> Any:
+        bound = inspect.signature(make).bind(*args, **kwargs)
+        bound.apply_defaults()
+        halves = (_Half(name, make, tuple(bound.arguments.items())) for name in ("init", "update"))
+        return optax.GradientTransformationExtraArgs(*halves)
+
+    return made
+
+
+@_as_value
 def adam(learning_rate: float) -> optax.GradientTransformation:
-    """Adam as in the paper, with the learning rate in its state, so that it can be lowered.
-
-    Optimizers of this module that are made alike are equal, and share compiled programs.
-    """
-    return _value(_adam, learning_rate)
+    """Adam as in the paper, with the learning rate in its state, so that it can be lowered."""
+    return optax.inject_hyperparams(optax.adam)(learning_rate=learning_rate)
 
 
+@_as_value
 def cosine_adam(
     learning_rate: float, num_steps: int, *, warmup: float = 0.0, clip: float | None = None
 ) -> optax.GradientTransformation:
@@ -32,9 +64,16 @@ def cosine_adam(
       warmup: share of the steps in which the rate rises from 0 to `learning_rate`.
       clip: largest global norm of the gradient; None for any.
     """
-    return _value(_cosine_adam, learning_rate, num_steps, warmup, clip)
+    rising = int(warmup * num_steps)
+    schedule = optax.warmup_cosine_decay_schedule(
+        0.0 if rising else learning_rate, learning_rate, rising, num_steps
+    )
+    if clip is None:
+        return optax.adam(schedule)
+    return optax.chain(optax.clip_by_global_norm(clip), optax.adam(schedule))
 
 
+@_as_value
 def encoder_only(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
     """Restricts `optimizer` to the encoder of `VAEParams`; the decoder is frozen.
 
@@ -42,17 +81,17 @@ def encoder_only(optimizer: optax.GradientTransformation) -> optax.GradientTrans
     (`optax.masked` would not do: it passes raw gradients through where the mask is false.) The
     gradient of the decoder is then unused, and the compiler removes it.
 
-    Args:
-      optimizer: any optax transformation.
-
-    Returns:
-      A transformation over `VAEParams`.
-
     Example:
       >>> optimizer = encoder_only(optax.adam(1e-3))
       >>> opt_state = optimizer.init(params)
     """
-    return _value(_encoder_only, optimizer)
+    is_frozen = lambda node: isinstance(node, Frozen)
+
+    def labels(params: VAEParams) -> VAEParams:
+        label = lambda node: "freeze" if is_frozen(node) else "train"
+        return VAEParams(jax.tree.map(label, params.encoder, is_leaf=is_frozen), "freeze")
+
+    return optax.partition({"train": optimizer, "freeze": optax.set_to_zero()}, labels)
 
 
 def scale_learning_rate(opt_state: optax.OptState, factor: ArrayLike) -> optax.OptState:
@@ -72,9 +111,6 @@ def check_learning_rate(optimizer: optax.GradientTransformation, params: VAEPara
             f"until lowers the learning rate, but the optimizer's state holds {len(found)} entries "
             "named learning_rate; use gapjax.adam(...) or optax.inject_hyperparams, or until=None"
         )
-
-
-Value = float | jax.Array | np.ndarray
 
 
 class Convergence(NamedTuple):
@@ -105,21 +141,16 @@ class PlateauState(NamedTuple):
 
 
 class Judgement(NamedTuple):
-    """What the rule says of a value.
+    """What the rule says of a value."""
 
-    Attributes:
-      is_best: whether it is larger than the best before it; never where it is NaN.
-      factor: on the learning rate: `decay` at a plateau, otherwise 1.
-    """
-
-    is_best: Value
-    factor: Value
+    is_best: Value  # larger than the best before it; never where it is NaN
+    factor: Value  # on the learning rate: `decay` at a plateau, otherwise 1
 
 
 def judge(rule: Convergence, state: PlateauState, value: Value) -> tuple[PlateauState, Judgement]:
-    """Judges a value, of which larger ones are better, by the best before it. NaN is a plateau.
+    """Judges values elementwise by the best before them; larger is better, NaN is a plateau.
 
-    Elementwise: it takes Python floats, which stay float64, and JAX arrays, also traced ones.
+    Python floats stay float64; JAX arrays may be traced.
     """
     xp = jnp if isinstance(value, jax.Array) else np
     is_best = value > state.best
@@ -132,48 +163,3 @@ def judge(rule: Convergence, state: PlateauState, value: Value) -> tuple[Plateau
 def is_finished(rule: Convergence, num_plateaus: Value) -> bool | jax.Array | np.ndarray:
     """Whether the search is over: the rate was lowered `num_decays` times and it did not help."""
     return num_plateaus > rule.num_decays
-
-
-def _adam(learning_rate: float) -> optax.GradientTransformation:
-    return optax.inject_hyperparams(optax.adam)(learning_rate=learning_rate)
-
-
-def _cosine_adam(
-    learning_rate: float, num_steps: int, warmup: float, clip: float | None
-) -> optax.GradientTransformation:
-    rising = int(warmup * num_steps)
-    schedule = optax.warmup_cosine_decay_schedule(
-        0.0 if rising else learning_rate, learning_rate, rising, num_steps
-    )
-    if clip is None:
-        return optax.adam(schedule)
-    return optax.chain(optax.clip_by_global_norm(clip), optax.adam(schedule))
-
-
-def _encoder_only(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
-    is_frozen = lambda node: isinstance(node, Frozen)
-
-    def labels(params: VAEParams) -> VAEParams:
-        label = lambda node: "freeze" if is_frozen(node) else "train"
-        return VAEParams(jax.tree.map(label, params.encoder, is_leaf=is_frozen), "freeze")
-
-    return optax.partition({"train": optimizer, "freeze": optax.set_to_zero()}, labels)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Half:
-    """`init` or `update` of the transformation that `make(*arguments)` gives, as a value."""
-
-    name: str
-    make: Callable[..., optax.GradientTransformation]
-    arguments: tuple
-
-    def __call__(self, *args: Any, **options: Any) -> Any:
-        made = optax.with_extra_args_support(self.make(*self.arguments))
-        return getattr(made, self.name)(*args, **options)
-
-
-def _value(make: Callable[..., Any], *arguments: Any) -> optax.GradientTransformation:
-    """What `make(*arguments)` gives, equal to another that is made of equal arguments."""
-    halves = (_Half(name, make, arguments) for name in ("init", "update"))
-    return optax.GradientTransformationExtraArgs(*halves)

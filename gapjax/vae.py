@@ -33,28 +33,19 @@ class Distribution(Protocol):
         ...
 
     def log_prob(self, value: jax.Array, /) -> ArrayLike:
-        """Log-density or log-probability of one sample, a scalar, in nats."""
+        """Log-density or log-probability of one sample in nats."""
         ...
 
 
 class VAEParams(NamedTuple):
-    """The parameters of the encoder and of the decoder.
-
-    Attributes:
-      encoder: phi, a pytree; a refit trains it.
-      decoder: theta, a pytree; a refit keeps it frozen.
-    """
+    """Two pytrees: phi of the encoder, which a refit trains, and theta of the decoder."""
 
     encoder: Params
     decoder: Params
 
 
 class Frozen(NamedTuple):
-    """Parameters within an encoder's that a refit leaves as they are; see `encoder_only`.
-
-    Attributes:
-      params: a pytree.
-    """
+    """Parameters within an encoder's that a refit leaves as they are; see `encoder_only`."""
 
     params: Params
 
@@ -80,12 +71,7 @@ class VAE(NamedTuple):
 
 
 class Encoder(NamedTuple):
-    """An encoder by itself, to put into a `VAE` in place of its own; see `with_encoder`.
-
-    Attributes:
-      init: `init(rng_key) -> encoder_params`.
-      encode: `encode(encoder_params, x) -> q(z given x)`, one example, x [*event] as stored.
-    """
+    """An encoder by itself, to put into a `VAE` in place of its own; see `with_encoder`."""
 
     init: Callable[[jax.Array], Params]
     encode: Callable[[Params, jax.Array], Distribution]
@@ -113,15 +99,14 @@ class _InitBoth:
 
 
 def local_inference(vae: VAE) -> VAE:
-    """The same model where every image has a posterior of its own, given in place of an encoder.
+    """The same model with a posterior given for each image in place of an encoder.
 
-    Its `encode(posterior, x)` returns `posterior`. So each bound of one example serves for a q
-    that no encoder gave: `elbo(local_inference(vae), VAEParams(q, decoder), rng_key, x)`.
+    So each bound serves for any q: `elbo(local_inference(vae), VAEParams(q, decoder), rng_key, x)`.
     """
-    return vae._replace(encode=_itself)
+    return vae._replace(encode=_given)
 
 
-def _itself(posterior: Any, x: jax.Array) -> Any:
+def _given(posterior: Any, x: jax.Array) -> Any:
     del x
     return posterior
 
@@ -133,10 +118,7 @@ def sample_model(vae: VAE, decoder_params: Params, rng_key: jax.Array) -> jax.Ar
 
 
 def reconstruct(vae: VAE, params: VAEParams, rng_key: jax.Array, x: jax.Array) -> jax.Array:
-    """Mean of p(x given z) [*event] at one z ~ q(z given x), in the units of x.
-
-    The likelihood must have a `mean`, as NumPyro's distributions do.
-    """
+    """The `mean` of p(x given z) [*event] at one z ~ q(z given x), in the units of x."""
     z = sample(vae.encode(params.encoder, x), rng_key)
     with library_promotion():
         return cast(Any, vae.decode(params.decoder, z)).mean
@@ -155,10 +137,7 @@ def log_prob(distribution: Distribution, value: jax.Array) -> jax.Array:
 
 
 def library_promotion() -> AbstractContextManager:
-    """JAX's default promotion, for functions of one example that a user compiles under another.
-
-    NumPyro's distributions mix dtypes; what `parallel.program` compiles needs no such care.
-    """
+    """JAX's default promotion, as NumPyro mixes dtypes; `parallel.program` sets it by itself."""
     return jax.numpy_dtype_promotion("standard")
 
 

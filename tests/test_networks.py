@@ -24,7 +24,7 @@ def test_encoder_gives_a_location_and_a_positive_scale():
     encoder = networks.MLPEncoder((7, 5), 3)
     x = jnp.linspace(0.0, 1.0, 12).reshape(3, 4)
     params = _params(encoder, x)
-    loc, scale = jax.jit(encoder.apply)({"params": params}, x)
+    loc, scale, _ = jax.jit(encoder.apply)({"params": params}, x)
     chex.assert_shape([loc, scale], (3,))
     assert np.all(scale > 0)
     assert _shapes(params) == sorted([(12, 7), (7,), (7, 5), (5,), (5, 6), (6,)])

@@ -77,8 +77,7 @@ def importance_weighted_bound(
 
         log (1/S) sum_s p(x, z_s) / q(z_s given x),   z_s ~ q(z given x)
 
-    Returns:
-      A scalar. With S = 1 its mean is the ELBO.
+    With S = 1 its mean is the ELBO.
 
     References:
       Burda, Grosse, Salakhutdinov, Importance Weighted Autoencoders, 2016.
@@ -120,16 +119,9 @@ def sample_and_log_prob(posterior: Distribution, rng_key: jax.Array) -> tuple[ja
 
 
 def bits_per_dim(nats: Nats, event_shape: tuple[int, ...]) -> Nats:
-    """BPD of a bound (note 3): takes nats, higher is better; gives bits, lower is better.
+    """BPD (note 3) of bounds on log p(x), given the shape of one x; lower is better.
 
-        BPD = -nats / (log 2 * number of dimensions)
-
-    Args:
-      nats: a bound on log p(x), or an array of them.
-      event_shape: shape of one x.
-
-    Returns:
-      Bits per dimension, same shape as `nats`.
+    BPD = -nats / (log 2 * number of dimensions)
     """
     return -nats / (math.log(2.0) * math.prod(event_shape))
 

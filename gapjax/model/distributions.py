@@ -103,14 +103,7 @@ class DiscretizedLogistic(Distribution):
     def log_prob(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, value: ArrayLike
     ) -> jax.Array:
-        """Log P(value) in nats.
-
-        Args:
-          value: levels 0 .. levels - 1 as integers or floats, broadcastable to the batch shape.
-
-        Returns:
-          The log-probability of each, shape of the broadcast.
-        """
+        """Log P(value) in nats, of levels 0 .. levels - 1 as integers or floats."""
         loc, scale = self.in_bins()
         value = jnp.asarray(value).astype(loc.dtype)
         return _log_prob(self.levels, self.uniform_weight, value, loc, scale)
@@ -120,13 +113,6 @@ class DiscretizedLogistic(Distribution):
 
         With n = last - first + 1 levels, a = (last + 1/2 - m)/s and b = (first - 1/2 - m)/s it is
         `log_prob` with exp(-n/s) in place of exp(-1/s), and n u/K in place of u/K.
-
-        Args:
-          first: the lowest level, 0 .. levels - 1, broadcastable to the batch shape.
-          last: the highest level, `first` .. levels - 1.
-
-        Returns:
-          The log-probability of each interval, shape of the broadcast.
         """
         levels = (jnp.asarray(level).astype(jnp.float32) for level in (first, last))
         low, high, loc, scale = map(jnp.asarray, promote_shapes(*levels, *self.in_bins()))
@@ -137,8 +123,7 @@ class DiscretizedLogistic(Distribution):
         outer = (low <= 0) | (high >= self.levels - 1)
         width = jnp.where(outer, 1.0, -jnp.expm1(-number * inverse))
         if self.uniform_weight == 0:
-            tails = jax.nn.log_sigmoid(above) + jax.nn.log_sigmoid(-below)
-            return jnp.log(width) + tails
+            return jnp.log(width) + (jax.nn.log_sigmoid(above) + jax.nn.log_sigmoid(-below))
         logistic = width * jax.nn.sigmoid(above) * jax.nn.sigmoid(-below)
         share = self.uniform_weight / self.levels * number
         return jnp.log((1.0 - self.uniform_weight) * logistic + share)
@@ -162,17 +147,15 @@ class DiscretizedLogistic(Distribution):
             return level
         word = jax.random.bits(jax.random.fold_in(key, 1), noise.shape, jnp.uint32)
         uniform = jnp.floor(word.astype(jnp.float32) * (self.levels / count)).astype(jnp.int32)
-        return jnp.where(
-            word <= jnp.uint32(count - 1), jnp.minimum(uniform, self.levels - 1), level
-        )
+        uniform = jnp.minimum(uniform, self.levels - 1)
+        return jnp.where(word <= jnp.uint32(count - 1), uniform, level)
 
     @property
     def mean(self) -> jax.Array:
         """E[k] in levels: the sum over k >= 1 of P(level >= k), shape `batch_shape`."""
         loc, scale = (x[..., None] for x in self.in_bins())
-        edges = (jnp.arange(1, self.levels, dtype=loc.dtype) - 0.5).reshape(
-            (1,) * (loc.ndim - 1) + (-1,)
-        )
+        edges = jnp.arange(1, self.levels, dtype=loc.dtype) - 0.5
+        edges = jnp.expand_dims(edges, range(loc.ndim - 1))  # strict promotion of ranks allows it
         mean = jax.nn.sigmoid((loc - edges) / scale).sum(axis=-1)
         return mean + self.uniform_weight * ((self.levels - 1) / 2 - mean)
 

@@ -17,15 +17,15 @@ def to_free(distribution: Any) -> list[jax.Array]:
     order is that of the leaves' paths, which is the same in every process.
     """
     leaves, treedef = jax.tree.flatten(distribution)
-    places = _places(distribution, treedef, leaves)
-    values = [jnp.asarray(leaves[i], jnp.result_type(leaves[i])) for i, _ in places]
-    return [biject_to(place[1]).inv(value) for place, value in zip(places, values, strict=True)]
+    return [
+        biject_to(constraint).inv(jnp.asarray(leaves[i], jnp.result_type(leaves[i])))
+        for i, constraint in _places(distribution, treedef, leaves)
+    ]
 
 
 def from_free(like: Any, free: list[jax.Array]) -> Any:
     """The distribution of the form of `like` with these free parameters; inverts `to_free`."""
     leaves, treedef = jax.tree.flatten(like)
-    leaves = list(leaves)
     for (i, constraint), value in zip(_places(like, treedef, leaves), free, strict=True):
         leaves[i] = biject_to(constraint)(value)
     return jax.tree.unflatten(treedef, leaves)
@@ -59,17 +59,12 @@ def _constraints_of(node: Any, constraint: Any) -> Iterator[tuple[int, Any]]:
     elif isinstance(node, Distribution):
         for name in sorted(node.gather_pytree_data_fields()):
             known = node.arg_constraints.get(name, constraints.real)
-            free = known if _has_bijection(known) else constraints.real
-            yield from _constraints_of(node.__dict__.get(name), free)
+            try:
+                biject_to(known)
+            except NotImplementedError:
+                known = constraints.real
+            yield from _constraints_of(node.__dict__.get(name), known)
     elif node is not None:
         children = jax.tree_util.tree_leaves_with_path(node, is_leaf=lambda leaf: leaf is not node)
         for _, child in sorted(children, key=lambda pair: jax.tree_util.keystr(pair[0])):
             yield from _constraints_of(child, constraints.real)
-
-
-def _has_bijection(constraint: Any) -> bool:
-    try:
-        biject_to(constraint)
-    except NotImplementedError:
-        return False
-    return True

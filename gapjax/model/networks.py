@@ -1,4 +1,4 @@
-"""Linen modules: feed-forward encoders and decoder, and what a flow reads, one example each."""
+"""Linen modules of one example: feed-forward encoder and decoder, refinement, and a flow."""
 
 import math
 from collections.abc import Sequence
@@ -20,7 +20,6 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: jax.Array) -> jax.Array:
-        """Maps inputs [in] to outputs [out_size]."""
         hidden = inputs
         for size in self.hidden_sizes:
             hidden = nn.relu(nn.Dense(size, kernel_init=_KERNEL_INIT)(hidden))
@@ -28,60 +27,23 @@ class MLP(nn.Module):
 
 
 class MLPEncoder(nn.Module):
-    """x [*event] in [0, 1] -> (loc [Z], scale [Z]) of a diagonal Gaussian q(z given x).
+    """x [*event] in [0, 1] -> (loc [Z], scale [Z], rest [num_more]) of q(z given x).
 
     The scale is softplus of a linear output, as in the authors' code, plus 1e-6, so that its
-    logarithm and the gradient of it are finite for every float32 output.
+    logarithm and the gradient of it are finite for every float32 output. The rest is linear: what
+    a richer family than the diagonal Gaussian needs.
     """
 
     hidden_sizes: Sequence[int]
     latent_dim: int
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Maps x [*event] to (loc [Z], scale [Z])."""
-        out = MLP(self.hidden_sizes, 2 * self.latent_dim)(x.reshape(-1))
-        loc, raw_scale = jnp.split(out, 2)
-        return loc, nn.softplus(raw_scale) + 1e-6
-
-
-class FullCovarianceEncoder(nn.Module):
-    """x [*event] in [0, 1] -> (loc [Z], scale_tril [Z, Z]) of a Gaussian q(z given x).
-
-    The diagonal of the Cholesky factor is made as the scale of `MLPEncoder`; what is below it is
-    linear.
-    """
-
-    hidden_sizes: Sequence[int]
-    latent_dim: int
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Maps x [*event] to (loc [Z], scale_tril [Z, Z])."""
-        size = self.latent_dim
-        out = MLP(self.hidden_sizes, 2 * size + size * (size - 1) // 2)(x.reshape(-1))
-        loc, raw_scale, below = jnp.split(out, (size, 2 * size))
-        scale_tril = jnp.diag(nn.softplus(raw_scale) + 1e-6)
-        return loc, scale_tril.at[jnp.tril_indices(size, -1)].set(below)
-
-
-class FlowEncoder(nn.Module):
-    """x [*event] in [0, 1] -> (loc [Z], scale [Z], context [H]): where a flow of z starts.
-
-    The flow itself (`Autoregressive`) has weights of its own and reads the context.
-    """
-
-    hidden_sizes: Sequence[int]
-    latent_dim: int
-    context_size: int
+    num_more: int = 0
 
     @nn.compact
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Maps x [*event] to (loc [Z], scale [Z], context [H])."""
         size = self.latent_dim
-        out = MLP(self.hidden_sizes, 2 * size + self.context_size)(x.reshape(-1))
-        loc, raw_scale, context = jnp.split(out, (size, 2 * size))
-        return loc, nn.softplus(raw_scale) + 1e-6, context
+        out = MLP(self.hidden_sizes, 2 * size + self.num_more)(x.reshape(-1))
+        loc, raw_scale, rest = jnp.split(out, (size, 2 * size))
+        return loc, nn.softplus(raw_scale) + 1e-6, rest
 
 
 class Refinement(nn.Module):
@@ -96,7 +58,6 @@ class Refinement(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Maps inputs [I] to (shift [Z], growth [Z])."""
         hidden = inputs
         for size in self.hidden_sizes:
             hidden = nn.relu(nn.Dense(size, kernel_init=_KERNEL_INIT)(hidden))
@@ -116,7 +77,6 @@ class Autoregressive(nn.Module):
 
     @nn.compact
     def __call__(self, z: jax.Array, context: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Maps z [Z] and context [H] to (shift [Z], log_scale [Z])."""
         latent_dim = z.shape[-1]
         places = jnp.arange(1, latent_dim + 1)
         degrees = jnp.arange(self.hidden_size) % max(1, latent_dim - 1) + 1
@@ -139,6 +99,5 @@ class MLPDecoder(nn.Module):
 
     @nn.compact
     def __call__(self, z: jax.Array) -> jax.Array:
-        """Maps z [Z] to outputs [num_outputs, *event]."""
         out = MLP(self.hidden_sizes, self.num_outputs * math.prod(self.event_shape))(z)
         return out.reshape(self.num_outputs, *self.event_shape)
