@@ -7,7 +7,7 @@ from experiments import evaluate, options, refit, results_json, stores, studies,
 from experiments import run as experiment
 from experiments.presets import PRESETS
 from gapjax import checkpoints
-from gapjax.fit.steps import init_state
+from gapjax.fit.step import init_state
 
 TINY = options.Config(
     **{

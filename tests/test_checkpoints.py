@@ -17,7 +17,7 @@ from conftest import assert_same_bits, random_params
 import gapjax
 from gapjax import checkpoints
 from gapjax.checkpoints import CheckpointError, CorruptCheckpointError
-from gapjax.fit.steps import init_state
+from gapjax.fit.step import TrainState, init_state
 
 RECORD = {"epoch": 30, "config": {"alpha": 0.5, "name": "digits", "sizes": [3, 4]}}
 
@@ -46,7 +46,7 @@ def store(state, tmp_path_factory):
 def test_a_train_state_comes_back_bit_for_bit(store, state):
     restored, record = checkpoints.restore(store, 30, state)
     assert_same_bits(restored, state)
-    assert type(restored) is gapjax.TrainState and type(restored.params) is gapjax.VAEParams
+    assert type(restored) is TrainState and type(restored.params) is gapjax.VAEParams
     assert record == RECORD
     # The key goes on as the key did, and so does the optimizer.
     assert jax.random.key_impl(restored.rng_key) == jax.random.key_impl(state.rng_key)

@@ -17,7 +17,8 @@ from experiments.show import figures
 from experiments.workdir import Workdir
 from gapjax import checkpoints
 from gapjax.fit import recipes
-from gapjax.fit.steps import init_state
+from gapjax.fit.step import init_state
+from gapjax.results.measurements import amortization_gaps
 
 NAMES = ("paper", "control", "samples", "refinement_1")
 EPOCH = 2
@@ -41,11 +42,11 @@ def short(monkeypatch):
     short_recipes = {name: recipes.RECIPES[name]._replace(**quick) for name in NAMES}
     for module in (close_the_gap, studies):
         monkeypatch.setattr(module, "RECIPES", short_recipes)
-    search, found = gapjax.PosteriorSearch(2, 0.1, 2, 1, 2), gapjax.optimal_posteriors
+    search, found = gapjax.PosteriorSearch(2, 0.1, 2, 1, 2), gapjax.best_posteriors
     monkeypatch.setattr(
         gapjax, "optimal_posteriors", lambda *args, **more: found(*args, search=search, **more)
     )
-    gaps = gapjax.amortization_gaps
+    gaps = amortization_gaps
     monkeypatch.setattr(
         gapjax, "amortization_gaps", lambda *args: gaps(*args, search=search, num_samples=2)
     )
@@ -286,7 +287,7 @@ def test_recipe_of_the_programs_is_that_of_the_library(tmp_path):
     refit.refit_phase(run, [EPOCH], ("self_consistent", "control"))
     run.workdir.close()
     for kind, source in (("self_consistent", "noisy"), ("control", "data")):
-        recipe = gapjax.RECIPES["noisy"]._replace(num_epochs=2, sources=((source, 1.0),))
+        recipe = gapjax.recipes.RECIPES["noisy"]._replace(num_epochs=2, sources=((source, 1.0),))
         closed = gapjax.close_gap(
             run.vae, state.params, run.dataset.train, run.key("refit", EPOCH), recipe
         )

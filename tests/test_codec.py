@@ -11,10 +11,12 @@ import pytest
 from conftest import random_params
 
 import gapjax
-from gapjax import CodecError, Refiner, compress, decompress
+from gapjax import Refiner, compress, decompress
+from gapjax.codec.stack import CodecError
 from gapjax.codec import container, stack
 from gapjax.codec.coding import ENCODER
-from gapjax.codec.programs import describe
+from gapjax.codec.tables import describe
+from gapjax.vae import sample_model
 
 pytest.importorskip("constriction", reason="the extra 'codec' is not installed")
 
@@ -82,7 +84,7 @@ def test_the_length_is_the_negative_elbo(small, compressed):
 def test_levels_that_a_model_expects_cost_little(grey):
     """Samples of the model cost their information; noise costs more."""
     vae, params = grey
-    draw = jax.vmap(lambda key: gapjax.sample_model(vae, params.decoder, key))
+    draw = jax.vmap(lambda key: sample_model(vae, params.decoder, key))
     drawn = np.asarray(draw(jax.random.split(jax.random.key(0), 300))).astype(np.uint8)
     noise = _images("noise", 300, (2, 3), 18)
     sizes = [len(compress(vae, params, images, num_chains=8)) for images in (drawn, noise)]

@@ -15,7 +15,7 @@ import gapjax
 from experiments import baselines, compress, compression, options, train
 from experiments import run as experiment
 from experiments.workdir import Workdir
-from gapjax import CodecError
+from gapjax.codec.stack import CodecError
 
 pytest.importorskip("constriction", reason="the extra 'codec' is not installed")
 

@@ -23,7 +23,7 @@ import gapjax
 from experiments import evaluate, options, program, refit, results_json, stores, train, workdir
 from experiments import run as experiment
 from gapjax import checkpoints, parallel
-from gapjax.fit import executor
+from gapjax.fit import loop as executor
 
 _ROOT = Path(__file__).parent.parent
 _FLAGS = (

@@ -9,6 +9,7 @@ import gapjax
 from experiments import effects, results_json
 from experiments import run as experiment
 from gapjax.results.estimates import summarize
+from gapjax.vae import sample_model
 
 
 @pytest.fixture
@@ -52,7 +53,7 @@ def test_every_kind_of_image_is_measured_by_every_encoder(small, run):
 def test_the_samples_are_of_the_model_and_fresh_at_every_checkpoint(small, run):
     run, _, by_name = run
     keys = jax.random.split(jax.random.key(11), 2000)
-    draw = lambda key: gapjax.sample_model(small.vae, small.params.decoder, key)
+    draw = lambda key: sample_model(small.vae, small.params.decoder, key)
     others = gapjax.evaluate(
         small.vae, small.params, jax.random.key(12), jax.jit(jax.vmap(draw))(keys), num_samples=2
     )
