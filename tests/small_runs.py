@@ -72,12 +72,12 @@ def parsed(given, *more):
     return values
 
 
-def on_accelerator(monkeypatch, name):
-    """Sweeps as on a GPU; the list that it returns gets the members of each call of gapjax.NAME."""
-    members, function = [], getattr(gapjax, name)
+def on_accelerator(monkeypatch):
+    """Sweeps as on a GPU; the list that it returns gets the number of members of each program."""
+    members, function = [], gapjax.refit_members
     monkeypatch.setattr(studies.parallel, "is_accelerated", lambda devices: True)
     monkeypatch.setattr(
-        gapjax, name,
+        gapjax, "refit_members",
         lambda *args, **more: members.append(len(args[1])) or function(*args, **more),
     )  # fmt: skip
     return members

@@ -58,7 +58,7 @@ def test_the_figure_of_alpha(runs, tmp_path, monkeypatch):
 
 def test_on_an_accelerator_all_are_one_program(runs, tmp_path, monkeypatch):
     alpha.refit(runs, EPOCH, ALPHAS, tmp_path / "each")
-    programs = on_accelerator(monkeypatch, "self_consistent")
+    programs = on_accelerator(monkeypatch)
     alpha.refit(runs, EPOCH, ALPHAS, tmp_path / "together")
     assert programs == [len(runs) * len(ALPHAS)]
     each, together = (

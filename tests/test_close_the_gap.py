@@ -1,5 +1,6 @@
 """The sweep over recipes: its choice does not depend on test images; what it writes and keeps."""
 
+import dataclasses
 import json
 import shutil
 from types import SimpleNamespace
@@ -18,7 +19,7 @@ from experiments.workdir import Workdir
 from gapjax import checkpoints
 from gapjax.fit import recipes
 from gapjax.fit.step import init_state
-from gapjax.results.measurements import amortization_gaps
+from gapjax.results import measurements
 
 NAMES = ("paper", "control", "samples", "refinement_1")
 EPOCH = 2
@@ -39,16 +40,16 @@ def trained(tmp_path_factory):
 def short(monkeypatch):
     """Recipes of one epoch, few images, and a short search for q*."""
     quick = {"num_epochs": 1, "batch_size": 200, "num_samples": 1}
-    short_recipes = {name: recipes.RECIPES[name]._replace(**quick) for name in NAMES}
+    short_recipes = {name: dataclasses.replace(recipes.RECIPES[name], **quick) for name in NAMES}
     for module in (close_the_gap, studies):
         monkeypatch.setattr(module, "RECIPES", short_recipes)
     search, found = gapjax.PosteriorSearch(2, 0.1, 2, 1, 2), gapjax.best_posteriors
     monkeypatch.setattr(
-        gapjax, "optimal_posteriors", lambda *args, **more: found(*args, search=search, **more)
+        gapjax, "best_posteriors", lambda *args, **more: found(*args, search=search, **more)
     )
-    gaps = amortization_gaps
+    gaps = measurements.amortization_gaps
     monkeypatch.setattr(
-        gapjax, "amortization_gaps", lambda *args: gaps(*args, search=search, num_samples=2)
+        measurements, "amortization_gaps", lambda *args: gaps(*args, search=search, num_samples=2)
     )
 
 
@@ -161,7 +162,7 @@ def _check_nats_from_optimal(runs, out, best):
         found = studies.images_of(runs[0], kind, params, EPOCH, 5)
         np.testing.assert_array_equal(found, expected)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gapjax, "amortization_gaps", None)
+        patch.setattr(measurements, "amortization_gaps", None)
         assert close_the_gap.nats_from_optimal(runs, EPOCH, out, best, 5) == first
         # A recipe that was refitted anew is measured anew.
         kept = checkpoints.checksum
@@ -177,7 +178,7 @@ def _check_resumes(runs, out, monkeypatch):
     monkeypatch.setattr(gapjax, "close_gap", lambda *args, **more: made.append(args[4]) or [])
     studies.refit(runs, "samples", EPOCH, out)
     assert not made
-    changed = studies.RECIPES["samples"]._replace(learning_rate=0.5)
+    changed = dataclasses.replace(studies.RECIPES["samples"], learning_rate=0.5)
     monkeypatch.setitem(studies.RECIPES, "samples", changed)
     with pytest.raises(ValueError):  # the stand-in refits nothing
         studies.refit(runs, "samples", EPOCH, out)
@@ -191,7 +192,7 @@ def test_a_refit_that_was_killed_goes_on_to_the_same_bits(
     trained, short, tmp_path, monkeypatch, capsys, name
 ):
     run = studies.open_runs(trained, None)[0]
-    longer = studies.RECIPES[name]._replace(num_epochs=3)
+    longer = dataclasses.replace(studies.RECIPES[name], num_epochs=3)
     monkeypatch.setitem(studies.RECIPES, name, longer)
     monkeypatch.setattr(studies, "_SAVE_EVERY", 2)
     studies.refit([run], name, EPOCH, tmp_path / "whole")
@@ -242,7 +243,7 @@ def test_refits_without_scores_see_no_images_that_are_held_out(
 def test_on_an_accelerator_all_seeds_are_one_program(trained, short, tmp_path, monkeypatch):
     runs = studies.open_runs(trained, None)
     studies.refit(runs, "paper", EPOCH, tmp_path / "each")
-    programs = on_accelerator(monkeypatch, "close_gap")
+    programs = on_accelerator(monkeypatch)
     studies.refit(runs, "paper", EPOCH, tmp_path / "together")
     assert programs == [2]
     for run in runs:
@@ -287,7 +288,9 @@ def test_recipe_of_the_programs_is_that_of_the_library(tmp_path):
     refit.refit_phase(run, [EPOCH], ("self_consistent", "control"))
     run.workdir.close()
     for kind, source in (("self_consistent", "noisy"), ("control", "data")):
-        recipe = gapjax.recipes.RECIPES["noisy"]._replace(num_epochs=2, sources=((source, 1.0),))
+        recipe = dataclasses.replace(
+            recipes.RECIPES["noisy"], num_epochs=2, sources=((source, 1.0),)
+        )
         closed = gapjax.close_gap(
             run.vae, state.params, run.dataset.train, run.key("refit", EPOCH), recipe
         )
@@ -303,7 +306,7 @@ def test_programs_know_the_recipes_that_keep_the_architecture():
 
 def test_a_recipe_can_be_tried_with_other_numbers():
     changed = studies.named("samples:num_epochs=20:learning_rate=1e-4")
-    expected = recipes.RECIPES["samples"]._replace(num_epochs=20, learning_rate=1e-4)
+    expected = dataclasses.replace(recipes.RECIPES["samples"], num_epochs=20, learning_rate=1e-4)
     assert changed == expected
     for text, message in (
         ("simples", "'simples' is not known; there are paper"),

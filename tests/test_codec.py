@@ -12,9 +12,9 @@ from conftest import random_params
 
 import gapjax
 from gapjax import Refiner, compress, decompress
-from gapjax.codec.stack import CodecError
 from gapjax.codec import container, stack
 from gapjax.codec.coding import ENCODER
+from gapjax.codec.stack import CodecError
 from gapjax.codec.tables import describe
 from gapjax.vae import sample_model
 

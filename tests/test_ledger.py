@@ -10,6 +10,7 @@ from small_runs import parsed
 import gapjax
 from experiments import ledger, options, stores, workdir
 from experiments import run as experiment
+from gapjax.measure.log_likelihood import Sandwich
 from gapjax.results import measurements
 
 
@@ -108,9 +109,9 @@ def test_simulated_images_say_how_well_log_p_is_estimated(run, measured, monkeyp
         asked.append((params.encoder, num_images))
         on_progress(num_images)
         sides = np.arange(num_images, dtype=np.float32)
-        return gapjax.Sandwich(None, sides, sides + 0.25, 0.25, 0.01, sides, sides)
+        return Sandwich(None, sides, sides + 0.25, 0.25, 0.01, sides, sides)
 
-    monkeypatch.setattr(gapjax, "sandwich", sandwich)
+    monkeypatch.setattr(ledger, "sandwich", sandwich)
     settings = ledger.Settings(epochs=(6,), num_images=30, num_simulated=3)
     results = ledger.ledger_phase(run, settings)
     (row,) = results["checkpoints"]
@@ -133,7 +134,7 @@ def test_one_image_has_no_standard_error(run, measured, monkeypatch):
         images = getattr(run.dataset, name)[:1]
         run = run._replace(dataset=run.dataset._replace(**{name: images}))
     sides = np.zeros(1, np.float32)
-    between = gapjax.Sandwich(None, sides, sides + 0.25, 0.25, float("nan"), sides, sides)
+    between = Sandwich(None, sides, sides + 0.25, 0.25, float("nan"), sides, sides)
     monkeypatch.setattr(gapjax, "sandwich", lambda *arguments, **options: between)
     settings = ledger.Settings(epochs=(6,), num_images=30, num_simulated=1)
     results = ledger.ledger_phase(run, settings)
