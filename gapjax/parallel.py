@@ -9,9 +9,8 @@ There are three ways to use several devices:
 A CPU is one device by default, and its cores share every matrix product. Independent small jobs
 finish sooner on one core each, so `expose_cpu_cores` makes every core a device.
 
-Other modules of gapjax name devices by `from gapjax import parallel` alone. `jax.pmap` is used here
-only; JAX keeps it as a layer over `jax.shard_map`. On one device programs are jitted, without a
-mapped axis.
+`jax.pmap` is used here only; JAX keeps it as a layer over `jax.shard_map`. On one device programs
+are jitted, without a mapped axis.
 """
 
 from __future__ import annotations
@@ -337,6 +336,5 @@ def is_accelerated(devices: Devices) -> bool:
 
 
 def _num_cores() -> int:
-    """Number of cores that this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity else os.cpu_count() or 1

@@ -44,10 +44,10 @@ def check_inputs(
     posteriors: Any = None,
     gradients: bool = False,
 ) -> None:
-    """Checks what a measurement of images is given; traces the model and computes nothing.
+    """Checks what a measurement of images is given; a `vae` of another type is not looked at.
 
     `posteriors` are a q for every image in place of the encoder's; `gradients` says whether they
-    are taken through samples of q. A `vae` of another type is not looked at.
+    are taken through samples of q.
     """
     instead = "there use jax.vmap over gapjax.elbo, which is a function of one example"
     check_concrete(function, instead, params=params, rng_key=rng_key, images=images)
@@ -70,11 +70,7 @@ def check_inputs(
 
 
 def check_model(vae: VAE, params: VAEParams, x: Any) -> Model:
-    """Checks the three distributions of a model on x, one example or its shape and dtype.
-
-    Each must be a distribution of one whole example: its `log_prob` is a scalar. Latents of q
-    have the shape of those of the prior, and p(x given z) is over an x of the shape given.
-    """
+    """Checks the three distributions of a model on x, one example or its shape and dtype."""
     if not (hasattr(params, "encoder") and hasattr(params, "decoder")):
         hint = "; give its .params" if hasattr(params, "params") else ""
         raise TypeError(f"params is of type {type(params).__name__}, not a VAEParams{hint}")
@@ -199,10 +195,7 @@ def check_scalar(role: str, distribution: Any, shape: tuple[int, ...]) -> None:
 def explain(
     vae: VAE, params: VAEParams, rng_key: jax.Array, x: jax.Array, num_samples: int = 1
 ) -> str | None:
-    """Which part of a bound of one example is not finite, in words; None if all are.
-
-    `rng_key` and `num_samples` are those with which the bound was computed.
-    """
+    """Which part of a bound, of this key and number of samples, is not finite; None if all are."""
     for name in ("encoder", "decoder"):
         if _has_nan(getattr(params, name)):
             return f"params.{name} has a NaN"
@@ -255,7 +248,6 @@ def _explain_likelihood(likelihood: Any, x: jax.Array) -> str:
 
 @functools.lru_cache(64)  # tracing a model takes 25 to 50 ms
 def _inspect(static: parallel.Static) -> Model:
-    """See `check_model`."""
     vae, (params, x) = static.values["vae"], static.values["inputs"]
     found: list[Model] = []
 
