@@ -26,12 +26,15 @@ class Distribution(Protocol):
     @property
     def event_shape(self) -> tuple[int, ...]:
         """Shape of one sample."""
+        ...
 
     def sample(self, key: jax.Array, /) -> ArrayLike:
         """One sample [*event]."""
+        ...
 
     def log_prob(self, value: jax.Array, /) -> ArrayLike:
         """Log-density or log-probability of one sample in nats."""
+        ...
 
 
 class VAEParams(NamedTuple):
