@@ -267,7 +267,7 @@ def _inspect(static: parallel.Static) -> Model:
             )
         likelihood = _call("decode", vae.decode, params.decoder, z, f"one z of shape {z.shape}")
         _check_type("likelihood", likelihood, ("log_prob",))
-        event_shape = getattr(likelihood, "event_shape", None)
+        event_shape: Any = getattr(likelihood, "event_shape", None)
         is_whole = event_shape is not None and not getattr(likelihood, "batch_shape", ())
         if is_whole and tuple(event_shape) != x.shape:
             raise ValueError(
