@@ -9,9 +9,8 @@ There are three ways to use several devices:
 A CPU is one device by default, and its cores share every matrix product. Independent small jobs
 finish sooner on one core each, so `expose_cpu_cores` makes every core a device.
 
-Other modules of gapjax name devices by `from gapjax import parallel` alone. `jax.pmap` is used here
-only; JAX keeps it as a layer over `jax.shard_map`. On one device programs are jitted, without a
-mapped axis.
+`jax.pmap` is used here only; JAX keeps it as a layer over `jax.shard_map`. On one device programs
+are jitted, without a mapped axis.
 """
 
 from __future__ import annotations
@@ -48,17 +47,11 @@ _default: ContextVar[tuple[Device, ...] | None] = ContextVar("devices", default=
 
 
 class Shard(NamedTuple):
-    """The share of a computation that one device does; `WHOLE` on a single device.
-
-    Attributes:
-      index: [] int32, number of this share.
-      count: number of shares, static.
-      axis_name: name of the mapped axis; None on a single device.
-    """
+    """The share of a computation that one device does; `WHOLE` on a single device."""
 
     index: jax.Array | int  # type: ignore[assignment]
     count: int  # type: ignore[assignment]
-    axis_name: str | None
+    axis_name: str | None  # of the mapped axis; None on a single device
 
     def sum(self, tree: Any) -> Any:
         """The sum of a tree of floats over all shares, by one all-reduce."""
@@ -68,10 +61,7 @@ class Shard(NamedTuple):
         return unravel(jax.lax.psum(flat, self.axis_name))
 
     def split(self, tree: Any) -> Any:
-        """This share's part of arrays [N, ...]: [N / count rounded up, ...].
-
-        Parts beyond the end are padded with the last entry; `merge` is the inverse.
-        """
+        """This share's part [N / count rounded up, ...] of arrays; padded with the last entry."""
         if self.count == 1:
             return tree
 
@@ -115,25 +105,17 @@ class Program:
     def on(self, devices: Devices | None = None, **static: Any) -> Compiled:
         """The compiled function of arrays that are in the layout of the devices already.
 
-        Args:
-          devices: where it runs; all by default.
-          **static: the static arguments. Those that are equal share a program: NamedTuples and
-            other pytrees are compared leaf by leaf, arrays by their content, and what has no hash
-            by identity.
+        Equal static arguments share a program: pytrees are compared leaf by leaf, arrays by their
+        content, and what has no hash by identity.
         """
         return _compiled(self, all_devices(devices), Static(static))
 
 
 class Compiled(NamedTuple):
-    """What JAX compiled, and how it takes its arguments.
+    """What JAX compiles."""
 
-    Attributes:
-      arrange: from the arrays to the arguments of `program`.
-      program: of `jax.jit` or `jax.pmap`.
-    """
-
-    arrange: Callable[..., tuple]
-    program: Any
+    program: Any  # of jax.jit or jax.pmap
+    arrange: Callable[..., tuple] = lambda *arrays: arrays  # to the arguments of `program`
 
     def __call__(self, *arrays: Any) -> Any:
         """Runs the program."""
@@ -153,8 +135,8 @@ def program(
 ) -> Program:
     """Makes a program of a pure function of arrays and static keyword arguments.
 
-    Inside, dtypes are promoted as JAX does by default, whatever the user's setting: the
-    distributions and optimizers of other libraries mix them.
+    It compiles when it is first called. Inside, dtypes are promoted as JAX does by default,
+    whatever the user's setting: the distributions and optimizers of other libraries mix them.
 
     Args:
       function: with over="shards" `function(shard, *arrays, **static)`, whose results are the same
@@ -165,9 +147,6 @@ def program(
       over: what is divided among the devices.
       donate: whether the buffers of the first array are donated.
       commit: whether arrays are committed to a single device, see `replicate`.
-
-    Returns:
-      A `Program`. It compiles when it is first called.
     """
     return Program(function, over, donate, commit)
 
@@ -207,34 +186,30 @@ def _comparable(leaf: Any) -> Any:
 def _compiled(program: Program, devices: tuple[Device, ...], static: Static) -> Compiled:
     """The one cache of programs; compiling takes seconds."""
     function, donated = program.function, (0,) if program.donate else ()
-    same = lambda *arrays: arrays
+    mapped = functools.partial(jax.pmap, axis_name=_AXIS, devices=devices)
 
     def promoted(*arguments: Any) -> Any:
         with jax.numpy_dtype_promotion("standard"):
             return function(*arguments, **static.values)
 
-    def whole(first: Any, others: tuple) -> Any:
-        return promoted(WHOLE, first, *others)
+    def whole(*arrays: Any) -> Any:
+        return promoted(WHOLE, *arrays)
 
     def share(index: jax.Array, first: Any, others: tuple) -> Any:
         return promoted(Shard(index, len(devices), _AXIS), first, *others)
 
     for wrapper in (promoted, whole, share):
         wrapper.__name__ = function.__name__  # for profiles and logs
-    mapped = functools.partial(jax.pmap, axis_name=_AXIS, devices=devices)
-    if program.over == "shards" and len(devices) == 1:
-        jitted = jax.jit(whole, donate_argnums=donated)
-        return Compiled(lambda first, *others: (first, others), jitted)
     if program.over == "one" or len(devices) == 1:
-        return Compiled(same, jax.jit(promoted, donate_argnums=donated))
+        on_one = whole if program.over == "shards" else promoted
+        return Compiled(jax.jit(on_one, donate_argnums=donated))
     if program.over == "members":
-        return Compiled(same, mapped(promoted, in_axes=(0, 0, None), donate_argnums=donated))
-    indices = [i for i, device in enumerate(devices) if device in local_devices(devices)]
-    indices = jnp.asarray(indices, jnp.int32)
-    shares = mapped(
-        share, in_axes=(0, None, None), out_axes=None, donate_argnums=(1,) if donated else ()
-    )
-    return Compiled(lambda first, *others: (indices, first, others), shares)
+        return Compiled(mapped(promoted, in_axes=(0, 0, None), donate_argnums=donated))
+    local = local_devices(devices)
+    indices = jnp.asarray([i for i, device in enumerate(devices) if device in local], jnp.int32)
+    donated = tuple(place + 1 for place in donated)  # after the indices
+    shares = mapped(share, in_axes=(0, None, None), out_axes=None, donate_argnums=donated)
+    return Compiled(shares, lambda first, *others: (indices, first, others))
 
 
 # --- layouts of arrays --------------------------------------------------------------------------
@@ -244,14 +219,9 @@ def replicate(tree: Any, devices: Devices, *, commit: bool = True) -> Any:
     """Copies the tree to each of `devices` that belongs to this process.
 
     Args:
-      tree: of arrays.
-      devices: where to.
       commit: on a single device, commit the arrays to it, as `jax.device_put` does. Otherwise
         arrays are left as they are where JAX would compute on this device anyway. XLA compiles
         the two to different programs, whose last bits may differ.
-
-    Returns:
-      A tree of the same structure.
     """
     local = local_devices(devices)
     if len(devices) == 1 and not commit:
@@ -274,8 +244,8 @@ def unreplicate(tree: Any) -> Any:
 def split_members(tree: Any, devices: Devices) -> Any:
     """Divides stacked members [R, ...] among devices: [D, R/D rounded up, ...].
 
-    If R is not a multiple of D, the members are padded with copies of the first, which
-    `join_members` drops. On one device the shapes do not change.
+    They are padded with copies of the first, which `join_members` drops. On one device the shapes
+    do not change.
     """
     if len(devices) == 1:
         return jax.device_put(tree, devices[0])
@@ -337,18 +307,15 @@ def use_devices(devices: Devices) -> Iterator[None]:
 
 
 def expose_cpu_cores() -> tuple[Device, ...]:
-    """Makes every core of the CPU a JAX device. Call it before JAX is initialized.
+    """Makes every core of the CPU, up to 4, a JAX device. Call it before JAX is initialized.
 
-    A program on one of these devices still uses all cores that are idle.
-
-    Returns:
-      The devices, at most 4. An empty tuple if there is an accelerator or a single core, if this
-      is one of several processes, or if the number of CPU devices is configured already.
+    A program on one of these devices still uses all cores that are idle. The result is empty if
+    there is an accelerator or a single core, if this is one of several processes, or if the number
+    of CPU devices is configured already.
     """
-    configured = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
-    configured = configured or (
-        jax.config.jax_num_cpu_devices > 0  # type: ignore[attr-defined]
-    )
+    already: int = jax.config.jax_num_cpu_devices  # type: ignore[attr-defined]
+    in_flags = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    configured = in_flags or already > 0
     number = min(_num_cores(), _MOST_CORES)
     if configured or number == 1 or jax.distributed.is_initialized():
         return ()
@@ -369,7 +336,5 @@ def is_accelerated(devices: Devices) -> bool:
 
 
 def _num_cores() -> int:
-    """Number of cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1

@@ -119,9 +119,9 @@ def sample_and_log_prob(posterior: Distribution, rng_key: jax.Array) -> tuple[ja
 
 
 def bits_per_dim(nats: Nats, event_shape: tuple[int, ...]) -> Nats:
-    """BPD (note 3) of bounds on log p(x), given the shape of one x; lower is better.
+    """BPD = -nats / (log 2 * number of dimensions) of bounds on log p(x); lower is better.
 
-    BPD = -nats / (log 2 * number of dimensions)
+    `event_shape` is the shape of one x. See note 3 of the paper.
     """
     return -nats / (math.log(2.0) * math.prod(event_shape))
 

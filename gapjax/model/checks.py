@@ -26,15 +26,12 @@ _BLOCK = 2**22  # pixels that are compared with a support at once
 
 
 class Model(NamedTuple):
-    """What `check_model` found: names of types, whether q can be reparameterized, and the support.
+    """What `check_model` found."""
 
-    The support is the likelihood's constraint on x; None where it does not say, or depends on z.
-    """
-
-    posterior: str
-    has_rsample: bool
+    posterior: str  # names of types
     likelihood: str
-    support: Any
+    has_rsample: bool  # whether q can be reparameterized
+    support: Any  # the likelihood's constraint on x; None if it does not say, or depends on z
 
 
 def check_inputs(
@@ -47,10 +44,10 @@ def check_inputs(
     posteriors: Any = None,
     gradients: bool = False,
 ) -> None:
-    """Checks what a measurement of images is given; traces the model and computes nothing.
+    """Checks what a measurement of images is given; a `vae` of another type is not looked at.
 
     `posteriors` are a q for every image in place of the encoder's; `gradients` says whether they
-    are taken through samples of q. A `vae` of another type is not looked at.
+    are taken through samples of q.
     """
     instead = "there use jax.vmap over gapjax.elbo, which is a function of one example"
     check_concrete(function, instead, params=params, rng_key=rng_key, images=images)
@@ -73,11 +70,7 @@ def check_inputs(
 
 
 def check_model(vae: VAE, params: VAEParams, x: Any) -> Model:
-    """Checks the three distributions of a model on x, one example or its shape and dtype.
-
-    Each must be a distribution of one whole example: its `log_prob` is a scalar. Latents of q
-    have the shape of those of the prior, and p(x given z) is over an x of the shape given.
-    """
+    """Checks the three distributions of a model on x, one example or its shape and dtype."""
     if not (hasattr(params, "encoder") and hasattr(params, "decoder")):
         hint = "; give its .params" if hasattr(params, "params") else ""
         raise TypeError(f"params is of type {type(params).__name__}, not a VAEParams{hint}")
@@ -86,7 +79,7 @@ def check_model(vae: VAE, params: VAEParams, x: Any) -> Model:
 
 
 def check_reparameterized(model: Model) -> None:
-    """Raises TypeError where gradients do not pass through the samples of q(z given x)."""
+    """Raises TypeError where no gradient passes through the samples of q(z given x)."""
     if not model.has_rsample:
         raise TypeError(
             f"the posterior that encode returns, {model.posterior}, cannot be reparameterized: no "
@@ -102,6 +95,8 @@ def check_images(name: str, images: Any, model: Model) -> None:
         return
     while hasattr(support, "base_constraint"):
         support = support.base_constraint
+    if support is None:
+        return
     block = max(1, _BLOCK // max(1, math.prod(images.shape[1:])))
     for first in range(0, len(images), block):
         part = images[first : first + block]
@@ -111,7 +106,7 @@ def check_images(name: str, images: Any, model: Model) -> None:
             return  # the support cannot tell
         if valid.shape[:1] != part.shape[:1] or valid.all():
             continue
-        place = tuple(map(int, np.unravel_index(int(np.argmin(valid)), valid.shape)))
+        place = tuple(map(int, np.argwhere(~valid)[0]))
         what = f"has the value {part[place]} at {place[1:]}" if valid.shape == part.shape else "is"
         raise ValueError(
             f"{name}: image {first + place[0]} {what}, outside of the support of p(x given z): "
@@ -139,11 +134,10 @@ def check_trainable(params: VAEParams) -> None:
 def check_array(name: str, images: Any) -> None:
     """Raises TypeError unless this is an array [N, *event], and ValueError if N is 0."""
     if not (hasattr(images, "shape") and hasattr(images, "dtype")):
-        fields = [field for field in ("test", "images") if hasattr(images, field)]
-        hint = "".join(f"; its .{field} is one" for field in fields[:1])
-        raise TypeError(
-            f"{name} is of type {type(images).__name__}, not an array [N, *event]{hint}"
-        )
+        field = next((field for field in ("test", "images") if hasattr(images, field)), None)
+        hint = f"; its .{field} is one" if field else ""
+        kind = type(images).__name__
+        raise TypeError(f"{name} is of type {kind}, not an array [N, *event]{hint}")
     if images.ndim == 0:
         raise TypeError(f"{name} is a scalar, not an array [N, *event]")
     if images.shape[0] == 0:
@@ -162,16 +156,14 @@ def check_concrete(function: str, instead: str, **arguments: Any) -> None:
 
 def check_key(rng_key: Any, name: str = "rng_key") -> None:
     """Raises TypeError unless this is one key, and ValueError where it is an array of keys."""
-    if not hasattr(rng_key, "dtype"):
-        raise TypeError(
-            f"{name} is of type {type(rng_key).__name__}, not a key; see jax.random.key"
-        )
-    if jnp.issubdtype(rng_key.dtype, jax.dtypes.prng_key):
+    dtype = getattr(rng_key, "dtype", None)
+    if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key):
         number = rng_key.shape
-    elif rng_key.dtype == jnp.uint32 and rng_key.ndim:  # of the old kind, an array [2]
+    elif dtype == jnp.uint32 and rng_key.ndim:  # of the old kind, an array [2]
         number = rng_key.shape[:-1]
     else:
-        raise TypeError(f"{name} is an array of {rng_key.dtype}, not a key; see jax.random.key")
+        kind = f"of type {type(rng_key).__name__}" if dtype is None else f"an array of {dtype}"
+        raise TypeError(f"{name} is {kind}, not a key; see jax.random.key")
     if number:
         raise ValueError(f"{name} holds keys of the shape {number}; one key is needed")
 
@@ -205,14 +197,11 @@ def check_scalar(role: str, distribution: Any, shape: tuple[int, ...]) -> None:
 def explain(
     vae: VAE, params: VAEParams, rng_key: jax.Array, x: jax.Array, num_samples: int = 1
 ) -> str | None:
-    """Which part of a bound of one example is not finite, in words; None if all are.
-
-    `rng_key` and `num_samples` are those with which the bound was computed.
-    """
-    nan = {name: _has_nan(getattr(params, name)) for name in ("encoder", "decoder")}
-    if any(nan.values()):
-        return f"params.{'encoder' if nan['encoder'] else 'decoder'} has a NaN"
-    if not bool(jnp.isfinite(x).all()):
+    """Which part of a bound, of this key and number of samples, is not finite; None if all are."""
+    for name in ("encoder", "decoder"):
+        if _has_nan(getattr(params, name)):
+            return f"params.{name} has a NaN"
+    if not jnp.isfinite(x).all():
         return "x has a value that is not finite"
     # One sample takes the key itself, see `bounds`.
     keys = [rng_key] if num_samples == 1 else jax.random.split(rng_key, num_samples)
@@ -223,17 +212,17 @@ def explain(
             return f"encode returns a {type_name(posterior)} whose parameters are NaN"
         for key in keys:
             z = sample(posterior, key)
-            if not bool(jnp.isfinite(z).all()):
+            if not jnp.isfinite(z).all():
                 return f"encode returns a {type_name(posterior)} whose samples are not finite"
             doing = "decode"
             likelihood = vae.decode(params.decoder, z)
             if _has_nan(likelihood):
                 return f"decode returns a {type_name(likelihood)} whose parameters are NaN"
-            if not bool(jnp.isfinite(log_prob(likelihood, observed(x)))):
+            if not jnp.isfinite(log_prob(likelihood, observed(x))):
                 return _explain_likelihood(likelihood, observed(x))
             for role, distribution in (("prior", vae.prior), ("posterior", posterior)):
                 value = log_prob(distribution, z)
-                if not bool(jnp.isfinite(value)):
+                if not jnp.isfinite(value):
                     return f"log_prob of the {role}, a {type_name(distribution)}, is {float(value)}"
     except ValueError as error:
         return f"{doing} raises: {error}"
@@ -252,57 +241,48 @@ def _explain_likelihood(likelihood: Any, x: jax.Array) -> str:
     values = np.asarray(log_prob(single, x))
     if single is likelihood or values.shape != x.shape:
         return f"log p(x given z) is {float(log_prob(likelihood, x))}: {type_name(likelihood)}"
-    place = np.unravel_index(int(np.argmin(np.isfinite(values))), x.shape)
-    where = tuple(map(int, place))
+    place = tuple(map(int, np.argwhere(~np.isfinite(values))[0]))
     return (
-        f"log p(x given z) is {values[place]} at {where}, where x is {np.asarray(x)[place]}: "
+        f"log p(x given z) is {values[place]} at {place}, where x is {np.asarray(x)[place]}: "
         f"{type_name(likelihood)} has no finite density there"
     )
 
 
 @functools.lru_cache(64)  # tracing a model takes 25 to 50 ms
 def _inspect(static: parallel.Static) -> Model:
-    """See `check_model`."""
     vae, (params, x) = static.values["vae"], static.values["inputs"]
-    found: dict[str, Any] = {}
+    found: list[Model] = []
 
     def trace(params: VAEParams, x: jax.Array, rng_key: jax.Array) -> None:
         where = f"one example x of shape {x.shape} and dtype {x.dtype}, without a batch axis"
         posterior = _call("encode", vae.encode, params.encoder, x, where)
-        latents = {}
+        latents = []
         for role, distribution in (("prior", vae.prior), ("posterior", posterior)):
             _check_type(role, distribution, ("sample", "log_prob"))
-            z = sample(distribution, rng_key)
-            one_log_prob(role, distribution, z)
-            latents[role] = z
-        if latents["prior"].shape != latents["posterior"].shape:
+            latents.append(sample(distribution, rng_key))
+            one_log_prob(role, distribution, latents[-1])
+        of_prior, z = latents
+        if of_prior.shape != z.shape:
             raise ValueError(
-                f"latents of the posterior have the shape {latents['posterior'].shape}, those of "
-                f"the prior {latents['prior'].shape}; they must be the same"
+                f"latents of the posterior have the shape {z.shape}, those of the prior "
+                f"{of_prior.shape}; they must be the same"
             )
-        z = latents["posterior"]
         likelihood = _call("decode", vae.decode, params.decoder, z, f"one z of shape {z.shape}")
         _check_type("likelihood", likelihood, ("log_prob",))
-        event_shape = getattr(likelihood, "event_shape", None)
-        if (
-            event_shape is not None
-            and tuple(event_shape) != x.shape
-            and not getattr(likelihood, "batch_shape", ())
-        ):
+        event_shape: Any = getattr(likelihood, "event_shape", None)
+        is_whole = event_shape is not None and not getattr(likelihood, "batch_shape", ())
+        if is_whole and tuple(event_shape) != x.shape:
             raise ValueError(
-                f"the likelihood p(x given z), which decode returns, is over an x of shape "
-                f"{tuple(event_shape)}, but an example has the shape {x.shape}"
+                f"{_ROLES['likelihood']} is over an x of shape {tuple(event_shape)}, but an "
+                f"example has the shape {x.shape}"
             )
         one_log_prob("likelihood", likelihood, observed(x))
-        found.update(
-            posterior=type_name(posterior),
-            has_rsample=bool(getattr(posterior, "has_rsample", True)),
-            likelihood=type_name(likelihood),
-            support=_support(likelihood),
-        )
+        has_rsample = bool(getattr(posterior, "has_rsample", True))
+        names = type_name(posterior), type_name(likelihood)
+        found.append(Model(*names, has_rsample, _support(likelihood)))
 
     jax.eval_shape(trace, params, x, jax.random.key(0))
-    return Model(**found)
+    return found[-1]
 
 
 def _call(name: str, function: Any, params: Any, value: jax.Array, where: str) -> Any:
@@ -310,11 +290,8 @@ def _call(name: str, function: Any, params: Any, value: jax.Array, where: str) -
     try:
         return function(params, value)
     except Exception as error:
-        raise ValueError(
-            ": ".join(
-                [f"{name} fails on {where}", type(error).__name__, *str(error).split("\n")[:1]]
-            )
-        ) from error
+        told = str(error).split("\n")[0]
+        raise ValueError(f"{name} fails on {where}: {type(error).__name__}: {told}") from error
 
 
 def _check_type(role: str, distribution: Any, methods: tuple[str, ...]) -> None:

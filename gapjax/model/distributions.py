@@ -35,23 +35,21 @@ class DiscretizedLogistic(Distribution):
     which is exact in log space: no epsilon is added and no two near-equal numbers are
     subtracted. Its derivatives are given in closed form, which spares the gradient every
     exponential and logarithm that the value has not computed already. Values and gradients are
-    finite for every finite float32 `loc` and positive `scale`; in units of one bin, |m|
-    is clipped to 1e12 and s to [1e-9, 1e12].
+    finite for every finite float32 `loc` and positive `scale`: |m| is clipped to 1e12 and s to
+    [1e-9, 1e12].
 
     With `uniform_weight` u the distribution is the mixture
 
         P'(k) = (1 - u) P(k) + u / K,
 
-    which is normalised as well and gives no level less than u/K: no pixel costs more than
-    log(K/u) nats. It is computed as the logarithm of this sum. That is exact for u > 0, because
-    the sum cannot underflow.
+    which is normalised as well, and no pixel costs more than log(K/u) nats. The logarithm of this
+    sum is exact for u > 0, because the sum cannot underflow.
 
     Args:
       loc: mean of the logistic variable, any real, in units where the levels span [0, 1].
       scale: its scale, positive, same units. Standard deviation is scale * pi / sqrt(3).
       levels: number of levels K >= 2.
-      uniform_weight: u, the weight of a uniform distribution over the levels. Zero for none;
-        otherwise in [1e-30, 1].
+      uniform_weight: u, 0 or in [1e-30, 1].
 
     References:
       Kingma et al., Improved Variational Inference with Inverse Autoregressive Flow, 2016

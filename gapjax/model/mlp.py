@@ -74,7 +74,8 @@ def mlp_vae(
     else:
         DiscretizedLogistic(0.0, 1.0, levels, uniform_weight=uniform_weight)  # checks the weight
     encode = _encoder(event_shape, latent_dim, hidden_sizes, levels, posterior)
-    decode = _Decode(*dataclasses.astuple(encode), likelihood, uniform_weight)
+    sizes = encode.event_shape, latent_dim, encode.hidden_sizes, levels
+    decode = _Decode(*sizes, likelihood, uniform_weight)
     prior = _FullNormal if posterior == "full_covariance" else _DiagonalNormal
     return VAE(_Init(encode, decode), encode, decode, prior(latent_dim))
 
