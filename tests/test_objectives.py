@@ -9,7 +9,9 @@ import pytest
 from conftest import assert_same_bits
 
 import gapjax
+from gapjax import objectives
 from gapjax.model.bounds import divergence, log_joint
+from gapjax.optimizers import cosine_adam
 
 SIGMA = 0.5
 N = 40_000
@@ -65,7 +67,7 @@ def test_the_sleep_phase_has_the_gradient_of_the_forward_kl(linear, which):
     )
     x = jnp.zeros(6)
     values, found, error = _gradients(
-        gapjax.sleep_phase, linear.vae, params, jax.random.key(0), x
+        objectives.sleep_phase, linear.vae, params, jax.random.key(0), x
     )  # fmt: skip
     assert abs(values.mean() - value) < 5 * values.std() / np.sqrt(N)
     _assert_near(found.encoder, gradient, error.encoder)
@@ -77,7 +79,7 @@ def test_the_sleep_phase_has_the_gradient_of_the_forward_kl(linear, which):
 def test_the_sleep_phase_does_not_see_x(linear):
     key = jax.random.key(1)
     images = (jnp.zeros(6), jnp.full(6, jnp.nan))
-    values = [gapjax.sleep_phase(linear.vae, linear.wrong, key, x) for x in images]
+    values = [objectives.sleep_phase(linear.vae, linear.wrong, key, x) for x in images]
     assert np.isfinite(values[0])
     assert_same_bits(*values)
 
@@ -85,8 +87,8 @@ def test_the_sleep_phase_does_not_see_x(linear):
 def test_wake_sleep_trains_each_network_by_its_phase(linear):
     key, x = jax.random.key(2), jnp.asarray(linear.images[0])
     wake_key, sleep_key = jax.random.split(key)
-    found = jax.grad(lambda params: gapjax.wake_sleep(linear.vae, params, key, x))(linear.wrong)
-    asleep = jax.grad(lambda params: gapjax.sleep_phase(linear.vae, params, sleep_key, x))
+    found = jax.grad(lambda params: objectives.wake_sleep(linear.vae, params, key, x))(linear.wrong)
+    asleep = jax.grad(lambda params: objectives.sleep_phase(linear.vae, params, sleep_key, x))
     assert_same_bits(found.encoder, asleep(linear.wrong).encoder)
     z = linear.vae.encode(linear.wrong.encoder, x).sample(wake_key)
     awake = jax.grad(lambda decoder: log_joint(linear.vae, decoder, x, z))(linear.wrong.decoder)
@@ -96,10 +98,10 @@ def test_wake_sleep_trains_each_network_by_its_phase(linear):
 def test_with_sleep_is_the_sum(linear):
     key, x = jax.random.key(3), jnp.asarray(linear.images[0])
     elbo_key, sleep_key = jax.random.split(key)
-    both = gapjax.with_sleep(0.25)(linear.vae, linear.wrong, key, x)
+    both = objectives.WithSleep(0.25)(linear.vae, linear.wrong, key, x)
     parts = [
         objective(linear.vae, linear.wrong, part_key, x)
-        for objective, part_key in ((gapjax.elbo, elbo_key), (gapjax.sleep_phase, sleep_key))
+        for objective, part_key in ((gapjax.elbo, elbo_key), (objectives.sleep_phase, sleep_key))
     ]
     np.testing.assert_allclose(both, parts[0] + 0.25 * parts[1], rtol=1e-6)
 
@@ -107,11 +109,11 @@ def test_with_sleep_is_the_sum(linear):
 def test_denoising_loses_what_the_noise_moves_the_mean_by(linear):
     """The ELBO is quadratic in q's mean, which noise e moves by A e."""
     x, scale = jnp.asarray(linear.images[0]), 0.7
-    exact = gapjax.denoising_elbo(0.0)(linear.vae, linear.wrong, jax.random.key(4), x)
+    exact = objectives.DenoisingElbo(0.0)(linear.vae, linear.wrong, jax.random.key(4), x)
     elbo_key = jax.random.split(jax.random.key(4))[1]
     np.testing.assert_allclose(exact, gapjax.elbo(linear.vae, linear.wrong, elbo_key, x), rtol=1e-6)
     noisy, *_ = _gradients(
-        gapjax.denoising_elbo(scale), linear.vae, linear.wrong, jax.random.key(5), x
+        objectives.DenoisingElbo(scale), linear.vae, linear.wrong, jax.random.key(5), x
     )
     clean, *_ = _gradients(gapjax.elbo, linear.vae, linear.wrong, jax.random.key(6), x)
     decoder, encoder = _float64(linear.wrong.decoder), _float64(linear.wrong.encoder)
@@ -131,7 +133,7 @@ def test_consistent_codes_add_the_log_posterior_of_a_reconstruction(linear):
         encoder, decoder["weight"], decoder["bias"], mean, np.diag(variance)
     )
     both, found, error = _gradients(
-        gapjax.consistent_codes(weight), linear.vae, linear.wrong, jax.random.key(7), x
+        objectives.ConsistentCodes(weight), linear.vae, linear.wrong, jax.random.key(7), x
     )
     bound, plain, plain_error = _gradients(
         gapjax.elbo, linear.vae, linear.wrong, jax.random.key(8), x
@@ -147,17 +149,25 @@ def test_consistent_codes_add_the_log_posterior_of_a_reconstruction(linear):
 def test_several_samples_are_those_of_the_elbo(linear):
     key, x = jax.random.key(9), jnp.asarray(linear.images[0])
     assert_same_bits(
-        gapjax.several_samples(4)(linear.vae, linear.wrong, key, x),
+        objectives.SeveralSamples(4)(linear.vae, linear.wrong, key, x),
         gapjax.elbo(linear.vae, linear.wrong, key, x, num_samples=4),
     )
 
 
 @pytest.mark.parametrize(
-    "name", ["several_samples", "with_sleep", "denoising_elbo", "consistent_codes"]
+    "make",
+    [
+        objectives.SeveralSamples,
+        objectives.WithSleep,
+        objectives.DenoisingElbo,
+        objectives.ConsistentCodes,
+        lambda number: objectives.Distillation(gapjax.Refiner(num_steps=number)),
+    ],
+    ids=["several_samples", "with_sleep", "denoising", "consistent_codes", "distillation"],
 )
-def test_equal_arguments_give_the_same_objective(name):
-    make = getattr(gapjax, name)
-    assert make(2) is make(2) and make(2) is not make(3)
+def test_objectives_made_alike_are_equal(make):
+    assert make(2) == make(2) and hash(make(2)) == hash(make(2))
+    assert make(2) != make(3)
 
 
 def _kl(first, second):
@@ -169,7 +179,7 @@ def _kl(first, second):
 @pytest.mark.parametrize("forward", [True, False])
 def test_distillation_is_the_kl_to_the_exact_posterior(linear, forward):
     """One Newton step finds it; there the value and the gradient of the encoder are zero."""
-    objective = gapjax.distillation(forward=forward)
+    objective = objectives.Distillation(forward=forward)
     x, key = jnp.asarray(linear.images[0]), jax.random.key(10)
     both = jax.jit(jax.value_and_grad(lambda params: objective(linear.vae, params, key, x)))
     pair = []
@@ -189,7 +199,7 @@ def test_distillation_refits_the_encoder_to_the_exact_posterior(linear):
     source = gapjax.model_source(linear.vae, linear.wrong.decoder, 100)
     refit = gapjax.refit_encoder(
         linear.vae, linear.wrong, source, jax.random.key(11), num_epochs=60, batch_size=20,
-        optimizer=gapjax.cosine_adam(0.05, 300), objective=gapjax.distillation(),
+        optimizer=cosine_adam(0.05, 300), objective=objectives.Distillation(),
     )  # fmt: skip
     for ours, exact in zip(
         *map(jax.tree.leaves, (refit.params.encoder, linear.exact.encoder)), strict=True
@@ -210,15 +220,15 @@ def test_a_divergence_without_a_closed_form_is_estimated(linear):
 
 def test_what_cannot_be_distilled_is_refused():
     with pytest.raises(ValueError, match="num_judged=0"):
-        gapjax.distillation(gapjax.Refiner(num_judged=0))
+        objectives.Distillation(gapjax.Refiner(num_judged=0))
 
 
 @pytest.mark.parametrize("forward", [True, False])
-def test_imitation_has_its_optimum_where_several_encoders_meet(linear, forward):
+def test_distillation_of_an_ensemble_has_its_optimum_where_several_encoders_meet(linear, forward):
     """Two teachers of the same scale: between their means, and with the moments of both forward."""
     exact, apart = linear.exact.encoder, jnp.array([0.3, -0.4])
     teachers = [exact, {**exact, "bias": exact["bias"] + apart}]
-    objective = gapjax.imitation(linear.vae, teachers, forward=forward)
+    objective = objectives.EnsembleDistillation(linear.vae, teachers, forward=forward)
     x, key = jnp.asarray(linear.images[0]), jax.random.key(12)
 
     @jax.jit
@@ -247,6 +257,6 @@ def test_imitation_has_its_optimum_where_several_encoders_meet(linear, forward):
     assert max(abs(leaf).max() for leaf in jax.tree.leaves(gradient.encoder)) < 1e-3
 
 
-def test_imitation_needs_an_encoder(linear):
+def test_distillation_of_an_ensemble_needs_an_encoder(linear):
     with pytest.raises(ValueError, match="at least one encoder"):
-        gapjax.imitation(linear.vae, [])
+        objectives.EnsembleDistillation(linear.vae, [])

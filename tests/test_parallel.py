@@ -12,8 +12,8 @@ import pytest
 from conftest import NUM_DEVICES, assert_same_bits, num_programs
 
 import gapjax
-from gapjax import checkpoints, parallel, recipes
-from gapjax.fit import executor, step
+from gapjax import checkpoints, parallel
+from gapjax.fit import api, loop, step
 
 EIGHT = jax.devices()[:8]
 SGD_LIKE = gapjax.adam(2e-3)
@@ -290,7 +290,7 @@ def test_members_converge_one_by_one(small, count, sweep):
     good = _optimal(small, EIGHT[:1], all_params[0], keys[0], until=None).params
     all_params = [good, *all_params[1:]]
     members = [
-        recipes.optimal_member(small.vae, params, _images(small), key, devices=EIGHT[:1])
+        api.optimal_member(small.vae, params, _images(small), key, devices=EIGHT[:1])
         for params, key in zip(all_params, keys, strict=True)
     ]
     swept = gapjax.refit_members(small.vae, members, sweep=sweep, devices=EIGHT[:count], **_OPTIMAL)
@@ -309,7 +309,7 @@ def test_a_sweep_goes_on_where_it_was_interrupted(small, count):
     all_params, keys = _several(small, 3)
     good = _optimal(small, EIGHT[:1], all_params[0], keys[0], until=None).params
     members = [
-        recipes.optimal_member(small.vae, params, _images(small), key, devices=EIGHT[:1])
+        api.optimal_member(small.vae, params, _images(small), key, devices=EIGHT[:1])
         for params, key in zip([good, *all_params[1:]], keys, strict=True)
     ]
     kept = []
@@ -338,7 +338,7 @@ def test_what_all_members_share_is_there_once(small):
         gapjax.mixture_source(gapjax.model_source(small.vae, params.decoder, 130), data, 0.5)
         for params in _several(small, 4)[0]
     ]
-    varying, shared, _ = executor._stack_sources(sources)
+    varying, shared, _ = loop._stack_sources(sources)
     assert any(leaf is data.images for leaf in shared.values())
     assert data.images.shape not in {leaf.shape[1:] for leaf in varying.values()}
 

@@ -10,7 +10,9 @@ import pytest
 from conftest import assert_same_bits
 
 import gapjax
-from gapjax.fit.sources import draw_examples
+from gapjax.fit.sources import draw_examples, weighted_source
+from gapjax.model.distributions import DiscretizedLogistic
+from gapjax.vae import sample_model
 
 N = 400
 
@@ -18,7 +20,7 @@ N = 400
 def _coin_vae():
     """A model on one pixel of 256 levels that gives levels of 100 and above, its z apart."""
     prior = dist.Normal(jnp.zeros(1), jnp.ones(1)).to_event(1)
-    decode = lambda decoder, z: gapjax.DiscretizedLogistic(
+    decode = lambda decoder, z: DiscretizedLogistic(
         decoder + 0.02 * jnp.tanh(z), jnp.full(1, 0.01), 256
     ).to_event(1)
     return gapjax.VAE(lambda rng_key: None, lambda encoder, x: prior, decode, prior)
@@ -88,7 +90,7 @@ def test_positions_past_the_end_are_clamped():
 def test_model_draws_are_samples_of_the_model(model):
     rng_key = jax.random.key(3)
     drawn = jax.jit(lambda key: model.draw(model.begin_epoch(key), key, 0))(rng_key)
-    sampled = jax.jit(lambda key: gapjax.sample_model(VAE, DECODER, key))(rng_key)
+    sampled = jax.jit(lambda key: sample_model(VAE, DECODER, key))(rng_key)
     np.testing.assert_array_equal(drawn, sampled)
     assert model.num_examples == N
     epoch = np.asarray(_epoch(model, rng_key))
@@ -212,7 +214,7 @@ def _levels(low):
 def test_two_weights_are_the_mixture_to_the_draw(model, data):
     rng_key = jax.random.key(10)
     for weights, alpha in (((1, 3), 0.25), ((0, 2.0), 0), ((2, 0), 1)):
-        weighted = _epoch(gapjax.weighted_source((model, data), weights), rng_key)
+        weighted = _epoch(weighted_source((model, data), weights), rng_key)
         np.testing.assert_array_equal(
             weighted, _epoch(gapjax.mixture_source(model, data, alpha), rng_key)
         )
@@ -222,14 +224,12 @@ def test_two_weights_are_the_mixture_to_the_draw(model, data):
 def test_each_source_has_its_share(traced):
     weights, epochs = [1.0, 4.0, 2.0, 0.0, 3.0], 40
     sources = [_levels(1000 * number) for number in range(5)]
-    source = gapjax.weighted_source(
-        sources, [jnp.float32(w) for w in weights] if traced else weights
-    )
+    source = weighted_source(sources, [jnp.float32(w) for w in weights] if traced else weights)
     draws = np.stack([_epoch(source, jax.random.key(seed)) for seed in range(epochs)])
     shares = np.array([np.mean(draws // 1000 == number) for number in range(5)])
     expected = np.array(weights) / 10
     assert np.all(abs(shares - expected) <= 4.5 * np.sqrt(expected / (epochs * N)))
-    only = gapjax.weighted_source(sources, [0, 0, 1, 0, 0])
+    only = weighted_source(sources, [0, 0, 1, 0, 0])
     assert np.all(np.asarray(_epoch(only, jax.random.key(0))) // 1000 == 2)
 
 
@@ -237,7 +237,7 @@ def test_traced_weights_may_all_but_one_be_zero(data):
     sweep = jax.jit(
         jax.vmap(
             lambda weights: _epoch(
-                gapjax.weighted_source([_levels(1000 * n) for n in range(3)], list(weights)),
+                weighted_source([_levels(1000 * n) for n in range(3)], list(weights)),
                 jax.random.key(12),
             )
         )
@@ -258,9 +258,9 @@ def test_traced_weights_may_all_but_one_be_zero(data):
 )
 def test_weights_that_make_no_mixture_are_refused(data, sources, weights, message):
     with pytest.raises(ValueError, match=message):
-        gapjax.weighted_source([data] * sources, weights)
+        weighted_source([data] * sources, weights)
     with pytest.raises(ValueError, match=r"\[7, 400\] examples"):
-        gapjax.weighted_source([data, gapjax.data_source(IMAGES[:7])], [1, 1])
+        weighted_source([data, gapjax.data_source(IMAGES[:7])], [1, 1])
 
 
 def test_a_data_source_of_nothing_is_refused():

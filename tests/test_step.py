@@ -1,4 +1,4 @@
-"""`fit/step`, `fit/loop`, `fit/executor`: a loop that a user drives, and that of `train`."""
+"""`fit/step`, `fit/loop`: a loop that a user drives, and that of `train`."""
 
 import gc
 import weakref
@@ -13,16 +13,15 @@ from conftest import assert_same_bits
 import gapjax
 from gapjax import parallel
 from gapjax.fit import loop
-from gapjax.fit.executor import Executor
 from gapjax.fit.step import init_state, run_steps
 
 FAST = gapjax.adam(5e-2)
 
 
 def _executor(linear):
-    return Executor(
-        linear.vae, [gapjax.data_source(linear.images)], FAST,
-        batch_size=20, objective=gapjax.elbo, devices=None,
+    return loop.Executor(
+        [gapjax.data_source(linear.images)],
+        vae=linear.vae, optimizer=FAST, batch_size=20, objective=gapjax.elbo,
     )  # fmt: skip
 
 
