@@ -1,4 +1,4 @@
-"""`results/measurements`, `results/ledger`: each entry is its closed form and says what is fitted."""
+"""`results/measurements`, `results/ledger`: entries are closed forms and say what is fitted."""
 
 import dataclasses
 import math

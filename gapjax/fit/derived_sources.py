@@ -55,14 +55,10 @@ def interpolation_source(
     t = pi / 2; where the codes of the data follow the prior, so does z for every t.
 
     Args:
-      vae: the model; z is a vector.
-      params: encoder and decoder that make the images.
-      images: training images [N, *event], or a source of them.
+      params: encoder and decoder that make the images; z is a vector.
+      images: training images [N, *event], or a source of them, whose dtype and number they have.
       partner: what z_2 is, "data" or "prior".
       max_angle: largest t, in radians; a number, or an array that may be traced.
-
-    Returns:
-      A source with as many examples per epoch as there are images, in their dtype.
     """
     if partner not in PARTNERS:
         raise ValueError(f"partner is {partner!r}; it must be one of {', '.join(PARTNERS)}")
@@ -79,22 +75,12 @@ def augmented_source(
     max_scale: ArrayLike = 0.0,
     max_shear: ArrayLike = 0.0,
 ) -> "AugmentedSource":
-    """Images of another source, each moved by a random small affine map.
+    """Images [H, W] or [H, W, C] of another source, each moved by a random small affine map.
 
-    Every image is rotated, scaled and sheared about its centre, and shifted by whole pixels, each
-    uniformly within its limits. Pixels in between are interpolated linearly; what comes in from
-    outside is 0. Integer levels are rounded, so binary images stay binary. With the shift alone
-    no pixel is interpolated.
-
-    Args:
-      source: of images [H, W] or [H, W, C].
-      max_shift: most pixels in either direction.
-      max_rotation: most radians in either direction.
-      max_scale: largest |log| of the scale of either axis.
-      max_shear: largest shear in either direction.
-
-    Returns:
-      A source with the number of examples and the dtype of `source`.
+    Every image is rotated by at most so many radians, scaled by at most e^max_scale along either
+    axis, sheared, and shifted by whole pixels, each uniformly within its limits. Pixels in between
+    are interpolated linearly; what comes in from outside is 0. Integer levels are rounded, so
+    binary images stay binary. With the shift alone no pixel is interpolated.
     """
     if max_shift < 0:
         raise ValueError(f"max_shift is {max_shift}; it must be at least 0")
@@ -107,17 +93,10 @@ def augmented_source(
 def noisy_source(source: Source, rate: ArrayLike) -> "NoisySource":
     """Images of another source, some of whose pixels are those of another of its images.
 
-    Each pixel is replaced with probability `rate` by the pixel at the same place of a second image,
-    drawn anew. So every pixel keeps its distribution, and only what holds between pixels is
-    disturbed. On binary images it flips pixels, the more often the more they differ between
-    images.
-
-    Args:
-      source: of images.
-      rate: probability for each pixel, in [0, 1]; it may be traced.
-
-    Returns:
-      A source with the number of examples and the dtype of `source`.
+    Each pixel is replaced with probability `rate`, which may be traced, by the pixel at the same
+    place of a second image, drawn anew. So every pixel keeps its distribution, and only what holds
+    between pixels is disturbed. On binary images it flips pixels, the more often the more they
+    differ between images.
     """
     return NoisySource(source, jnp.asarray(rate, jnp.float32))
 

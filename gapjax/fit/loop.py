@@ -59,7 +59,6 @@ class Progress(NamedTuple):
     compiled call: save or copy them before the loop goes on.
 
     Attributes:
-      state: the state.
       encoders: what a refit keeps: the "best" by the monitor, and the one "averaged" over the ends
         of its epochs. None in `train`.
       curve: what was done so far.

@@ -86,12 +86,9 @@ class WithSleep:
 class DenoisingElbo:
     """Amortized inference regularization: q of a noisy x, the ELBO of the clean one.
 
-        ELBO with q(z given x + e),   e ~ N(0, scale^2)
+        ELBO with q(z given x + e),   e ~ N(0, scale^2),   the scale in units of x (levels)
 
     It smooths the encoder. It serves refits and, as in the reference, training from scratch.
-
-    Attributes:
-      scale: standard deviation of the noise, in units of x (levels).
 
     References:
       Shu, Bui, Zhao, Kochenderfer, Ermon, Amortized Inference Regularization, 2018.
@@ -115,9 +112,6 @@ class ConsistentCodes:
 
     This is `sleep_phase` at the codes of the source's x instead of those of the prior. It keeps the
     idea of the reference and not its transition kernel. z and x' pass no gradient.
-
-    Attributes:
-      weight: of the second term.
 
     References:
       Cemgil, Ghaisas, Dvijotham, Gowal, Kohli, The Autoencoding Variational Autoencoder, 2020.
@@ -170,16 +164,10 @@ class EnsembleDistillation:
 
         -1/K sum_k KL(q(z given x) || q_k(z given x)),   or KL(q_k || q) with forward=True
 
-    q_1 .. q_K are of encoders that are not trained. Over Gaussians the best q is their normalised
-    geometric mean, or with forward=True the Gaussian with the moments of their mixture, which is
-    wider where they disagree. It goes with any source.
-
-    Every one is an objective of its own, whose programs hold the encoders as constants.
-
-    Attributes:
-      teacher: the model of the encoders, with the latent of the one that is trained.
-      encoders: parameters of K encoders, all of the same shapes.
-      forward: the direction of the KL.
+    q_1 .. q_K are of the `encoders` of `teacher`, which are not trained. Over Gaussians the best q
+    is their normalised geometric mean, or with forward=True the Gaussian with the moments of their
+    mixture, which is wider where they disagree. Every one is an objective of its own, whose
+    programs hold the encoders as constants.
 
     References:
       Hinton, Vinyals, Dean, Distilling the Knowledge in a Neural Network, 2015.

@@ -144,16 +144,9 @@ def weighted_source(sources: Sequence[Source], weights: Sequence[ArrayLike]) -> 
     """A mixture of any number of sources: m(x) = sum_k w_k p_k(x), the weights scaled to sum 1.
 
     It is a `mixture_source` of the first source and the mixture of the others. Of two sources with
-    weights alpha and 1 - alpha it is `mixture_source(*sources, alpha)`, draw by draw.
-
-    Args:
-      sources: each with the same number of examples per epoch. Put the cheapest last: its draws
-        are made for every example.
-      weights: not negative; numbers, or arrays that may be traced. A source whose weight is the
-        Python number 0 is not computed.
-
-    Returns:
-      A source of examples in the dtype of the last source.
+    weights alpha and 1 - alpha it is `mixture_source(*sources, alpha)`, draw by draw. Put the
+    cheapest last: its draws are made for every example, in its dtype. A source whose weight is the
+    Python number 0 is not computed; other weights may be traced.
 
     Raises:
       ValueError: another number of weights than of sources, one below zero, none above, or

@@ -53,11 +53,8 @@ class TrainState(NamedTuple):
 class StepInfo(NamedTuple):
     """What a step reports; nothing later depends on it.
 
-    Attributes:
-      objective: [] sum of the objective over the examples of the step, nats.
-      num_examples: [] int32, number of examples of the step. The last step of an epoch may have
-        fewer than the others.
-      is_finite: [] bool, whether every parameter is finite after the step.
+    The sum of the objective over the examples of the step, in nats; their number [] int32, of which
+    the last step of an epoch may have fewer; and whether every parameter is finite after it.
     """
 
     objective: jax.Array
@@ -66,12 +63,7 @@ class StepInfo(NamedTuple):
 
 
 class Kernel(NamedTuple):
-    """A pair of pure functions, see `kernel`.
-
-    Attributes:
-      init: `init(params, rng_key) -> TrainState`.
-      step: `step(state) -> (state, StepInfo)`.
-    """
+    """The pair `init(params, rng_key) -> TrainState` and `step(state) -> (state, StepInfo)`."""
 
     init: Callable[[VAEParams, jax.Array], TrainState]
     step: Callable[[TrainState], tuple[TrainState, StepInfo]]

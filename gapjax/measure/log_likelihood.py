@@ -22,16 +22,12 @@ from gapjax.vae import VAE, VAEParams, local_inference, sample, sample_model
 
 
 class Sandwich(NamedTuple):
-    """Bounds of log p(x) from both sides on data simulated from the model.
+    """Bounds of log p(x) [N] from both sides on images [N, *event] simulated from the model, nats.
 
-    Attributes:
-      images: [N, *event], the simulated images.
-      lower: [N] nats, by annealed importance sampling; on average not above log p(x).
-      upper: [N] nats, by the reverse chain from the exact posterior; on average not below it.
-      gap: mean of upper minus lower, nats: no estimate is further from the truth, on average.
-      gap_stderr: standard error of `gap` over the images.
-      ess: [N] effective number of chains of the lower bound.
-      acceptance: [N] mean acceptance rate of its chains.
+    `lower` is by annealed importance sampling, `upper` by the reverse chain from the exact
+    posterior. No estimate is further from the truth, on average, than `gap`, the mean of upper
+    minus lower, whose standard error is over the images. `ess` and `acceptance` are those of
+    `lower`.
     """
 
     images: np.ndarray

@@ -170,9 +170,6 @@ def inference_gaps(
       control: after the same refit with alpha = 0.
       converged: `Refit.converged` of the optimal inference. If it is False, a `UserWarning` says
         that the gap is larger than measured.
-
-    Returns:
-      `Gaps`.
     """
     if converged is False:
         warnings.warn(

@@ -30,17 +30,12 @@ class AmortizationGaps(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """What was measured of every image of one set; a `Ledger` is means and differences of it.
+    """What was measured of every image [N] of one set; a `Ledger` is means and differences of it.
 
-    Attributes:
-      elbo: [N] nats, by the name of each encoder.
-      optimal: [N] nats, ELBO with q* on the same fresh noise; None where it was not looked for.
-      log_prob: [N] nats, estimate of log p(x).
-      ess: [N] effective sample size behind `log_prob`.
-      acceptance: [N] acceptance rate of its chains, or NaN.
-      kept_start: [N] whether q* is where the search started; None as `optimal`.
-      converged: [N] whether the search for q* was finished.
-      num_steps: [N] steps of the search.
+    The ELBO by the name of each encoder, with q* on fresh noise, and log p(x) are in nats; `ess`
+    and `acceptance` are of the estimate of log p(x). What belongs to q* is None where it was not
+    looked for: whether it is where the search started, whether the search was finished, and its
+    steps.
     """
 
     elbo: dict[str, np.ndarray]
@@ -70,18 +65,10 @@ def amortization_gaps(
     what the encoder cannot say. Where q* is fitted to test images it is a diagnostic only.
 
     Args:
-      vae: the model.
-      params: trained parameters; the encoder is "as_trained".
-      rng_key: of the noise of the bounds, and of the search.
-      images: [N, *event], of any kind: training images, reconstructions, samples, test images.
-      encoders: parameters of other encoders for the same decoder, by name. The search starts from
-        the best of all, image by image.
+      encoders: parameters of other encoders for the same decoder, by name; that of `params` is
+        "as_trained". The search starts from the best of all, image by image.
       num_samples: posterior samples for every ELBO; all share their noise.
       search: how q* is looked for.
-      batch_size: images at once; bounds memory, changes nothing else.
-
-    Returns:
-      `AmortizationGaps`.
 
     References:
       Cremer, Li, Duvenaud, Inference Suboptimality in Variational Autoencoders, 2018.
