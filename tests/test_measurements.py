@@ -1,4 +1,4 @@
-"""`results/measurements`, `results/ledger`: each entry is its closed form and says what is fitted."""
+"""`results/measurements` and `results/ledger`: every entry has its closed form."""
 
 import dataclasses
 import math
