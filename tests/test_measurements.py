@@ -1,4 +1,4 @@
-"""`results/measurements`, `results/ledger`: entries are closed forms and say what is fitted."""
+"""`results/measurements` and `results/ledger`: every entry has its closed form."""
 
 import dataclasses
 import math

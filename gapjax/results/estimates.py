@@ -177,10 +177,12 @@ def inference_gaps(
             "and the share that is closed is smaller; raise num_epochs of optimal_inference",
             stacklevel=2,
         )
+    differences = (
+        paired_difference(test, optimal),
+        paired_difference(test, self_consistent),
+        paired_difference(control, self_consistent),
+    )
     share = ratio_of_means(
         test.per_image - self_consistent.per_image, test.per_image - optimal.per_image
     )
-    return Gaps(
-        paired_difference(test, optimal), paired_difference(test, self_consistent),
-        paired_difference(control, self_consistent), *share, converged,
-    )  # fmt: skip
+    return Gaps(*differences, *share, converged)
