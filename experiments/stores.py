@@ -267,10 +267,7 @@ def packed(several: Sequence[Progress]) -> tuple[list[dict], list[dict]]:
 
 
 def unfinished(
-    store: Path,
-    number: int,
-    is_wanted: Callable[[dict], bool],
-    state: Callable[[], TrainState],
+    store: Path, number: int, is_wanted: Callable[[dict], bool], state: Callable[[], TrainState]
 ) -> tuple[list[Progress] | None, float]:
     """The refits of an entry that `packed` made, and their seconds; None and 0 where none is good.
 

@@ -246,12 +246,7 @@ def _partial(out: Path, name: str) -> Path:
 
 
 def _keep(
-    first: Run,
-    name: str,
-    made_with: list[dict],
-    out: Path,
-    clock: float,
-    progress: list[Progress],
+    first: Run, name: str, made_with: list[dict], out: Path, clock: float, progress: list[Progress]
 ) -> None:
     """Saves refits every `_SAVE_EVERY` epochs, in the place of what was saved of them before."""
     recipe = named(name)
@@ -337,9 +332,7 @@ def amortization_gaps(
     )  # fmt: skip
 
 
-def amortization_summary(
-    by_kind: Mapping[str, Sequence[Mapping[str, np.ndarray]]],
-) -> dict:
+def amortization_summary(by_kind: Mapping[str, Sequence[Mapping[str, np.ndarray]]]) -> dict:
     """Of the gaps of every run by kind: their mean by encoder, with either standard error."""
     return {
         kind: {

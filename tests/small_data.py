@@ -62,9 +62,7 @@ def small_mnist(tmp_path, monkeypatch):
         checksums[f"{name}.gz"] = hashlib.sha256(packed).hexdigest()
     monkeypatch.setattr(mnist, "_FILES_SHA256", checksums)
     monkeypatch.setattr(
-        mnist,
-        "_PIXELS_SHA256",
-        {"train": pixels_sha256(train), "test": pixels_sha256(test)},
+        mnist, "_PIXELS_SHA256", {"train": pixels_sha256(train), "test": pixels_sha256(test)}
     )
     return folder, train, test
 

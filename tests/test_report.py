@@ -240,12 +240,7 @@ def test_a_failed_claim_is_shown_as_failed(tmp_path):
     assert "Claims: 1 of 2 hold" in text
     failed = [row for row in page.rows if row[0] == "✗ does not hold"]
     assert failed == [
-        [
-            "✗ does not hold",
-            "Better than the control everywhere.Worse at epoch 50.",
-            "−0.0003",
-            "0",
-        ]
+        ["✗ does not hold", "Better than the control everywhere.Worse at epoch 50.", "−0.0003", "0"]
     ]
 
 

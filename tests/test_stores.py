@@ -8,16 +8,7 @@ import numpy as np
 import pytest
 from small_runs import STEPS, TINY, checksums, logged, run_phases, start_run
 
-from experiments import (
-    evaluate,
-    ledger,
-    options,
-    refit,
-    results_json,
-    stores,
-    train,
-    workdir,
-)
+from experiments import evaluate, ledger, options, refit, results_json, stores, train, workdir
 from experiments import run as experiment
 from experiments.config import config_from_json
 from gapjax import checkpoints

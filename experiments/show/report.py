@@ -25,7 +25,7 @@ __all__ = ["headline", "write_report"]
 # Added to the value of a flag in the configuration, unless that is zero.
 _CONFIG_NOTES: Mapping[str, str] = {
     "uniform_weight": "the likelihood of a grey pixel is a mixture of a uniform distribution over "
-    "all grey levels, with this weight, and the discretized logistic with the rest",
+    "all grey levels, with this weight, and the discretized logistic with the rest"
 }
 
 

@@ -15,13 +15,7 @@ import numpy as np
 
 from gapjax import parallel
 from gapjax.fit.sources import Source, first_example
-from gapjax.fit.step import (
-    TrainState,
-    check_batch_size,
-    explain_step,
-    run_steps,
-    steps_per_epoch,
-)
+from gapjax.fit.step import TrainState, check_batch_size, explain_step, run_steps, steps_per_epoch
 from gapjax.model.bounds import bits_per_dim
 from gapjax.optimizers import Convergence, PlateauState, is_finished, judge, scale_learning_rate
 from gapjax.vae import Params, VAEParams
@@ -36,20 +30,15 @@ OnEpoch = Callable[[int, float], None]
 
 
 class Curve(NamedTuple):
-    """What a run did, epoch by epoch.
+    """What a run did, epoch by epoch."""
 
-    Attributes:
-      epoch: number of epochs done, for each entry of `loss_bpd`.
-      loss_bpd: mean of the objective over the examples of that epoch, while it trained, in BPD;
-        over those since `state`, if that was in the midst of the epoch.
-      monitor_epoch: number of epochs done, for each entry of `monitor_bpd`; the first is the start.
-      monitor_bpd: the monitored BPD.
-    """
-
-    epoch: tuple[int, ...] = ()
+    epoch: tuple[int, ...] = ()  # number of epochs done, for each entry of `loss_bpd`
+    # mean of the objective over the examples of that epoch, while it trained, in BPD; over those
+    # since `state`, if that was in the midst of the epoch
     loss_bpd: tuple[float, ...] = ()
+    # number of epochs done, for each entry of `monitor_bpd`; the first is the start
     monitor_epoch: tuple[int, ...] = ()
-    monitor_bpd: tuple[float, ...] = ()
+    monitor_bpd: tuple[float, ...] = ()  # the monitored BPD
 
 
 class Progress(NamedTuple):

@@ -34,32 +34,23 @@ from gapjax.vae import VAE, Encoder, Frozen, VAEParams, with_encoder
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How an encoder is refitted, as plain data.
+    """How an encoder is refitted, as plain data."""
 
-    Attributes:
-      sources: names of `SOURCES` with their weights; see `weighted_source`.
-      num_epochs: epochs, each of as many examples as there are training images.
-      batch_size: examples in a step.
-      learning_rate: of Adam.
-      schedule: "constant", or "cosine": after a rise in the first twentieth it falls to 0.
-      num_samples: samples of z in the ELBO of each example.
-      objective: a name of `OBJECTIVES`.
-      hidden_sizes: of a new feed-forward encoder, where another size than the trained one's is
-        wanted; it starts anew.
-      evidence: what chose it.
-      refinement_steps: of learned refinement after the encoder; see `with_refinement`. It then
-        costs more at test time.
-    """
-
+    # names of `SOURCES` with their weights; see `weighted_source`
     sources: tuple[tuple[str, float], ...]
-    num_epochs: int = 100
-    batch_size: int = 100
-    learning_rate: float = 1e-3
+    num_epochs: int = 100  # epochs, each of as many examples as there are training images
+    batch_size: int = 100  # examples in a step
+    learning_rate: float = 1e-3  # of Adam
+    # "constant", or "cosine": after a rise in the first twentieth it falls to 0
     schedule: str = "constant"
-    num_samples: int = 1
-    objective: str = "elbo"
+    num_samples: int = 1  # samples of z in the ELBO of each example
+    objective: str = "elbo"  # a name of `OBJECTIVES`
+    # of a new feed-forward encoder, where another size than the trained one's is wanted; it starts
+    # anew
     hidden_sizes: tuple[int, ...] | None = None
-    evidence: str = ""
+    evidence: str = ""  # what chose it
+    # of learned refinement after the encoder; see `with_refinement`. It then costs more at test
+    # time
     refinement_steps: int = 0
 
 

@@ -35,18 +35,13 @@ Objective = Callable[[VAE, VAEParams, jax.Array, jax.Array], jax.Array]
 
 
 class TrainState(NamedTuple):
-    """Everything that the next step depends on. A run that is saved and restored is unchanged.
+    """Everything that the next step depends on. A run that is saved and restored is unchanged."""
 
-    Attributes:
-      params: the VAE's parameters.
-      opt_state: the optimizer's state.
-      step: [] int32, number of optimizer steps taken. It determines the epoch and the batch.
-      rng_key: [] typed key of the run. It is folded with epoch and position, and never changes.
-    """
-
-    params: VAEParams
-    opt_state: optax.OptState
+    params: VAEParams  # the VAE's parameters
+    opt_state: optax.OptState  # the optimizer's state
+    # [] int32, number of optimizer steps taken. It determines the epoch and the batch
     step: jax.Array
+    # [] typed key of the run. It is folded with epoch and position, and never changes
     rng_key: jax.Array
 
 

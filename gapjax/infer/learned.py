@@ -22,17 +22,11 @@ _MAX_GROWTH = 2.0  # of the log scale in one step
 
 
 class RefinementParams(NamedTuple):
-    """The parameters of an encoder with learned refinement.
+    """The parameters of an encoder with learned refinement."""
 
-    Attributes:
-      base: of the encoder whose q is refined.
-      networks: of the network of each step.
-      decoder: a copy of the decoder's, whose gradient every step takes; no refit changes it.
-    """
-
-    base: Params
-    networks: list[Params]
-    decoder: Frozen
+    base: Params  # of the encoder whose q is refined
+    networks: list[Params]  # of the network of each step
+    decoder: Frozen  # a copy of the decoder's, whose gradient every step takes; no refit changes it
 
 
 def with_refinement(vae: VAE, num_steps: int = 1, hidden_sizes: tuple[int, ...] = (128,)) -> VAE:

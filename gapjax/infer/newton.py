@@ -51,16 +51,12 @@ class Refiner:
 
 
 class Refined(NamedTuple):
-    """The improved posteriors of N images.
+    """The improved posteriors of N images."""
 
-    Attributes:
-      posteriors: a pytree as `encode` returns it, every leaf with a leading axis [N].
-      start: [N] nats, the ELBO of the encoder's posterior at the points of the judgement.
-      bound: [N] nats, that of the improved one; with Newton's method never below `start`.
-    """
-
-    posteriors: Any
+    posteriors: Any  # a pytree as `encode` returns it, every leaf with a leading axis [N]
+    # [N] nats, the ELBO of the encoder's posterior at the points of the judgement
     start: np.ndarray | jax.Array
+    # [N] nats, that of the improved one; with Newton's method never below `start`
     bound: np.ndarray | jax.Array
 
 

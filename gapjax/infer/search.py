@@ -47,19 +47,12 @@ class PosteriorSearch(NamedTuple):
 
 
 class BestPosteriors(NamedTuple):
-    """The best posteriors of N images, with statistics of the search.
+    """The best posteriors of N images, with statistics of the search."""
 
-    Attributes:
-      posteriors: a pytree as `encode` returns it, every leaf with a leading axis [N].
-      kept_start: [N] bool, whether no round was better than the start.
-      converged: [N] bool, whether the image was finished before `max_rounds`.
-      num_steps: [N] int, optimizer steps taken.
-    """
-
-    posteriors: Any
-    kept_start: np.ndarray
-    converged: np.ndarray
-    num_steps: np.ndarray
+    posteriors: Any  # a pytree as `encode` returns it, every leaf with a leading axis [N]
+    kept_start: np.ndarray  # [N] bool, whether no round was better than the start
+    converged: np.ndarray  # [N] bool, whether the image was finished before `max_rounds`
+    num_steps: np.ndarray  # [N] int, optimizer steps taken
 
 
 class _Search(NamedTuple):

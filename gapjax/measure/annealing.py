@@ -19,20 +19,16 @@ class Annealing(NamedTuple):
 
         f_b(z) = q(z given x)^(1 - b) p(x, z)^b,   0 = b_0 < b_1 < ... < b_T = 1
 
-    Attributes:
-      num_temperatures: T.
-      num_chains: C, independent chains for each image.
-      num_leapfrog: steps of each Hamiltonian trajectory.
-      step_size: of the first one, in standard deviations of q; a pilot run of half the chains
-        adapts it along the path to `acceptance`, and all chains use what the pilot found.
-      acceptance: the acceptance rate that the pilot aims at.
+    Independent chains go along it by Hamiltonian trajectories.
     """
 
-    num_temperatures: int = 70
-    num_chains: int = 8
-    num_leapfrog: int = 4
+    num_temperatures: int = 70  # T
+    num_chains: int = 8  # C, independent chains for each image
+    num_leapfrog: int = 4  # steps of each Hamiltonian trajectory
+    # of the first one, in standard deviations of q; a pilot run of half the chains adapts it along
+    # the path to `acceptance`, and all chains use what the pilot found
     step_size: float = 0.5
-    acceptance: float = 0.75
+    acceptance: float = 0.75  # the acceptance rate that the pilot aims at
 
 
 def annealed_importance_sampling(

@@ -12,17 +12,12 @@ from gapjax.vae import VAE, VAEParams
 
 
 class LogLikelihood(NamedTuple):
-    """Estimates of log p(x), of one example or of N.
+    """Estimates of log p(x), of one example or of N."""
 
-    Attributes:
-      log_prob: [N] nats; the mean of its exponential is p(x), so its own is at most log p(x).
-      ess: [N] effective number of samples (or chains) behind it, (sum w)^2 / sum w^2.
-      acceptance: [N] mean acceptance rate of the chains; NaN where there are none.
-    """
-
+    # [N] nats; the mean of its exponential is p(x), so its own is at most log p(x)
     log_prob: ArrayLike
-    ess: ArrayLike
-    acceptance: ArrayLike
+    ess: ArrayLike  # [N] effective number of samples (or chains) behind it, (sum w)^2 / sum w^2
+    acceptance: ArrayLike  # [N] mean acceptance rate of the chains; NaN where there are none
 
 
 def importance_sampling(

@@ -14,18 +14,14 @@ from gapjax.vae import VAE, VAEParams
 
 
 class Estimate(NamedTuple):
-    """A mean over images, or a difference of two, in nats.
+    """A mean over images, or a difference of two, in nats."""
 
-    Attributes:
-      nats: mean over the images, or a difference of such means.
-      stderr: its standard error over images. Of a difference on one set it is that of the paired
-        difference; of one between two sets, the root of the sum of squares.
-      fitted_on_test: whether it involves a posterior or an encoder that was fitted to the test
-        images. Such a number is a diagnostic only.
-    """
-
-    nats: float
+    nats: float  # mean over the images, or a difference of such means
+    # its standard error over images. Of a difference on one set it is that of the paired
+    # difference; of one between two sets, the root of the sum of squares
     stderr: float
+    # whether it involves a posterior or an encoder that was fitted to the test images. Such a
+    # number is a diagnostic only
     fitted_on_test: bool
 
 
@@ -35,64 +31,50 @@ class EncoderAccount(NamedTuple):
         log p(x) = elbo + amortization_gap + approximation_gap,
         amortization_gap = inference_gap_by_refit + capacity_gap   (on the test set)
 
-    Attributes:
-      elbo: eq. 4 with this encoder.
-      amortization_gap: ELBO with q* minus `elbo`; None where q* was not looked for.
-      bound_gap: log p(x) minus `elbo`: the whole loss due to inference.
-      inference_gap_by_posteriors: on the test set, eq. 11 with q*: the amortization gap.
-      inference_gap_by_refit: on the test set, eq. 11 with the encoder refitted on it (eq. 12):
-        what over-fitting costs.
-      capacity_gap: on the test set, ELBO with q* minus that with the refitted encoder: the
-        loss due to the encoder's capacity, or to a refit that has not converged.
+    The last three are of the test set alone.
     """
 
-    elbo: Estimate
-    amortization_gap: Estimate | None
-    bound_gap: Estimate
+    elbo: Estimate  # eq. 4 with this encoder
+    amortization_gap: Estimate | None  # ELBO with q* minus `elbo`; None where q* was not looked for
+    bound_gap: Estimate  # log p(x) minus `elbo`: the whole loss due to inference
+    # eq. 11 with q*: the amortization gap
     inference_gap_by_posteriors: Estimate | None
+    # eq. 11 with the encoder refitted on it (eq. 12): what over-fitting costs
     inference_gap_by_refit: Estimate | None
+    # ELBO with q* minus that with the refitted encoder: the loss due to the
+    # encoder's capacity, or to a refit that has not converged
     capacity_gap: Estimate | None
 
 
 class SetAccount(NamedTuple):
-    """The ledger of one set of images.
+    """The ledger of one set of images."""
 
-    Attributes:
-      num_images: how many were measured.
-      num_available: how many there are.
-      log_prob: estimate of log p(x); its mean is not above the truth, however many samples.
-      optimal: ELBO with the best posterior q* of each image (eq. 10); None where not looked for.
-      approximation_gap: `log_prob` minus `optimal`: the loss due to the posterior's family.
-      encoders: an `EncoderAccount` by the name of each encoder.
-      quality: diagnostics: of q*, "kept_start" and "unconverged" (shares of the images)
-        and "steps"; of log p(x), "ess" (median), "ess_least" and "acceptance".
-    """
-
-    num_images: int
-    num_available: int
+    num_images: int  # how many were measured
+    num_available: int  # how many there are
+    # estimate of log p(x); its mean is not above the truth, however many samples
     log_prob: Estimate
+    # ELBO with the best posterior q* of each image (eq. 10); None where not looked for
     optimal: Estimate | None
+    # `log_prob` minus `optimal`: the loss due to the posterior's family
     approximation_gap: Estimate | None
-    encoders: dict[str, EncoderAccount]
+    encoders: dict[str, EncoderAccount]  # an `EncoderAccount` by the name of each encoder
+    # diagnostics: of q*, "kept_start" and "unconverged" (shares of the images) and "steps"; of log
+    # p(x), "ess" (median), "ess_least" and "acceptance"
     quality: dict[str, float]
 
 
 class Ledger(NamedTuple):
     """Where every nat goes, from the decoder's log-likelihood down to the ELBO.
 
-        train log p - test elbo = model_gap + approximation_gap + amortization_gap   (of test)
+        train log p - test elbo = model_gap + approximation_gap + amortization_gap
 
-    Attributes:
-      train: the training images.
-      test: the test images.
-      model_gap: model generalization gap, train minus test log p(x).
-      elbo_gaps: train minus test ELBO, by encoder.
+    The last two are those of the test images.
     """
 
-    train: SetAccount
-    test: SetAccount
-    model_gap: Estimate
-    elbo_gaps: dict[str, Estimate]
+    train: SetAccount  # the training images
+    test: SetAccount  # the test images
+    model_gap: Estimate  # model generalization gap, train minus test log p(x)
+    elbo_gaps: dict[str, Estimate]  # train minus test ELBO, by encoder
 
 
 def ledger(

@@ -17,16 +17,12 @@ from gapjax.vae import VAE, VAEParams
 
 
 class AmortizationGaps(NamedTuple):
-    """The amortization gaps of several encoders on one set of N images.
+    """The amortization gaps of several encoders on one set of N images."""
 
-    Attributes:
-      per_image: by the name of each encoder [N], the ELBO with q* minus that of the encoder, nats.
-        It may be below zero by the noise of the samples.
-      converged: [N] bool, whether the search for q* was finished.
-    """
-
+    # by the name of each encoder [N], the ELBO with q* minus that of the encoder, nats. It may be
+    # below zero by the noise of the samples
     per_image: dict[str, np.ndarray]
-    converged: np.ndarray
+    converged: np.ndarray  # [N] bool, whether the search for q* was finished
 
 
 class Measured(NamedTuple):
