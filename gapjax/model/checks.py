@@ -269,9 +269,9 @@ def _inspect(static: parallel.Static) -> Model:
             )
         likelihood = _call("decode", vae.decode, params.decoder, z, f"one z of shape {z.shape}")
         _check_type("likelihood", likelihood, ("log_prob",))
-        event_shape: Any = getattr(likelihood, "event_shape", None)
-        is_whole = event_shape is not None and not getattr(likelihood, "batch_shape", ())
-        if is_whole and tuple(event_shape) != x.shape:
+        event_shape = getattr(likelihood, "event_shape", None)
+        is_whole = not getattr(likelihood, "batch_shape", ())
+        if is_whole and event_shape is not None and tuple(event_shape) != x.shape:
             raise ValueError(
                 f"{_ROLES['likelihood']} is over an x of shape {tuple(event_shape)}, but an "
                 f"example has the shape {x.shape}"
