@@ -134,19 +134,15 @@ def _options(run: Run, kind: str) -> dict:
     """How these refits differ from others: by their kind, and by the recipe."""
     config, recipe = run.config, _recipe(run, kind)
     if kind == "optimal":
-        return {
-            "num_epochs": config.optimal_epochs, "batch_size": config.batch_size,
-            "optimizer": gapjax.adam(config.learning_rate), "until": gapjax.Convergence(),
-            "monitor_every": OPTIMAL_EVERY,
-        }  # fmt: skip
-    options = {
-        "num_epochs": config.refit_epochs,
-        "batch_size": config.refit_batch_size or config.batch_size,
-        "optimizer": gapjax.adam(config.learning_rate),
-    }
+        most, size = config.optimal_epochs, config.batch_size
+        own = {"until": gapjax.Convergence(), "monitor_every": OPTIMAL_EVERY}
+    else:
+        most, size = config.refit_epochs, config.refit_batch_size or config.batch_size
+        own = {"monitor_every": _MONITOR_EVERY}
     if recipe is not None:
-        options = recipe_options(recipe, len(run.dataset.train))
-    return options | {"monitor_every": _MONITOR_EVERY}
+        return recipe_options(recipe, len(run.dataset.train)) | own
+    optimizer = gapjax.adam(config.learning_rate)
+    return {"num_epochs": most, "batch_size": size, "optimizer": optimizer, **own}
 
 
 def _recipe(run: Run, kind: str) -> gapjax.recipes.Recipe | None:

@@ -51,11 +51,8 @@ class CorruptCheckpointError(CheckpointError):
 def save(store: Path, number: int, tree: Any, record: dict) -> None:
     """Writes an entry; it is there whole when this returns, or not at all.
 
-    Args:
-      store: folder of the store; made if it is not there.
-      number: of the entry, e.g. the epoch. An entry of this number is replaced.
-      tree: a pytree of arrays; typed random keys are kept as such.
-      record: JSON-able metadata of the entry.
+    The store is a folder, made if it is not there. An entry of this number, e.g. the epoch, is
+    replaced. Typed random keys in the tree are kept as such; the record is JSON-able.
 
     Raises:
       CheckpointError: it could not be written; what the store held is as it was.
@@ -81,15 +78,9 @@ def save(store: Path, number: int, tree: Any, record: dict) -> None:
 
 
 def restore(store: Path, number: int, like: Any) -> tuple[Any, dict]:
-    """Reads an entry of a store and verifies it.
+    """Reads an entry of a store and verifies it: the pytree, on the default device, and the record.
 
-    Args:
-      store: folder of the store.
-      number: of the entry.
-      like: a pytree of the same structure, of arrays or `jax.ShapeDtypeStruct`s.
-
-    Returns:
-      The pytree, on the default device, and the record.
+    `like` is a pytree of the same structure, of arrays or `jax.ShapeDtypeStruct`s.
 
     Raises:
       CorruptCheckpointError: it is not what was saved.
@@ -108,10 +99,7 @@ def restore(store: Path, number: int, like: Any) -> tuple[Any, dict]:
 
 
 def valid_steps(store: Path, like: Any) -> tuple[list[int], list[CorruptCheckpointError]]:
-    """Restores and verifies every entry of a store; `like` is as in `restore`.
-
-    Returns:
-      The numbers of the good entries, ascending, and an error for each of the damaged ones.
+    """Restores every entry of a store: the numbers of the good ones, an error for each other one.
 
     Raises:
       CheckpointError: an entry does not fit `like`: it may be good, but is another's.

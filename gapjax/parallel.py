@@ -43,9 +43,6 @@ _MOST_CORES = 4  # each core compiles its own programs and holds its own data, a
 _default: ContextVar[tuple[Device, ...] | None] = ContextVar("devices", default=None)
 
 
-# --- programs -----------------------------------------------------------------------------------
-
-
 class Shard(NamedTuple):
     """The share of a computation that one device does; `WHOLE` on a single device."""
 
@@ -212,9 +209,6 @@ def _compiled(program: Program, devices: tuple[Device, ...], static: Static) -> 
     return Compiled(shares, lambda first, *others: (indices, first, others))
 
 
-# --- layouts of arrays --------------------------------------------------------------------------
-
-
 def replicate(tree: Any, devices: Devices, *, commit: bool = True) -> Any:
     """Copies the tree to each of `devices` that belongs to this process.
 
@@ -280,9 +274,6 @@ def _move(leaf: Any, device: Device) -> Any:
         default = jax.config.jax_default_device  # type: ignore[attr-defined]
         is_there = device == (default or jax.local_devices()[0])
     return leaf if is_there else jax.device_put(leaf, device)
-
-
-# --- devices ------------------------------------------------------------------------------------
 
 
 def all_devices(devices: Devices | None = None) -> tuple[Device, ...]:

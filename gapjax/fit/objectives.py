@@ -64,7 +64,6 @@ class SeveralSamples:
     num_samples: int
 
     def __call__(self, vae: VAE, params: VAEParams, rng_key: jax.Array, x: jax.Array) -> jax.Array:
-        """Nats of one example."""
         return elbo(vae, params, rng_key, x, self.num_samples)
 
 
@@ -76,7 +75,6 @@ class WithSleep:
     objective: _Objective = elbo
 
     def __call__(self, vae: VAE, params: VAEParams, rng_key: jax.Array, x: jax.Array) -> jax.Array:
-        """Nats of one example."""
         objective_key, sleep_key = jax.random.split(rng_key)
         dream = sleep_phase(vae, params, sleep_key, x)
         return self.objective(vae, params, objective_key, x) + self.weight * dream
@@ -97,7 +95,6 @@ class DenoisingElbo:
     scale: float
 
     def __call__(self, vae: VAE, params: VAEParams, rng_key: jax.Array, x: jax.Array) -> jax.Array:
-        """Nats of one example."""
         noise_key, elbo_key = jax.random.split(rng_key)
         noisy = x.astype(jnp.float32) + self.scale * jax.random.normal(noise_key, x.shape)
         blurred = vae._replace(encode=lambda encoder, x: vae.encode(encoder, noisy))
@@ -120,7 +117,6 @@ class ConsistentCodes:
     weight: float
 
     def __call__(self, vae: VAE, params: VAEParams, rng_key: jax.Array, x: jax.Array) -> jax.Array:
-        """Nats of one example."""
         elbo_key, latent_key, pixel_key = jax.random.split(rng_key, 3)
         z = jax.lax.stop_gradient(sample(vae.encode(params.encoder, x), latent_key))
         again = _log_posterior(vae, params, pixel_key, z, x.dtype)
@@ -150,7 +146,6 @@ class Distillation:
         newton.check(self.refiner)
 
     def __call__(self, vae: VAE, params: VAEParams, rng_key: jax.Array, x: jax.Array) -> jax.Array:
-        """Nats of one example."""
         search_key, kl_key = jax.random.split(rng_key)
         frozen = jax.lax.stop_gradient(params)
         target = newton.refine_one(vae, frozen, search_key, x, self.refiner).posteriors
@@ -184,7 +179,6 @@ class EnsembleDistillation:
         object.__setattr__(self, "_stacked", stacked)
 
     def __call__(self, vae: VAE, params: VAEParams, rng_key: jax.Array, x: jax.Array) -> jax.Array:
-        """Nats of one example."""
         posterior = vae.encode(params.encoder, x)
 
         def kl(encoder: Params, kl_key: jax.Array) -> jax.Array:

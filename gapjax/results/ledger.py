@@ -96,25 +96,11 @@ def ledger(
     form is estimated on the samples.
 
     Args:
-      vae: the model.
-      params: trained parameters.
-      rng_key: of the whole ledger.
-      train_images: [N, *event].
-      test_images: [M, *event].
       encoders: parameters of other encoders for the same decoder, by name; that of `params` is
         "as_trained".
       refit: the name of the one that was refitted on the test images (`optimal_inference`).
-      num_images: most images of each set, a random subset; None takes all.
-      subset_seed: of the choice of the subset.
-      **options: of `gapjax.results.measurements.measure`.
-
-    Returns:
-      A `Ledger`.
-
-    Raises:
-      ValueError: a size that is not positive, or `refit` names no encoder.
-      TypeError: the posterior cannot be optimised, the message says why; search=None does
-        without q*.
+      num_images: most images of each set, a random subset by `subset_seed`; None takes all.
+      **options: of `gapjax.results.measurements.measure`; search=None does without q*.
     """
     train_key, test_key = jax.random.split(rng_key)
     encoders = {"as_trained": params.encoder, **(encoders or {})}
