@@ -7,7 +7,7 @@ import sys
 if sys.argv[:1] == ["-m"]:  # this package is imported to start one of its programs
 
     def _interrupt(number: int, frame: object) -> None:
-        """Ends the process while it imports; later `experiments.program` handles the signals."""
+        # while the process imports; later `experiments.program` handles the signals
         os.write(2, b"interrupted before any work was begun\n")
         os._exit(130)
 

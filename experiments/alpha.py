@@ -35,11 +35,7 @@ _NOTES = (
 
 
 def refit(runs: Sequence[Run], epoch: int, alphas: Sequence[float], out: Path) -> None:
-    """Refits the checkpoint of every run with every alpha and scores it, where that is not done.
-
-    On a GPU or TPU all are one compiled sweep; on a CPU one is refitted after another, by one
-    program.
-    """
+    """Refits the checkpoint of every run with every alpha and scores it, where that is not done."""
     missing = [
         (run, alpha)
         for alpha in alphas

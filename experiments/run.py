@@ -77,8 +77,8 @@ class Run(NamedTuple):
     def run_jobs(self, tasks: Sequence[Callable[[], None]]) -> None:
         """Does what may be done in any order: at once, a thing on each of `cores`; else in turn.
 
-        Worth it where a program leaves cores idle, as refits in small batches do. An evaluation
-        and a ledger do not: of them several took together what they take in turn, or more.
+        Worth it where a program leaves cores idle, as refits in small batches do; evaluations and
+        ledgers do not.
         """
 
         def stop() -> None:

@@ -197,10 +197,7 @@ def named(text: str) -> gapjax.recipes.Recipe:
 
 
 def refit(runs: Sequence[Run], name: str, epoch: int, out: Path) -> list[dict]:
-    """Refits the checkpoint of every run by one recipe, where that is not done; its records.
-
-    On a GPU or TPU all runs are one compiled sweep. It sees neither validation nor test images.
-    """
+    """Refits the checkpoint of every run by one recipe, where that is not done; its records."""
     recipe, store = named(name), out / "checkpoints" / name
     made_with = lambda run: {**checkpoint_facts(run, epoch), "recipe": plain_recipe(recipe)}
     missing = [run for run in runs if not is_kept(store, run, made_with(run))]
