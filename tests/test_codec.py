@@ -1,4 +1,4 @@
-"""Bits-back coding: `codec/stack`, `codec/programs`, `codec/container` and `codec/coding`."""
+"""Bits-back coding: `codec/stack`, `codec/tables`, `codec/container` and `codec/coding`."""
 
 import sys
 import zlib

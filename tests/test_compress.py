@@ -157,7 +157,7 @@ def _never(*args):
 
 def test_the_experiment_measures_what_it_compressed(checkpoint, monkeypatch):
     folder, _ = checkpoint
-    monkeypatch.setattr(gapjax, "optimal_posteriors", _better)
+    monkeypatch.setattr(gapjax, "best_posteriors", _better)
     workdir = Workdir(folder / "run")
     prepared = experiment.prepare(workdir.config(), None)
     run = experiment.start(prepared, workdir)

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from small_runs import parsed
 
-import gapjax
 from experiments import ledger, options, stores, workdir
 from experiments import run as experiment
 from gapjax.measure.log_likelihood import Sandwich
@@ -135,7 +134,7 @@ def test_one_image_has_no_standard_error(run, measured, monkeypatch):
         run = run._replace(dataset=run.dataset._replace(**{name: images}))
     sides = np.zeros(1, np.float32)
     between = Sandwich(None, sides, sides + 0.25, 0.25, float("nan"), sides, sides)
-    monkeypatch.setattr(gapjax, "sandwich", lambda *arguments, **options: between)
+    monkeypatch.setattr(ledger, "sandwich", lambda *arguments, **options: between)
     settings = ledger.Settings(epochs=(6,), num_images=30, num_simulated=1)
     results = ledger.ledger_phase(run, settings)
 

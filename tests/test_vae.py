@@ -1,4 +1,4 @@
-"""What is drawn from a VAE, and what stands in for its encoder."""
+"""What is drawn from a VAE: samples of the model, and reconstructions."""
 
 import jax
 import jax.numpy as jnp

@@ -76,7 +76,7 @@ def mlp_vae(
     encode = _encoder(event_shape, latent_dim, hidden_sizes, levels, posterior)
     sizes = encode.event_shape, latent_dim, encode.hidden_sizes, levels
     decode = _Decode(*sizes, likelihood, uniform_weight)
-    prior = _FullNormal if posterior == "full_covariance" else _DiagonalNormal
+    prior = StandardMultivariateNormal if posterior == "full_covariance" else _DiagonalNormal
     return VAE(_Init(encode, decode), encode, decode, prior(latent_dim))
 
 
@@ -246,7 +246,7 @@ class _DiagonalNormal(_Value, dist.Independent):
         super().__init__(dist.Normal(jnp.zeros(size), jnp.ones(size)), 1)
 
 
-class _FullNormal(_Value, dist.MultivariateNormal):
+class StandardMultivariateNormal(_Value, dist.MultivariateNormal):  # messages name it
     """N(0, I) [Z] in the form that has a KL with a Gaussian of full covariance."""
 
     def __init__(self, size: int):
