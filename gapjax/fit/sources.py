@@ -127,8 +127,8 @@ def mixture_source(
     only = None
     if np.shape(alpha) != ():
         raise ValueError(
-            f"alpha is an array of shape {np.shape(alpha)}; a mixture needs one number. A "
-            "sweep takes a list of keys, and a mixture for each"
+            f"alpha is an array of shape {np.shape(alpha)}; a mixture needs one number. For "
+            "several give refit_members a mixture for each"
         )
     if not isinstance(alpha, Tracer):
         if not np.issubdtype(np.asarray(alpha).dtype, np.number):
