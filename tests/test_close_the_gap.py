@@ -175,14 +175,16 @@ def _check_nats_from_optimal(runs, out, best):
 def _check_resumes(runs, out, monkeypatch):
     """What is there is not done again; a recipe that was changed is."""
     made = []
-    monkeypatch.setattr(gapjax, "close_gap", lambda *args, **more: made.append(args[4]) or [])
+    monkeypatch.setattr(gapjax, "refit_members", lambda *args, **more: made.append(more) or [])
     studies.refit(runs, "samples", EPOCH, out)
     assert not made
     changed = dataclasses.replace(studies.RECIPES["samples"], learning_rate=0.5)
     monkeypatch.setitem(studies.RECIPES, "samples", changed)
     with pytest.raises(ValueError):  # the stand-in refits nothing
         studies.refit(runs, "samples", EPOCH, out)
-    assert made == [changed]
+    assert [options["optimizer"] for options in made] == [
+        recipes.recipe_options(changed, len(runs[0].dataset.train))["optimizer"]
+    ]
 
 
 # Orbax leaves a task of the failed read behind, which then finds its event loop closed.
@@ -211,19 +213,19 @@ def test_a_refit_that_was_killed_goes_on_to_the_same_bits(
     for path in (tmp_path / f"damaged/checkpoints/{name}_partial").rglob("*"):
         if path.is_file():
             path.write_bytes(b"")
-    resumed, close_gap = [], gapjax.close_gap
+    resumed, refit_members = [], gapjax.refit_members
 
-    def noted(*args, resume, **more):
-        resumed.append(resume and [one.curve.epoch[-1] for one in resume])
-        return close_gap(*args, resume=resume, **more)
+    def noted(vae, members, **options):
+        resumed.append([one.resume and one.resume.curve.epoch[-1] for one in members])
+        return refit_members(vae, members, **options)
 
-    monkeypatch.setattr(gapjax, "close_gap", noted)
+    monkeypatch.setattr(gapjax, "refit_members", noted)
     checksum = lambda out: checkpoints.checksum(tmp_path / out / "checkpoints" / name, 0)
     for out in ("half", "damaged"):
         studies.refit([run], name, EPOCH, tmp_path / out)
         assert not checkpoints.numbers(tmp_path / f"{out}/checkpoints/{name}_partial")
         assert checksum(out) == checksum("whole")
-    assert resumed == [[2], None]
+    assert resumed == [[2], [None]]
     assert capsys.readouterr().out.count("the refit begins anew") == 1
 
 

@@ -523,15 +523,12 @@ def test_the_batches_of_a_refit_are_as_the_flags_say(undisturbed, tmp_path, monk
     """Those of self-consistent training and of its control; not those of optimal inference."""
     mixed = []
 
-    def self_consistent(*given, stratified, **options):
-        mixed.append(stratified)
-        return gapjax.self_consistent(*given, stratified=stratified, **options)
+    def source(*given):
+        mixed.append(given[-1])
+        return self_consistent_source(*given)
 
-    monkeypatch.setattr(
-        refit,
-        "gapjax",
-        types.SimpleNamespace(**{**vars(gapjax), "self_consistent": self_consistent}),
-    )
+    self_consistent_source = refit.self_consistent_source
+    monkeypatch.setattr(refit, "self_consistent_source", source)
     shutil.copytree(undisturbed / "checkpoints" / "train", tmp_path / "train")
     config = TINY._replace(refit_batch_size=400, mixture="stratified")
     run = start_run(tmp_path / "run", config=config)

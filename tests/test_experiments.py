@@ -17,7 +17,7 @@ from small_runs import parsed
 from experiments import draw, evaluate, files, options, refit, results_json, train, workdir
 from experiments import run as experiment
 from experiments.presets import PRESETS
-from gapjax import checkpoints, parallel
+from gapjax import checkpoints, jobs
 from gapjax.fit.recipes import RECIPES
 
 _ROOT = Path(__file__).parent.parent
@@ -526,7 +526,7 @@ def test_a_path_that_is_not_utf8_is_one_line(tmp_path):
 def test_of_several_processes_all_or_none_take_the_workdir(finished, tmp_path, monkeypatch):
     path, _ = finished
     config, theirs = workdir.Workdir(path).config(), []
-    monkeypatch.setattr(parallel, "any_process", lambda flag: theirs.append(flag) or True)
+    monkeypatch.setattr(jobs, "any_process", lambda flag: theirs.append(flag) or True)
     file = tmp_path / "file"
     file.write_text("mine")
     with pytest.raises(workdir.WorkdirError, match="is a file"):

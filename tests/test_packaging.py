@@ -86,7 +86,8 @@ def _has(distribution):
 
 def test_the_wheel_holds_gapjax_alone_and_nothing_of_an_older_build(built):
     _, names, _ = built
-    files = {str(path.relative_to(ROOT)) for path in (ROOT / "gapjax").rglob("*.py")}
+    files = {str(path.relative_to(ROOT)) for path in (ROOT / "gapjax").rglob("*.py*")}
+    files = {file for file in files if not file.endswith(".pyc")}
     packed = {name for name in names if ".dist-info/" not in name}
     assert packed == files | {"gapjax/py.typed"}
 
@@ -111,9 +112,10 @@ assert gapjax.__file__.startswith(sys.argv[1]), gapjax.__file__
 for name in gapjax.__all__:
     getattr(gapjax, name)
 import gapjax.checkpoints
+from gapjax.data import DatasetError
 try:
     gapjax.load_dataset("digits")
-except gapjax.DatasetError as error:
+except DatasetError as error:
     print(error)
 """
     command = [sys.executable, "-P", "-c", program, str(built[2])]

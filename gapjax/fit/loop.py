@@ -156,7 +156,7 @@ def _end_epoch(
     is_refit = members[0].encoders is not None  # which looks at the parameters
     states = executor.unpack(packed) if is_refit else []
     members, factors = list(members), [1.0] * len(members)
-    for index in np.flatnonzero(active):
+    for index in np.flatnonzero(active).tolist():
         member, curve = members[index], members[index].curve
         nats = member.epoch_nats / (executor.num_examples - member.skipped)
         bpd = float(bits_per_dim(nats, executor.event_shape))
