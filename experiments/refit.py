@@ -67,10 +67,8 @@ def _refit(
     resume, seconds = _unfinished(run, kind, epochs)
     clock -= seconds
     members = _members(run, kind, [(epoch, trained(epoch)) for epoch in epochs])
-    if resume is not None:
-        members = [
-            member._replace(resume=each) for member, each in zip(members, resume, strict=True)
-        ]
+    places = resume or [None] * len(epochs)
+    members = [member._replace(resume=place) for member, place in zip(members, places, strict=True)]
     most = options["num_epochs"]
     steps = steps_per_epoch(members[0].source.num_examples, options["batch_size"])
     every = run.saving.every * steps
