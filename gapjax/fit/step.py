@@ -10,6 +10,7 @@ change it.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -115,11 +116,7 @@ def _one_step(
 
 
 def check_run(vae: VAE, params: VAEParams, sources: Sequence[Source], objective: Objective) -> None:
-    """Checks the model and the data of a run, whose parameters may be given by their shapes.
-
-    Gradients are taken through the samples of q(z given x), unless the objective has an attribute
-    `needs_rsample` that is False.
-    """
+    """Checks the model and the data of a run; an objective may say `needs_rsample = False`."""
     for source in sources:
         check_source(source)
     model = check_model(vae, params, jax.eval_shape(first_example, sources[0]))
@@ -280,9 +277,7 @@ def explain_step(
         state, source.num_examples, batch_size
     )
     x = draw_examples(source, source.begin_epoch(plan_key), draw_keys, positions)
-    of_all = lambda params: jax.vmap(
-        lambda key, one: objective(vae, params, key, one)
-    )(objective_keys, x)  # fmt: skip
+    of_all = lambda params: jax.vmap(partial(objective, vae, params))(objective_keys, x)
     bad = np.flatnonzero(~np.isfinite(np.asarray(of_all(state.params))))
     if len(bad):
         index = int(bad[0])
