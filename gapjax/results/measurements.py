@@ -97,10 +97,7 @@ def measure(
     """Measures every image of a set: the ELBO of each encoder and of q*, and log p(x).
 
     Args:
-      vae: the model.
-      params: its parameters.
       rng_key: of the measurement; folded with each image's index.
-      images: [N, *event].
       encoders: parameters by name. The search for q* starts from the best of them, image by
         image.
       num_samples: posterior samples for every ELBO; all share their noise.
@@ -109,9 +106,6 @@ def measure(
       num_importance_samples: of the method "importance".
       batch_size: images at once; bounds memory, changes nothing else.
       on_progress: called with what is being done and how many images are done.
-
-    Returns:
-      `Measured`.
     """
     bound_key, search_key, log_prob_key = jax.random.split(rng_key, 3)
     tell = (lambda what: lambda done: on_progress(what, done)) if on_progress else lambda _: None
