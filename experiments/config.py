@@ -5,7 +5,9 @@ from typing import NamedTuple, get_args, get_origin, get_type_hints
 
 from gapjax.data import DATASETS, closest_name
 from gapjax.model.distributions import MIN_UNIFORM_WEIGHT
+from gapjax.results.estimates import MIN_SAMPLES
 
+SHARE_IMAGES = 1000  # of each kind, the first: shares and medians over images are of these
 _MOST_CHECKPOINTS = 10_000
 
 
@@ -63,6 +65,11 @@ def epochs(config: Config) -> range:
     """The epochs of the checkpoints."""
     every = config.checkpoint_every
     return range(every, config.num_epochs + 1, every)
+
+
+def share_samples(config: Config) -> int:
+    """Posterior samples of each image for shares and medians over images."""
+    return max(MIN_SAMPLES, config.num_eval_samples)
 
 
 def check(config: Config) -> None:

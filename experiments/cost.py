@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import gapjax
-from experiments.config import Config, UsageError
+from experiments.config import SHARE_IMAGES, Config, UsageError, share_samples
 from experiments.show.formatting import duration
 from gapjax import parallel
 
@@ -48,14 +48,16 @@ def estimate(config: Config, dataset: gapjax.Dataset, vae: gapjax.VAE, num_devic
     num_checkpoints = config.num_epochs // config.checkpoint_every
     refit = 6 * encoder + 4 * decoder
     optimal_epochs = _TYPICAL_OPTIMAL * config.optimal_epochs
-    per_image = 2 * (encoder + config.num_eval_samples * decoder)
+    per_image = lambda samples: 2 * (encoder + samples * decoder)
     operations = {
         "train": config.num_epochs * num_train * 6 * (encoder + decoder),
         "self_consistent": num_checkpoints * config.refit_epochs * num_train
         * (refit + 2 * config.alpha * decoder),
         "control": num_checkpoints * config.refit_epochs * num_train * refit,
         "optimal": num_checkpoints * optimal_epochs * num_test * refit,
-        "evaluate": num_checkpoints * (num_train + 10 * num_test) * per_image,
+        "evaluate": num_checkpoints
+        * ((num_train + 10 * num_test) * per_image(config.num_eval_samples)
+           + 12 * min(num_test, SHARE_IMAGES) * per_image(1.5 * share_samples(config))),
     }  # fmt: skip
     memory = _BASE + num_devices * _training_memory(encoder + decoder, dataset)
     return Cost(encoder, decoder, memory, operations)

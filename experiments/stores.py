@@ -47,6 +47,7 @@ _SETTINGS = {
     "refit_partial": (*_TRAINING, *_REFIT, "alpha", "mixture", "optimal_epochs"),
     "evaluation": _EVALUATION,
     "effects": _EVALUATION,
+    "shares": _EVALUATION,
     "ledger": _TRAINING,
     "compression": _EVALUATION,
 }
@@ -55,6 +56,7 @@ _MADE_FROM = {
     **dict.fromkeys(REFITS, ("train",)),
     "evaluation": ("train", *REFITS),
     "effects": ("train", "control", "self_consistent"),
+    "shares": ("train", *REFITS),
 }
 
 

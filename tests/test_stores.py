@@ -19,8 +19,8 @@ _OTHERS = {  # what makes the other run another one, and how its entries are nam
     "setting": ({"learning_rate": 2e-3}, "--learning_rate is 0.002 there and 0.001 here"),
 }
 _ALL = (
-    *stores.UNFINISHED, "train", *results_json.REFITS, "evaluation", "effects", "ledger",
-    "compression",
+    *stores.UNFINISHED, "train", *results_json.REFITS, "evaluation", "effects", "shares",
+    "ledger", "compression",
 )  # fmt: skip
 
 
