@@ -4,7 +4,8 @@ python -m experiments.seeds --runs=runs/digits_seed0,runs/digits_seed1 --out=run
 
 Reads the results.json of every run. Writes seeds.json, the overview, the paper's three figures and
 the figure of the effects. The standard errors of one run do not include the randomness of training
-and of the refits; the deviation across seeds does.
+and of the refits; the deviation across seeds does, and not the choice of the test images, which all
+seeds share.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -159,7 +160,9 @@ def seeds(values: flags.FlagValues) -> None:
             figures.save(figure, out / name)
     write_json(out / "seeds.json", results)
     print(table(results))
-    print("mean ± standard deviation across seeds; * fitted on the test set")
+    print(
+        "mean ± standard deviation across seeds, of the same test images; * fitted on the test set"
+    )
     for claim in results["claims"]:
         held, judged = claim["holds_for_seeds"], claim["judged_for_seeds"]
         print(f"holds for {len(held)} of {len(judged)} seeds: {claim['claim']}")

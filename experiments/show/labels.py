@@ -42,7 +42,7 @@ def self_consistent_label(results: Results) -> str:
 def error_note(runs: Sequence[Results], paired: bool = False) -> str:
     """What the bands or error bars show."""
     if len(runs) > 1:
-        return f"mean of {len(runs)} seeds ± 1 standard deviation across them"
+        return f"mean of {len(runs)} seeds ± 1 standard deviation across them, same test images"
     if paired:
         return "± 1 standard error of the paired difference from amortized"
     return "± 1 standard error over images"
