@@ -133,14 +133,16 @@ def by_image_table(results: Results) -> Table | None:
     if not checkpoints:
         return None
     keys = [key for key in _BY_IMAGE if all(key in known(row) for row in checkpoints)]
-    groups = [_BY_IMAGE[key]._replace(kind="group start", span=3) for key in keys]
-    titles = [*_OF_IMAGES, Head("effective images")]
+    of_images = _OF_IMAGES if measured_with(results) else ()
+    effective = Head("effective images", kind="" if of_images else "start")
+    titles = [*of_images, effective]
+    groups = [_BY_IMAGE[key]._replace(kind="group start", span=len(titles)) for key in keys]
     rows = []
     for row in checkpoints:
         cells = [Cell(str(row["epoch"]))]
         for difference in (row[key] for key in keys):
-            cells += _by_image(difference, "start")
-            cells.append(Cell(plain(round(difference["num_effective"]))))
+            cells += _by_image(difference, "start") if of_images else []
+            cells.append(Cell(plain(round(difference["num_effective"])), kind=effective.kind))
         rows.append(Row(cells))
     return Table([[Head(), *groups], [Head("epoch"), *titles * len(keys)]], rows)
 
@@ -148,8 +150,10 @@ def by_image_table(results: Results) -> Table | None:
 def measured_with(results: Results) -> Mapping[str, Any] | None:
     """How many images and posterior samples shares and medians are of, or None."""
     last = (results.get("checkpoints") or [{}])[-1]
-    known = [(last.get(key) or {}).get("by_image") for key in _BY_IMAGE]
-    return next(filter(None, known), None)
+    differences = [last.get(key) for key in _BY_IMAGE]
+    for effect in (last.get("effects") or {}).values():
+        differences += [effect.get(refit) for refit in COMPARED]
+    return next((d["by_image"] for d in differences if d and d.get("by_image")), None)
 
 
 def averaged_table(results: Results) -> Table | None:
@@ -183,6 +187,7 @@ def convergence_table(results: Results) -> Table | None:
 
 def effects_table(results: Results) -> Table | None:
     """What the refits gain on each kind of image at every checkpoint."""
+    of_images = _OF_IMAGES if measured_with(results) else ()
     rows = []
     for checkpoint in results.get("checkpoints") or ():
         for kind, effect in (checkpoint.get("effects") or {}).items():
@@ -197,15 +202,16 @@ def effects_table(results: Results) -> Table | None:
             ]
             for refit in COMPARED:
                 cells.append(_cell(effect[refit], 4)._replace(kind="start"))
-                cells += _by_image(effect[refit])
+                cells += _by_image(effect[refit]) if of_images else []
             rows.append(Row([*cells, Cell(effective, kind="start")]))
     if not rows:
         return None
-    of_refits = [Head(ABSOLUTE[refit].title, kind="group start", span=3) for refit in COMPARED]
+    span = 1 + len(of_images)
+    of_refits = [Head(ABSOLUTE[refit].title, kind="group start", span=span) for refit in COMPARED]
     groups = [Head(span=3), *of_refits, Head(kind="start")]
     titles = [
         Head("epoch"), Head("images", kind="text"), Head("as trained", "BPD"),
-        *[Head("mean", kind="start"), *(head._replace(kind="") for head in _OF_IMAGES)]
+        *[Head("mean", kind="start"), *(head._replace(kind="") for head in of_images)]
         * len(COMPARED),
         Head("effective images", "gradient, encoder as trained", "start"),
     ]  # fmt: skip
