@@ -21,7 +21,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from itertools import count, zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
@@ -31,6 +31,7 @@ _TREE, _SHAPES, _RECORD = "tree_sha256", "shapes", "record_sha256"
 _TREE_FILE, _RECORD_FILE = "tree.bin", "record.json"
 _NEW, _OLD = ".new", ".old"  # endings of an entry that waits for its place, and of one that left it
 _SCALARS = (bool, int, float, complex)
+Store: TypeAlias = str | os.PathLike[str]
 _NUMBER = re.compile(r"0|[1-9][0-9]*")  # the name of an entry; a stray folder may be named 007
 _LEFTOVER = re.compile(r"\d+(\.new)?\.orbax-checkpoint-tmp.*|\d+\.old")
 _waits = count()  # a barrier's name is used once
@@ -77,7 +78,7 @@ class _Files(ocp.args.CheckpointArgs):
 
 
 @_alone()
-def save(store: str | os.PathLike[str], number: int, tree: Any, record: dict) -> None:
+def save(store: Store, number: int, tree: Any, record: dict) -> None:
     """Writes an entry; it is there whole when this returns, or not at all.
 
     Args:
@@ -117,7 +118,7 @@ def save(store: str | os.PathLike[str], number: int, tree: Any, record: dict) ->
         ) from error
 
 
-def restore(store: str | os.PathLike[str], number: int, like: Any) -> tuple[Any, dict]:
+def restore(store: Store, number: int, like: Any) -> tuple[Any, dict]:
     """Reads an entry of a store and verifies it: the pytree, on the default device, and the record.
 
     `like` is a pytree of the same structure, of arrays, `jax.ShapeDtypeStruct`s and Python's
@@ -145,9 +146,7 @@ def restore(store: str | os.PathLike[str], number: int, like: Any) -> tuple[Any,
     return jax.tree.map(_from_plain, like, tree), record["facts"]
 
 
-def valid_steps(
-    store: str | os.PathLike[str], like: Any
-) -> tuple[list[int], list[CorruptCheckpointError]]:
+def valid_steps(store: Store, like: Any) -> tuple[list[int], list[CorruptCheckpointError]]:
     """Restores every entry of a store: the numbers of the good ones, an error for each other one.
 
     Raises:
@@ -163,24 +162,24 @@ def valid_steps(
     return good, damaged
 
 
-def record(store: str | os.PathLike[str], number: int) -> dict:
+def record(store: Store, number: int) -> dict:
     """The record of an entry alone, verified as by `restore`."""
     return _record(store, number)["facts"]
 
 
-def checksum(store: str | os.PathLike[str], number: int) -> str:
+def checksum(store: Store, number: int) -> str:
     """The SHA-256 of an entry's pytree, as kept in its record, which is verified."""
     return _record(store, number)[_TREE]
 
 
-def numbers(store: str | os.PathLike[str]) -> list[int]:
+def numbers(store: Store) -> list[int]:
     """The numbers of the entries in a store, ascending; empty where there is no such folder."""
     names = [path.name for path in _folder(store).glob("*") if path.is_dir()]
     return sorted(int(name) for name in names if _NUMBER.fullmatch(name))
 
 
 @_alone()
-def prune(store: str | os.PathLike[str], surplus: Callable[[list[int]], list[int]]) -> None:
+def prune(store: Store, surplus: Callable[[list[int]], list[int]]) -> None:
     """Removes the entries that `surplus` picks of the numbers that are there.
 
     Each is there whole or not at all at every moment. Of several processes the first looks and
@@ -194,7 +193,7 @@ def prune(store: str | os.PathLike[str], surplus: Callable[[list[int]], list[int
 
 
 @_alone()
-def remove_incomplete(store: str | os.PathLike[str]) -> None:
+def remove_incomplete(store: Store) -> None:
     """Removes what a killed program left half-written in a store that no program writes to.
 
     An entry that was whole and not yet in its place is put there.
@@ -217,7 +216,7 @@ def _put_in_place(path: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _record(store: str | os.PathLike[str], number: int) -> dict:
+def _record(store: Store, number: int) -> dict:
     """The record as saved, if its own checksum says so."""
     with contextlib.suppress(ValueError):  # of JSON, or of its text
         record = json.loads(_read(store, number, _RECORD_FILE))
@@ -228,11 +227,14 @@ def _record(store: str | os.PathLike[str], number: int) -> dict:
 
 
 @_alone()
-def _read(store: str | os.PathLike[str], number: int, name: str) -> bytes:
-    if not _path(store, number).is_dir():
-        raise CheckpointError(f"no entry {number} in {store}")
+def _read(store: Store, number: int, name: str) -> bytes:
+    path, problem = _path(store, number), f"no entry {number} in {store}"
+    if (path / "record").is_dir():
+        problem = f"entry {number} in {store} is of an earlier version of gapjax"
+    if not path.is_dir() or (path / "record").is_dir():
+        raise CheckpointError(problem)
     try:
-        return ocp.Checkpointer(_Handler()).restore(_path(store, number), _Files({name: ()}))
+        return ocp.Checkpointer(_Handler()).restore(path, _Files({name: ()}))
     except Exception as error:  # OSError, and what Orbax raises of its own
         raise CorruptCheckpointError(
             f"entry {number} in {store} cannot be read ({_reason(error)})"
@@ -262,11 +264,11 @@ def _wait(path: Path) -> None:
     ocp.multihost.sync_global_processes(f"gapjax:{path}:{next(_waits)}")
 
 
-def _folder(store: str | os.PathLike[str]) -> Path:
+def _folder(store: Store) -> Path:
     return Path(os.path.expanduser(store)).absolute()
 
 
-def _path(store: str | os.PathLike[str], number: int, ending: str = "") -> Path:
+def _path(store: Store, number: int, ending: str = "") -> Path:
     """The folder of an entry; CheckpointError for a number that is none."""
     if isinstance(number, bool) or not hasattr(number, "__index__") or operator.index(number) < 0:
         raise CheckpointError(f"number={number!r} is not that of an entry; give 0, 1, 2, ...")
@@ -302,10 +304,9 @@ def _from_plain(like: Any, leaf: np.ndarray) -> Any:
 def _comes_back(record: dict) -> bool:
     """Whether JSON gives back all of a record under its names; it would make text of numbers."""
     names = lambda held: [jax.tree_util.keystr(at) for at, _ in jax.tree.leaves_with_path(held)]
-    try:
+    with contextlib.suppress(TypeError, ValueError, RecursionError):
         return names(json.loads(json.dumps(record))) == names(record)
-    except (TypeError, ValueError, RecursionError):
-        return False
+    return False
 
 
 def _record_checksum(record: dict) -> str:

@@ -333,6 +333,13 @@ def test_a_damaged_record_is_noticed(store, state, tmp_path):
         shutil.rmtree(copies)
 
 
+def test_an_entry_of_an_earlier_version_is_not_taken_for_damaged(state, tmp_path):
+    (tmp_path / "30" / "record").mkdir(parents=True)
+    with pytest.raises(CheckpointError, match="earlier version") as error:
+        checkpoints.valid_steps(tmp_path, state)
+    assert not isinstance(error.value, CorruptCheckpointError)
+
+
 def test_an_empty_entry_is_an_error(state, tmp_path):
     (tmp_path / "30").mkdir()
     with pytest.raises(CheckpointError):

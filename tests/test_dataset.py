@@ -34,7 +34,6 @@ def test_unusable_arguments(arguments, words):
 @pytest.mark.parametrize(
     ("train", "words"),
     [
-        (np.zeros((4, 4), np.float32), ["'train'", "float32", "uint8"]),
         (np.full((4, 4), np.nan), ["'train'", "NaN"]),
         (np.full((4, 4), 1e39), ["'train'", "float32"]),
         (np.zeros((4, 4), complex), ["complex128"]),
@@ -56,7 +55,7 @@ def test_unusable_arrays(tmp_path, train, words):
 
 
 def test_unusable_test_arrays_are_named(tmp_path):
-    np.savez(tmp_path / "x.npz", train=np.ones((3, 4), np.uint8), test=np.ones((3, 4)))
+    np.savez(tmp_path / "x.npz", train=np.ones((3, 4), np.uint8), test=np.ones((3, 4), complex))
     assert "'test'" in load_error(tmp_path / "x.npz")
 
 
@@ -83,7 +82,8 @@ def test_counts_and_floats_have_no_levels_and_keep_their_values(tmp_path, train,
     for method in ("threshold", "stochastic"):
         assert "has no levels" in load_error(tmp_path / "x.npz", binarization=method)
     if dtype == np.uint16:
-        assert load_dataset(tmp_path / "x.npz", levels=300).levels == 300
+        wide = load_dataset(tmp_path / "x.npz", levels=300)
+        assert wide.levels == 300 and wide.train.dtype == np.uint16
         assert "the value 299" in load_error(tmp_path / "x.npz", levels=256)
     elif dtype == np.float32:
         assert "must be integers" in load_error(tmp_path / "x.npz", levels=256)

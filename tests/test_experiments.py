@@ -61,7 +61,7 @@ def _run(*flags, program="reproduce", cwd=None, **variables):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A workdir that the main program has finished, and what it printed."""
-    path = tmp_path_factory.mktemp("finished") / "run"
+    path = tmp_path_factory.mktemp("finished") / "a run [1] of 50% \\ {a,b}"
     code, out, err = _run(*_TINY, f"--workdir={path}")
     assert code == 0, err
     return path, out

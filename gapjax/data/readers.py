@@ -150,11 +150,9 @@ def load_dataset(
 
 def names_data(name: str) -> bool:
     """Whether `load_dataset` knows the name, or the form of the file or folder; none need exist."""
-    return name in _ENTRIES or pathlib.Path(name).suffix.lower() in files.FORMS or _has_parts(name)
-
-
-def _has_parts(name: str) -> bool:
-    return all(os.path.isdir(os.path.join(name, part)) for part in files.PARTS)
+    has_form = pathlib.Path(name).suffix.lower() in files.FORMS
+    has_parts = all(os.path.isdir(os.path.join(name, part)) for part in files.PARTS)
+    return name in _ENTRIES or has_form or has_parts
 
 
 def named_levels(name: str, binarization: str | None) -> int | None:
