@@ -17,7 +17,7 @@ import numpy as np
 from absl import flags
 
 import gapjax
-from experiments import program
+from experiments import options, program
 from experiments.config import Config, UsageError
 from experiments.files import replacing, write_atomically
 from experiments.results_json import AVERAGED, REFITS
@@ -159,7 +159,7 @@ def _read_images(path: Path) -> np.ndarray:
 
 def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     """Defines the flags of this program."""
-    text = functools.partial(flags.DEFINE_string, default=None, flag_values=values)
+    text = functools.partial(options.define_path, default=None, flag_values=values)
     choice = functools.partial(flags.DEFINE_enum, flag_values=values)
     text(name="checkpoint", help="WORKDIR[:EPOCH] of the model; default: the last epoch.")
     choice("encoder", AS_TRAINED, ENCODERS, "Which of its encoders.")

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from experiments import program, results_json
+from experiments import options, program, results_json
 from experiments.config import UsageError
 from experiments.effects import COMPARED
 from experiments.files import write_json
@@ -170,6 +170,6 @@ def seeds(values: flags.FlagValues) -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_list("runs", None, "Workdirs of the runs, one for each seed: a,b,c.")
-    flags.DEFINE_string("out", None, "Folder for seeds.json and the figures; made if needed.")
+    options.define_paths("runs", "Workdirs of the runs, one for each seed: a,b,c.")
+    options.define_path("out", None, "Folder for seeds.json and the figures; made if needed.")
     program.run_without_workdir(seeds)

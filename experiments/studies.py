@@ -21,7 +21,7 @@ import gapjax
 from experiments import program, stores
 from experiments.config import UsageError
 from experiments.effects import num_images
-from experiments.options import checkpoints_of
+from experiments.options import checkpoints_of, define_path, define_paths
 from experiments.run import Run, prepare, progress_bar
 from experiments.show.formatting import text_table
 from experiments.workdir import Workdir
@@ -46,9 +46,9 @@ _Item = TypeVar("_Item")
 
 def define_flags(results: str) -> None:
     """Defines the flags of every study; `results` is what its folder is for."""
-    flags.DEFINE_list("runs", None, "Workdirs of trained runs, one for each seed: a,b,c.")
-    flags.DEFINE_string("out", None, f"Folder for {results}; made if needed.")
-    flags.DEFINE_string("data_dir", None, "Where MNIST is; see experiments.train.")
+    define_paths("runs", "Workdirs of trained runs, one for each seed: a,b,c.")
+    define_path("out", None, f"Folder for {results}; made if needed.")
+    define_path("data_dir", None, "Where MNIST is; see experiments.train.")
 
 
 def open_study(

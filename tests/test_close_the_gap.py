@@ -187,8 +187,6 @@ def _check_resumes(runs, out, monkeypatch):
     ]
 
 
-# Orbax leaves a task of the failed read behind, which then finds its event loop closed.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("name", ["samples", "refinement_1"])
 def test_a_refit_that_was_killed_goes_on_to_the_same_bits(
     trained, short, tmp_path, monkeypatch, capsys, name

@@ -1,5 +1,6 @@
 """The programs: options, workdirs, phases, the command line."""
 
+import ast
 import json
 import os
 import shutil
@@ -12,9 +13,21 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from absl import flags as absl_flags
 from small_runs import STORES, parsed
 
-from experiments import draw, evaluate, files, options, refit, results_json, train, workdir
+from experiments import (
+    compress,
+    draw,
+    evaluate,
+    files,
+    options,
+    program,
+    refit,
+    results_json,
+    train,
+    workdir,
+)
 from experiments import run as experiment
 from experiments.presets import PRESETS
 from gapjax import checkpoints, jobs
@@ -48,7 +61,7 @@ def _run(*flags, program="reproduce", cwd=None, **variables):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A workdir that the main program has finished, and what it printed."""
-    path = tmp_path_factory.mktemp("finished") / "run"
+    path = tmp_path_factory.mktemp("finished") / "a run [1] of 50% \\ {a,b}"
     code, out, err = _run(*_TINY, f"--workdir={path}")
     assert code == 0, err
     return path, out
@@ -143,8 +156,8 @@ def test_the_single_phases_make_the_same_run(finished, tmp_path):
     assert code == 0, err
     code, _, err = _run(f"--workdir={other}", program="evaluate")
     assert code != 0 and "experiments.refit" in err and len(err.strip().splitlines()) == 1
-    for program in ("refit", "evaluate"):
-        code, _, err = _run(f"--workdir={other}", "--sweep=off", program=program)
+    for name in ("refit", "evaluate"):
+        code, _, err = _run(f"--workdir={other}", "--sweep=off", program=name)
         assert code == 0, err
     assert _numbers(other) == _numbers(path)
     _trees_equal(other, path)
@@ -255,11 +268,11 @@ def test_a_damaged_checkpoint_is_one_line_for_a_person(finished, tmp_path):
     (other / "checkpoints" / "optimal" / "4" / "tree" / "manifest.ocdbt").write_bytes(b"")
     code, _, err = _run(f"--workdir={other}", program="evaluate")
     assert code == 1 and len(err.strip().splitlines()) == 1, err
-    assert f"checkpoint 4 in {other}/checkpoints/optimal" in err and "experiments.refit" in err
+    assert f"entry 4 in {other}/checkpoints/optimal" in err and "experiments.refit" in err
     code, out, err = _run(f"--workdir={other}", program="refit")
     assert (code, err) == (0, "")
     (line,) = (line for line in out.splitlines() if line.startswith("skipped"))
-    assert f"checkpoint 4 in {other}/checkpoints/optimal" in line
+    assert f"entry 4 in {other}/checkpoints/optimal" in line
     ours, theirs = (checkpoints.checksum(p / "checkpoints" / "optimal", 4) for p in (other, path))
     assert ours == theirs
 
@@ -367,6 +380,15 @@ def test_flags_of_the_ledger_are_checked_before_there_is_any_work(tmp_path):
         assert not (tmp_path / "run").exists()
 
 
+def test_data_without_a_likelihood_of_the_programs_are_refused_in_one_line(tmp_path):
+    whole = np.arange(300).reshape(30, 2, 5)
+    for x, words in ((whole / 300, "float32"), (whole, "uint16"), (whole % 280, "300 levels")):
+        path = _npz(tmp_path, train=x, test=x, **({"levels": 300} if "levels" in words else {}))
+        with pytest.raises(options.UsageError, match=f"holds {words}, .*of your own") as error:
+            experiment.prepare(options.config_from_flags(parsed([f"--dataset={path}"])), None)
+        assert "\n" not in str(error.value)
+
+
 def test_a_data_file_may_be_named_in_capitals(tmp_path):
     images = np.random.default_rng(0).integers(0, 2, (30, 4, 4), dtype=np.uint8)
     path = _npz(tmp_path, "X.npz", train=images, test=images).rename(tmp_path / "X.NPZ")
@@ -464,8 +486,24 @@ def test_a_workdir_must_be_a_folder_that_is_free(finished, tmp_path):
     first.close()
     second.claim(config, {})
     second.close()
-    with pytest.raises(workdir.WorkdirError, match="checksum"):
-        workdir.Workdir(tmp_path / "shared").claim(config, {"sha256": "of other data"})
+    other = {"sha256": "of other data"}
+    grey = config._replace(uniform_weight=0.1)  # as it follows from other data
+    for refuse in (
+        lambda place: place.claim(config, other),
+        lambda place: place.claim(grey, other),
+        lambda place: place.check_data(config._replace(batch_size=3, uniform_weight=None), other),
+    ):
+        with pytest.raises(workdir.WorkdirError, match=r"the data have changed: .*check") as error:
+            refuse(workdir.Workdir(tmp_path / "shared"))
+        assert "--" not in str(error.value).removeprefix("--workdir").partition(". Give")[0]
+    # Where a flag chose the data, it is the flag.
+    chosen = grey._replace(dataset="grey_digits")
+    workdir.Workdir(tmp_path / "shared").check_data(chosen, other)
+    with pytest.raises(workdir.WorkdirError, match="--dataset is digits there and grey") as error:
+        workdir.Workdir(tmp_path / "shared").claim(chosen, other)
+    assert "changed" not in str(error.value) and "uniform" not in str(error.value)
+    with pytest.raises(workdir.WorkdirError, match=r"--uniform_weight is 0\.0 there and 0\.1 here"):
+        workdir.Workdir(tmp_path / "shared").claim(grey, {})
     (tmp_path / "shared" / "config.json").write_text("{")
     with pytest.raises(workdir.WorkdirError, match="damaged"):
         workdir.Workdir(tmp_path / "shared").claim(config, {})
@@ -494,6 +532,12 @@ def test_a_damaged_configuration_is_one_line_that_says_where(finished, tmp_path,
     with pytest.raises(workdir.WorkdirError, match=words) as error:
         workdir.Workdir(tmp_path).config()
     assert "\n" not in str(error.value) and "config.json is damaged" in str(error.value)
+    if isinstance(stored.get("data"), dict):  # as a program that has other flags would write it
+        del stored["sha256"]
+        stored["sha256"] = workdir._sign(stored)
+        (tmp_path / "config.json").write_text(json.dumps(stored))
+        with pytest.raises(workdir.WorkdirError, match=f"another version of gapjax .*{words}"):
+            workdir.Workdir(tmp_path).config()
 
 
 def test_a_dry_run_says_what_it_would_do_and_does_nothing(tmp_path):
@@ -519,8 +563,40 @@ def test_a_path_that_is_not_utf8_is_one_line(tmp_path):
     os.replace(_npz(tmp_path, train=images, test=images), name)
     for flag in ("workdir", "dataset", "data_dir"):
         code, _, err = _run(*_TINY, f"--{flag}={name}", cwd=tmp_path)
-        assert code == 1 and len(err.strip().splitlines()) == 1, err
+        assert code == 2 and len(err.strip().splitlines()) == 1, err
         assert f"--{flag}" in err and "not UTF-8" in err
+
+
+def test_a_tilde_is_the_home_folder_in_every_path(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    given = parsed(["--workdir=~/a[1]", "--dataset=~/d.npz", "--data_dir=~", "--coordinator=~"])
+    assert (given.workdir, given.dataset) == (f"{tmp_path}/a[1]", f"{tmp_path}/d.npz")
+    assert (given.data_dir, given.coordinator) == (str(tmp_path), "~")
+    given = absl_flags.FlagValues()
+    compress.define_flags(given)
+    given(["program", "--checkpoint=~/run:5", "--input=~/x.npz", "--output=./~/y"])
+    home = str(tmp_path)
+    assert [given.checkpoint, given.input] == [f"{home}/run:5", f"{home}/x.npz"]
+    assert given.output == "./~/y"
+    assert options._PathsParser().parse("~/a,b") == [f"{home}/a", "b"]
+    # Every flag of text is one of these, or no path.
+    texts = {"preset", "coordinator"}
+    for path in Path(options.__file__).parent.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("DEFINE_string"):
+                assert node.args[0].value in texts, path
+    for define, name, *_ in (*options._PLACE_FLAGS, *options._RUN_FLAGS):
+        assert define is not absl_flags.DEFINE_string or name in texts
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no such backend"), AssertionError()])
+def test_a_device_that_is_not_there_is_one_line(monkeypatch, error):
+    def fail():
+        raise error
+
+    monkeypatch.setattr(program.jax, "devices", fail)
+    with pytest.raises(options.UsageError, match=r"JAX_PLATFORMS=.* cannot be had \(.+\); unset"):
+        program._cores("off")
 
 
 def test_of_several_processes_all_or_none_take_the_workdir(finished, tmp_path, monkeypatch):
@@ -541,7 +617,8 @@ def test_the_command_line_ends_with_one_line_and_no_traceback(tmp_path):
         (["--alpha=2"], "--alpha"),
         (["digits"], "not a flag"),
         (["--num_epochs=many"], "--num_epochs=many"),
-        (["--sed=1"], "seed"),
+        (["--sed=1"], "--sed is not a flag; did you mean --seed?"),
+        (["--epochs=1"], "did you mean --num_epochs?"),
         (["--dataset=mnist", f"--data_dir={tmp_path}/none"], "data_dir"),
     ):
         code, _, err = _run(*flags, cwd=tmp_path)
