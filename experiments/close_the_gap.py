@@ -151,7 +151,8 @@ def leaderboard(
 def _summary(per_image: np.ndarray) -> dict:
     """`over_seeds_and_images` of [R, N] numbers; of one seed, `stderr` is the one over images."""
     summed = over_seeds_and_images(per_image)
-    return summed | {"stderr": summed["stderr"] or summed["stderr_over_images"]}
+    stderr = "stderr_over_images" if summed["stderr"] is None else "stderr"
+    return summed | {"stderr": summed[stderr]}
 
 
 def _shares(gain: np.ndarray, gap: np.ndarray) -> dict:

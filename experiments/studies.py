@@ -215,9 +215,15 @@ def _refit_together(
     clock = time.monotonic()
     resume, seconds = _unfinished(first, name, made_with, out)
     clock -= seconds
+    model = recipe_model(recipe, first.vae, train)
     members = [
         recipe_member(
-            recipe, first.vae, stores.trained_params(run, epoch), train, run.key("refit", epoch)
+            recipe,
+            first.vae,
+            stores.trained_params(run, epoch),
+            train,
+            run.key("refit", epoch),
+            model=model,
         )._replace(resume=resumed)
         for run, resumed in zip(together, resume or [None] * len(together), strict=True)
     ]
@@ -225,7 +231,7 @@ def _refit_together(
     title = f"{name} seed {','.join(map(str, seeds))}"
     with progress_bar(first, title, recipe.num_epochs, done) as bar:
         refits = gapjax.refit_members(
-            recipe_model(recipe, first.vae, train),
+            model,
             members,
             on_epoch=bar,
             on_chunk=partial(_keep, first, name, made_with, out, clock),

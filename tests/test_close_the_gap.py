@@ -298,6 +298,13 @@ def test_recipe_of_the_programs_is_that_of_the_library(tmp_path):
         jax.tree.map(np.testing.assert_array_equal, by_name[kind], closed.params.encoder)
 
 
+def test_a_standard_error_of_zero_is_one():
+    """Of two seeds of one mean it is that over seeds all the same; of one, that over images."""
+    per_image = np.array([[1.0, 2.0], [2.0, 1.0]])
+    assert close_the_gap._summary(per_image)["stderr"] == 0
+    assert close_the_gap._summary(per_image[:1])["stderr"] == pytest.approx(0.5)
+
+
 def test_programs_know_the_recipes_that_keep_the_architecture():
     """Their stores have the shapes of the trained encoder."""
     unknown = set(recipes.RECIPES) - set(options._RECIPES)

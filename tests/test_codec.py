@@ -279,6 +279,8 @@ def test_a_model_that_cannot_code_is_refused(small, linear):
         compress(small.vae, not_finite, images)
     with pytest.raises(ValueError, match="num_chains is 0"):
         compress(small.vae, small.params, images, num_chains=0)
+    with pytest.raises(ValueError, match=r"num_chains is 2\.0; it must be an integer"):
+        compress(small.vae, small.params, images, num_chains=2.0)
 
 
 def test_a_prior_of_another_scale_is_coded_on_its_own_grid(small):

@@ -14,10 +14,12 @@ import jax
 import numpy as np
 import pytest
 from absl import flags as absl_flags
-from small_runs import STORES, parsed
+from small_runs import STORES, TINY, parsed
 
+import gapjax
 from experiments import (
     compress,
+    cost,
     draw,
     evaluate,
     files,
@@ -29,9 +31,11 @@ from experiments import (
     workdir,
 )
 from experiments import run as experiment
+from experiments.config import UsageError
 from experiments.presets import PRESETS
 from gapjax import checkpoints, jobs
 from gapjax.fit.recipes import RECIPES
+from gapjax.model.mlp import POSTERIORS
 
 _ROOT = Path(__file__).parent.parent
 _TINY = (
@@ -555,6 +559,21 @@ def test_sizes_that_no_memory_holds_are_one_line(tmp_path):
     assert code == 1 and len(err.strip().splitlines()) == 1, err
     assert "--latent_dim=1000000000" in err and "GiB" in err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("posterior", POSTERIORS)
+def test_memory_is_that_of_all_parameters(monkeypatch, posterior):
+    """Those of a covariance are a square of the latents, those of a flow its own."""
+    config = TINY._replace(posterior=posterior, latent_dim=30)
+    data = gapjax.load_dataset("digits")
+    vae = gapjax.mlp_vae((8, 8), latent_dim=30, hidden_sizes=(16,), posterior=posterior)
+    shapes = jax.tree.leaves(jax.eval_shape(vae.init, jax.random.key(0)))
+    needed = cost._training_memory(sum(leaf.size for leaf in shapes), data)
+    monkeypatch.setattr(cost, "_memory", lambda: needed)
+    cost.check_memory(config, data)
+    monkeypatch.setattr(cost, "_memory", lambda: needed - 1)
+    with pytest.raises(UsageError, match="parameters, which take"):
+        cost.check_memory(config, data)
 
 
 def test_a_path_that_is_not_utf8_is_one_line(tmp_path):

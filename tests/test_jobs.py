@@ -56,3 +56,6 @@ def test_one_device_does_its_jobs_in_turn_where_the_caller_is():
         done.clear()
         jobs.run_concurrently(several, used, pytest.fail)
         assert done == [(n, threading.main_thread()) for n in range(3)]
+    used = []
+    jobs.run_concurrently([lambda: used.append(parallel.all_devices())], DEVICES[3:4], pytest.fail)
+    assert used == [(DEVICES[3],)]

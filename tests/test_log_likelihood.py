@@ -135,3 +135,7 @@ def test_bad_arguments_are_named(linear):
         log_likelihood(*arguments, linear.images, num_samples=0)
     with pytest.raises(ValueError, match="num_chains=0"):
         sandwich(*arguments, 3, annealing=Annealing(num_chains=0))
+    with pytest.raises(ValueError, match=r"num_chains is 2\.0; it must be an integer"):
+        sandwich(*arguments, 3, annealing=Annealing(num_chains=2.0))
+    with pytest.raises(ValueError, match=r"num_leapfrog is 1\.5; it must be an integer"):
+        log_likelihood(*arguments, linear.images, method=Annealing(num_leapfrog=1.5))

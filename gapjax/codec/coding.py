@@ -28,6 +28,7 @@ from gapjax.codec.tables import (
     programs,
 )
 from gapjax.infer.newton import Refiner, check
+from gapjax.model.checks import check_integer
 from gapjax.vae import VAE, VAEParams
 
 ENCODER = Refiner(num_steps=0)
@@ -80,6 +81,7 @@ def compress(
     if num_chains is None:  # so few that what their starts cost does not show
         bits = images.size * math.log2(model.levels)
         num_chains = int(np.clip(bits // _BITS_PER_CHAIN, fewest, _MOST_CHAINS))
+    check_integer("num_chains", num_chains)
     if num_chains < fewest:
         raise ValueError(f"num_chains is {num_chains}; it must be positive")
     num_chains = min(num_chains, len(images), container.MAX_CHAINS)

@@ -17,7 +17,7 @@ from gapjax import optimizers, parallel
 from gapjax.infer.newton import Refiner, refine
 from gapjax.measure.bounds import Images
 from gapjax.model.bounds import elbo
-from gapjax.model.checks import check_inputs
+from gapjax.model.checks import check_inputs, check_integers
 from gapjax.model.free import from_free, to_free
 from gapjax.vae import VAE, Params, VAEParams, local_inference
 
@@ -108,6 +108,7 @@ def best_posteriors(
     starts: tuple[Params, ...] = (params.encoder,) if encoders is None else tuple(encoders)
     if not starts:
         raise ValueError("encoders is empty; give at least one to start from, or None")
+    check_integers(search)
     if batch_size < 1 or search.num_decays < 0 or min(search._replace(num_decays=1)) <= 0:
         raise ValueError(f"batch_size is {batch_size} and {search}; all must be positive")
     devices = parallel.all_devices(devices)

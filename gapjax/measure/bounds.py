@@ -10,7 +10,7 @@ import numpy as np
 
 from gapjax import parallel
 from gapjax.model.bounds import elbo
-from gapjax.model.checks import check_inputs, check_integer, explain
+from gapjax.model.checks import check_inputs, check_positive, explain
 from gapjax.vae import VAE, VAEParams, local_inference
 
 Images = jax.Array | np.ndarray  # [N, *event]
@@ -31,12 +31,7 @@ def per_image_bounds(
     devices: parallel.Devices | None = None,
 ) -> jax.Array:
     """The bound [N] of every image in nats, averaged over S posterior samples; see `evaluate`."""
-    check_integer("num_samples", num_samples)
-    check_integer("batch_size", batch_size)
-    if num_samples < 1 or batch_size < 1:
-        raise ValueError(
-            f"num_samples is {num_samples} and batch_size {batch_size}; both must be positive"
-        )
+    check_positive(num_samples=num_samples, batch_size=batch_size)
     check_inputs("this evaluation", vae, params, rng_key, images)
     return bounds(
         params, rng_key, jnp.asarray(images), devices=devices, vae=vae, num_samples=num_samples,
@@ -77,9 +72,10 @@ def posterior_bounds(
     *,
     num_samples: int = 20,
     batch_size: int = 50,
+    bound: Bound = elbo,
     devices: parallel.Devices | None = None,
 ) -> np.ndarray:
-    """The ELBO [N] of every image with a posterior of its own, in nats.
+    """The bound [N] of every image with a posterior of its own, in nats.
 
     With the key that `evaluate` was given the noise is that of `evaluate`, so that a q and an
     encoder are compared on common noise.
@@ -91,7 +87,7 @@ def posterior_bounds(
     check_inputs("posterior_bounds", vae, params, rng_key, images, posteriors=posteriors)
     nats = np.asarray(_posterior_bounds(
         params.decoder, rng_key, jnp.asarray(images), posteriors, devices=devices, vae=vae,
-        num_samples=num_samples, batch_size=min(batch_size, len(images)),
+        num_samples=num_samples, batch_size=min(batch_size, len(images)), bound=bound,
     ))  # fmt: skip
     bad = np.flatnonzero(~np.isfinite(nats))
     if len(bad):
@@ -151,14 +147,14 @@ def _encoder_gradient_norm(
 
 @parallel.program
 def _posterior_bounds(
-    shard, decoder, rng_key, images, posteriors, *, vae, num_samples, batch_size
+    shard, decoder, rng_key, images, posteriors, *, vae, num_samples, batch_size, bound
 ) -> jax.Array:
     """See `posterior_bounds`."""
 
     def one(xs: tuple) -> jax.Array:
         index, x, posterior = xs
         key = jax.random.fold_in(rng_key, index)
-        return elbo(local_inference(vae), VAEParams(posterior, decoder), key, x, num_samples)
+        return bound(local_inference(vae), VAEParams(posterior, decoder), key, x, num_samples)
 
     xs = shard.split((jnp.arange(len(images)), images, posteriors))
     nats = jax.lax.map(one, xs, batch_size=-(-batch_size // shard.count))

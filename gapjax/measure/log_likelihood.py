@@ -17,7 +17,7 @@ from gapjax.measure.annealing import Annealing, annealed_importance_sampling, re
 from gapjax.measure.bounds import Images
 from gapjax.measure.importance import LogLikelihood, importance_sampling
 from gapjax.measure.statistics import mean_and_stderr
-from gapjax.model.checks import check_concrete, check_inputs, check_key, check_model
+from gapjax.model.checks import check_concrete, check_inputs, check_integers, check_key, check_model
 from gapjax.vae import VAE, VAEParams, local_inference, sample, sample_model
 
 
@@ -68,6 +68,7 @@ def log_likelihood(
     if annealing is None and method != "importance":
         raise ValueError(f"method is {method!r}; it must be 'importance' or an Annealing")
     check_inputs("log_likelihood", vae, params, rng_key, images, posteriors=posteriors)
+    check_integers(annealing or Annealing())
     if min(num_samples, chunk_size, batch_size, *(annealing or ())) <= 0:
         raise ValueError(
             f"num_samples {num_samples}, chunk_size {chunk_size}, batch_size {batch_size} and "
@@ -102,6 +103,7 @@ def sandwich(
       Grosse, Ghahramani, Adams, Sandwiching the Marginal Likelihood Using Bidirectional Monte
       Carlo, 2015.
     """
+    check_integers(annealing)
     if min(num_images, batch_size, *annealing) <= 0:
         raise ValueError(
             f"num_images {num_images}, batch_size {batch_size} and {annealing} must be positive"

@@ -101,7 +101,8 @@ def ledger(
         "as_trained".
       refit: the name of the one that was refitted on the test images (`optimal_inference`).
       num_images: most images of each set, a random subset by `subset_seed`; None takes all.
-      **options: of `gapjax.results.measurements.measure`; search=None does without q*.
+      **options: of `gapjax.results.measurements.measure`; search=None does without q*, and
+        `bound=importance_weighted_bound` puts that in the place of the ELBO.
     """
     train_key, test_key = jax.random.split(rng_key)
     encoders = {"as_trained": params.encoder, **(encoders or {})}
