@@ -85,17 +85,25 @@ def run_program(
     _run(work)
 
 
-def run_without_workdir(work: Callable[[flags.FlagValues], None]) -> None:
-    """Runs a program that claims no run's folder, and ends the process."""
+def run_without_workdir(
+    work: Callable[[flags.FlagValues], None], *, ends_at_once: bool = False
+) -> None:
+    """Runs a program that claims no run's folder, and ends the process.
+
+    With `ends_at_once` SIGTERM kills it in the midst of a computation. Otherwise Python raises
+    KeyboardInterrupt when XLA returns, which serves programs that save what they have done.
+    """
 
     def with_devices(values: flags.FlagValues, hold: object) -> None:
         _cores("off")
         work(values)
 
-    _run(with_devices)
+    _run(with_devices, ends_at_once)
 
 
-def _run(work: Callable[[flags.FlagValues, Callable[[Workdir], None]], None]) -> None:
+def _run(
+    work: Callable[[flags.FlagValues, Callable[[Workdir], None]], None], ends_at_once: bool = False
+) -> None:
     """Runs `work`, which gives the workdir that it means to claim to the function it is given."""
     name, held = Path(sys.argv[0]).stem, []
 
@@ -116,6 +124,8 @@ def _run(work: Callable[[flags.FlagValues, Callable[[Workdir], None]], None]) ->
             standard_logging.getLogger("asyncio").setLevel(standard_logging.CRITICAL)
         for number in (signal.SIGINT, signal.SIGTERM):  # a shell's & leaves SIGINT ignored
             signal.signal(number, interrupt)
+        if ends_at_once:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
         for stream in (sys.stdout, sys.stderr):  # an ASCII terminal gets ? for the sign ±
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="replace")

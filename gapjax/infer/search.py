@@ -15,7 +15,7 @@ import numpy as np
 
 from gapjax import optimizers, parallel
 from gapjax.infer.newton import Refiner, refine
-from gapjax.measure.bounds import Images
+from gapjax.measure.bounds import Images, check_finite
 from gapjax.model.bounds import elbo
 from gapjax.model.checks import check_inputs, check_integers
 from gapjax.model.free import from_free, to_free
@@ -101,6 +101,9 @@ def best_posteriors(
       `BestPosteriors`; none is worse than its start on the held-out noise. Measure them on
       fresh noise, see `gapjax.measure.bounds.posterior_bounds`.
 
+    Raises:
+      FloatingPointError: of an image neither a start nor a round has a finite bound.
+
     References:
       Cremer, Li, Duvenaud, Inference Suboptimality in Variational Autoencoders, 2018.
     """
@@ -156,6 +159,9 @@ def best_posteriors(
         if not len(active):
             break
     state = parallel.unreplicate(state)
+    check_finite(
+        vae, params._replace(encoder=starts[0]), rng_key, images, np.asarray(state.best_value)
+    )
     return BestPosteriors(
         posteriors=_finish.on(vae=vae)(state.best, starts[0], images),
         kept_start=~np.asarray(state.improved),

@@ -11,7 +11,13 @@ import numpy as np
 
 from gapjax.infer.search import BestPosteriors, PosteriorSearch, best_posteriors
 from gapjax.measure.annealing import Annealing
-from gapjax.measure.bounds import Bound, Images, per_image_bounds, posterior_bounds
+from gapjax.measure.bounds import (
+    Bound,
+    Images,
+    check_finite,
+    per_image_bounds,
+    posterior_bounds,
+)
 from gapjax.measure.log_likelihood import log_likelihood
 from gapjax.model.bounds import elbo
 from gapjax.vae import VAE, VAEParams
@@ -148,10 +154,11 @@ def _bounds(
 ) -> tuple[dict[str, np.ndarray], np.ndarray | None, BestPosteriors | None]:  # fmt: skip
     """The ELBO [N] of each encoder and, on common noise, of q*; and what the search returned."""
     options: Any = {"num_samples": num_samples, "batch_size": batch_size, "bound": bound}
-    of = lambda encoder: per_image_bounds(
-        vae, params._replace(encoder=encoder), bound_key, images, **options
-    )
-    elbo = {name: np.asarray(of(encoder)) for name, encoder in encoders.items()}
+    elbo = {}
+    for name, encoder in encoders.items():
+        own = params._replace(encoder=encoder)
+        elbo[name] = np.asarray(per_image_bounds(vae, own, bound_key, images, **options))
+        check_finite(vae, own, bound_key, images, elbo[name], num_samples)
     if search is None:
         return elbo, None, None
     found = best_posteriors(
