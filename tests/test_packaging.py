@@ -1,8 +1,10 @@
 """What the wheel and the sdist hold, and what the library needs when it is installed alone."""
 
+import ast
 import configparser
 import importlib.metadata
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -130,6 +132,42 @@ def _requirements(section, key):
     config.read(ROOT / "setup.cfg", encoding="utf-8")
     lines = [line.strip() for line in config[section][key].splitlines()]
     return {line.partition(">=")[0] for line in lines if line and not line.startswith("#")}
+
+
+def _with_extras(name):
+    """The distributions of an extra, and of those that it names."""
+    found = set()
+    for requirement in _requirements("options.extras_require", name):
+        other = re.fullmatch(r"gapjax\[(\w+)\]", requirement)
+        found |= _with_extras(other[1]) if other else {requirement.partition("[")[0]}
+    return found
+
+
+def _imported(path):
+    """The top-level modules that a file imports, at its top or in a function."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            yield node.module
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
+            yield from (arg.value for arg in node.args if isinstance(arg, ast.Constant))
+
+
+def test_what_launch_installs_is_all_that_the_programs_import():
+    """But for what docs name an extra of its own for: a download, a comparison."""
+    optional = _with_extras("tfds") | _with_extras("benchmark")
+    needed = _requirements("options", "install_requires") | _with_extras("experiments")
+    needed = {name.lower() for name in needed}
+    distributions = importlib.metadata.packages_distributions()
+    files = [*(ROOT / "experiments").rglob("*.py"), *(ROOT / "gapjax").rglob("*.py")]
+    modules = {name.split(".")[0] for path in files for name in _imported(path)}
+    assert {"constriction", "zstandard", "matplotlib", "sklearn"} <= modules
+    modules -= {*sys.stdlib_module_names, "gapjax", "experiments", "jaxlib"}  # JAX requires jaxlib
+    has = lambda name: needed & {found.lower() for found in distributions.get(name, [name])}
+    missing = {name for name in modules - {"tensorflow", "torch"} if not has(name)}
+    assert not missing, f"add these to the extra 'experiments' of setup.cfg: {sorted(missing)}"
+    assert {"tensorflow", "torch"} <= optional - needed
 
 
 def test_a_missing_library_is_named_with_the_extra_that_has_it(monkeypatch, tmp_path):
