@@ -209,3 +209,35 @@ def test_launch_installs_an_extra_and_runs_the_programs_from_the_checkout(tmp_pa
         assert lines[-1] == "/mine: -m pytest -k x"
     else:
         assert lines[-1] == f"{ROOT}:/mine: -P -m experiments.reproduce --seed=3"
+
+
+def test_launch_ends_the_others_where_one_process_is_lost(tmp_path):
+    """The second, which it does not wait for first. With a Python that only waits."""
+    python = tmp_path / "venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(
+        "#!/bin/sh\n"
+        'case "$*" in\n'
+        "*socket*) echo 1234 ;;\n"
+        f"*process_id=0*) trap 'echo ended >{tmp_path}/first; exit 1' TERM; touch {tmp_path}/up\n"
+        "  while :; do sleep 0.1; done ;;\n"
+        f"*process_id=1*) until [ -e {tmp_path}/up ]; do sleep 0.1; done; kill -9 $$ ;;\n"
+        "esac\n"
+    )
+    python.chmod(0o755)
+    environment = {
+        **os.environ,
+        "VIRTUAL_ENV": str(tmp_path / "venv"),
+        "GAPJAX_ACCELERATOR": "cpu",
+        "NUM_PROCESSES": "2",
+    }
+    done = subprocess.run(
+        [ROOT / "launch.sh"], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 137
+    assert (tmp_path / "first").read_text() == "ended\n"
+    assert done.stderr.splitlines()[-1] == (
+        "launch.sh: one of 2 processes was lost (signal 9); the others are ended, and the same "
+        "command goes on"
+    )
+    assert "Killed" not in done.stderr
