@@ -231,16 +231,27 @@ for ((id = 0; id < NUM_PROCESSES; id++)); do
 done
 # A signal to this script is one to them all; they end together.
 trap 'kill -TERM "${processes[@]}" 2>/dev/null || true' INT TERM
-code=0
-for process in "${processes[@]}"; do
-  while :; do  # a trapped signal ends a wait early
+exec 3>&2 2>/dev/null  # the shell has a line of its own for a process that was killed
+code=0 deadline=''
+while [ "${#processes[@]}" != 0 ]; do
+  running=()
+  for process in "${processes[@]}"; do  # in whichever order they end; wait -n is not in bash 3
+    if kill -0 "$process" 2>/dev/null; then running+=("$process"); continue; fi
     status=0
     wait "$process" || status=$?
-    kill -0 "$process" 2>/dev/null || break
+    [ "$code" = 0 ] && [ "$status" != 0 ] || continue
+    code=$status
+    [ "$status" != 130 ] || continue
+    [ "$status" -le 128 ] || say "one of $NUM_PROCESSES processes was lost (signal" \
+      "$((status - 128))); the others are ended, and the same command goes on" 2>&3
+    # Whoever waits for one that has failed would wait for long.
+    deadline=$((SECONDS + 10))
+    kill -TERM "${processes[@]}" 2>/dev/null || true
   done
-  if [ "$code" = 0 ] && [ "$status" != 0 ]; then
-    code=$status  # whoever waits for one that has failed would wait for long
-    [ "$status" = 130 ] || kill -TERM "${processes[@]}" 2>/dev/null || true
+  processes=(${running[@]+"${running[@]}"})
+  if [ -n "$deadline" ] && [ "$SECONDS" -ge "$deadline" ]; then
+    kill -KILL ${running[@]+"${running[@]}"} 2>/dev/null || true
   fi
+  sleep 0.2
 done
 exit "$code"

@@ -13,8 +13,8 @@ For joint training, self-consistent refits and evaluation, of either likelihood,
 
 All that is compared is timed in turn, --repeats times, and medians are shown. Then the cost of
 refits of several checkpoints, by each way that --sweep of the main program can compute them, and
-that of training at one, two and four times the data: seconds, and peak memory so far. And, where
-constriction is installed (pip install .[codec]), milliseconds to compress and decompress an image.
+that of training at one, two and four times the data: seconds, and peak memory so far. And
+milliseconds to compress and decompress an image.
 """
 
 import functools

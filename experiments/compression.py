@@ -6,7 +6,7 @@ Writes compression.json, compression.png and compression.pdf to the workdir: byt
 prediction and times of bits-back coding, beside those of PNG, WebP, zstd and xz. Every file is
 decompressed and compared. On the first --gap_images images it also measures what part of the gap
 between the encoder as trained and the best posterior of each image the refinement closes. The same
-command resumes: what was measured is kept. Needs pip install ".[codec]".
+command resumes: what was measured is kept.
 """
 
 import functools

@@ -4,8 +4,10 @@ import errno
 import io
 import logging as standard_logging
 import os
+import re
 import signal
 import sys
+import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -33,6 +35,10 @@ _NUMERICS = {
     "jax_threefry_partitionable": True,
     "jax_numpy_dtype_promotion": "standard",
 }
+# How errors of what processes compute together begin; they are of several types.
+_XLA_STATUS = re.compile(
+    "(ABORTED|CANCELLED|DEADLINE_EXCEEDED|FAILED_PRECONDITION|INTERNAL|UNAVAILABLE|UNKNOWN): "
+)
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -137,7 +143,7 @@ def _run(
             made_by = "the program that made it, experiments.train or experiments.refit"
             return _fail(f"{error}; {made_by}, makes it again")
         except _EXPECTED as error:
-            return _fail(" ".join(str(error).split()))
+            return _fail(_lost_line(error) or " ".join(str(error).split()))
         except BrokenPipeError:
             # The interpreter flushes standard output at its end, which would fail once more.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -153,6 +159,17 @@ def _run(
                 workdir.close()
         return 0
 
+    def end(argv: list[str]) -> int:
+        try:
+            code = main(argv)
+        except Exception as error:
+            if jobs.process()[1] == 1:
+                raise
+            code = _fail(_lost_line(error) or traceback.format_exc())
+        if code == 1:  # the others may be waiting for this one
+            jobs.leave(code)
+        return code
+
     def _fail(line: str, code: int = 1) -> int:
         print(f"{name}: {line}", file=sys.stderr)
         return code
@@ -167,11 +184,12 @@ def _run(
         except flags.Error as error:
             sys.exit(_fail(" ".join(str(error).split()), 2))
 
-    app.run(main, flags_parser=parse)
+    app.run(end, flags_parser=parse)
 
 
 def _join(values: flags.FlagValues) -> tuple[jax.Device, ...]:
     """Joins the other processes of the run; all but the first of them say nothing."""
+    handlers = [(number, signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM)]
     try:
         jobs.join_processes(
             values.coordinator, values.num_processes, values.process_id,
@@ -179,6 +197,8 @@ def _join(values: flags.FlagValues) -> tuple[jax.Device, ...]:
         )  # fmt: skip
     except RuntimeError as error:
         raise UsageError(str(error)) from error
+    for number, handler in handlers:  # JAX takes SIGTERM for itself where it joins processes
+        signal.signal(number, handler)
     cores = _cores(values.sweep)
     if jobs.process()[0] > 0:
         sys.stdout = Path(os.devnull).open("w")
@@ -197,6 +217,18 @@ def _cores(sweep: str) -> tuple[jax.Device, ...]:
             "this device"
         ) from error
     return cores
+
+
+def _lost_line(error: Exception) -> str | None:
+    """What one of several processes says where XLA failed, if that is so: another was lost."""
+    reasons = [str(each).partition("\n")[0] for each in (error, error.__cause__)]
+    reason = next(filter(_XLA_STATUS.match, reasons), None)
+    if reason is None or jobs.process()[1] == 1:
+        return None
+    return (
+        f"another process of the run seems lost ({reason}); what was saved is whole, and the same "
+        "command goes on"
+    )
 
 
 def _os_error_line(error: OSError, workdir: Workdir | None) -> str:

@@ -1,7 +1,12 @@
 """Independent jobs, each on its own device."""
 
 import functools
+import os
+import socket
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -59,3 +64,45 @@ def test_one_device_does_its_jobs_in_turn_where_the_caller_is():
     used = []
     jobs.run_concurrently([lambda: used.append(parallel.all_devices())], DEVICES[3:4], pytest.fail)
     assert used == [(DEVICES[3],)]
+
+
+_LOSES_ITS_PEER = """
+import os, signal, sys, threading
+from experiments import program
+from gapjax import jobs
+
+def work(values):
+    jobs.join_processes(sys.argv[1], 2, int(sys.argv[2]))
+    jobs.any_process(False)
+    if jobs.process()[0] == 1:
+        threading.Timer(1, os.kill, (os.getpid(), signal.SIGKILL)).start()
+    while not jobs.any_process(False):
+        pass
+
+sys.argv, arguments = sys.argv[:1], sys.argv[1:]
+sys.argv[0] = "program"
+program.flags.FLAGS.mark_as_parsed()
+program.run_without_workdir(lambda values: (sys.argv.extend(arguments), work(values)))
+"""
+
+
+def test_the_peer_of_a_lost_process_ends_at_once_with_one_line():
+    """Without waiting for it as JAX does: for minutes, and then with an abort."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    root = str(Path(__file__).parent.parent)
+    environment = {**os.environ, "PYTHONPATH": root, "JAX_PLATFORMS": "cpu"}
+    first, second = (
+        subprocess.Popen(
+            [sys.executable, "-P", "-c", _LOSES_ITS_PEER, address, str(number)],
+            env=environment, stderr=subprocess.PIPE, text=True,
+        )
+        for number in range(2)
+    )  # fmt: skip
+    second.communicate(timeout=300)
+    err = first.communicate(timeout=80)[1]
+    assert (second.returncode, first.returncode) == (-9, 1), err
+    (line,) = (line for line in err.splitlines() if line.startswith("program: "))
+    assert "another process of the run seems lost" in line and "same command goes on" in line
+    assert "Traceback" not in err

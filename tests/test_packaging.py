@@ -1,8 +1,10 @@
 """What the wheel and the sdist hold, and what the library needs when it is installed alone."""
 
+import ast
 import configparser
 import importlib.metadata
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -132,6 +134,42 @@ def _requirements(section, key):
     return {line.partition(">=")[0] for line in lines if line and not line.startswith("#")}
 
 
+def _with_extras(name):
+    """The distributions of an extra, and of those that it names."""
+    found = set()
+    for requirement in _requirements("options.extras_require", name):
+        other = re.fullmatch(r"gapjax\[(\w+)\]", requirement)
+        found |= _with_extras(other[1]) if other else {requirement.partition("[")[0]}
+    return found
+
+
+def _imported(path):
+    """The top-level modules that a file imports, at its top or in a function."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            yield node.module
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
+            yield from (arg.value for arg in node.args if isinstance(arg, ast.Constant))
+
+
+def test_what_launch_installs_is_all_that_the_programs_import():
+    """But for what docs name an extra of its own for: a download, a comparison."""
+    optional = _with_extras("tfds") | _with_extras("benchmark")
+    needed = _requirements("options", "install_requires") | _with_extras("experiments")
+    needed = {name.lower() for name in needed}
+    distributions = importlib.metadata.packages_distributions()
+    files = [*(ROOT / "experiments").rglob("*.py"), *(ROOT / "gapjax").rglob("*.py")]
+    modules = {name.split(".")[0] for path in files for name in _imported(path)}
+    assert {"constriction", "zstandard", "matplotlib", "sklearn"} <= modules
+    modules -= {*sys.stdlib_module_names, "gapjax", "experiments", "jaxlib"}  # JAX requires jaxlib
+    has = lambda name: needed & {found.lower() for found in distributions.get(name, [name])}
+    missing = {name for name in modules - {"tensorflow", "torch"} if not has(name)}
+    assert not missing, f"add these to the extra 'experiments' of setup.cfg: {sorted(missing)}"
+    assert {"tensorflow", "torch"} <= optional - needed
+
+
 def test_a_missing_library_is_named_with_the_extra_that_has_it(monkeypatch, tmp_path):
     extra = _requirements("options.extras_require", "experiments")
     assert {"scikit-learn", "tensorflow-datasets", "pillow", "importlib_resources"} <= extra
@@ -171,3 +209,35 @@ def test_launch_installs_an_extra_and_runs_the_programs_from_the_checkout(tmp_pa
         assert lines[-1] == "/mine: -m pytest -k x"
     else:
         assert lines[-1] == f"{ROOT}:/mine: -P -m experiments.reproduce --seed=3"
+
+
+def test_launch_ends_the_others_where_one_process_is_lost(tmp_path):
+    """The second, which it does not wait for first. With a Python that only waits."""
+    python = tmp_path / "venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(
+        "#!/bin/sh\n"
+        'case "$*" in\n'
+        "*socket*) echo 1234 ;;\n"
+        f"*process_id=0*) trap 'echo ended >{tmp_path}/first; exit 1' TERM; touch {tmp_path}/up\n"
+        "  while :; do sleep 0.1; done ;;\n"
+        f"*process_id=1*) until [ -e {tmp_path}/up ]; do sleep 0.1; done; kill -9 $$ ;;\n"
+        "esac\n"
+    )
+    python.chmod(0o755)
+    environment = {
+        **os.environ,
+        "VIRTUAL_ENV": str(tmp_path / "venv"),
+        "GAPJAX_ACCELERATOR": "cpu",
+        "NUM_PROCESSES": "2",
+    }
+    done = subprocess.run(
+        [ROOT / "launch.sh"], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 137
+    assert (tmp_path / "first").read_text() == "ended\n"
+    assert done.stderr.splitlines()[-1] == (
+        "launch.sh: one of 2 processes was lost (signal 9); the others are ended, and the same "
+        "command goes on"
+    )
+    assert "Killed" not in done.stderr

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import io
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -77,12 +79,22 @@ def style() -> contextlib.AbstractContextManager[None]:
 
 
 def new_figure(size: tuple[float, float], layout: str | None = "constrained") -> Figure:
-    """An empty figure with an Agg canvas, made without pyplot."""
+    """An empty figure with an Agg canvas, made without pyplot; a notebook shows it as a picture."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size, layout=layout)
     FigureCanvasAgg(figure)
+    # Jupyter looks for this method. Its own for figures is there only where pyplot was imported.
+    figure._repr_png_ = functools.partial(_png, figure)
     if layout is not None:
         figure.get_layout_engine().set(w_pad=0.08, h_pad=0.06, wspace=0.02)
     return figure
+
+
+def _png(figure: Figure) -> bytes:
+    """The figure as a notebook shows it."""
+    picture = io.BytesIO()
+    with style():
+        figure.savefig(picture, format="png")
+    return picture.getvalue()
