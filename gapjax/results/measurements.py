@@ -11,13 +11,7 @@ import numpy as np
 
 from gapjax.infer.search import BestPosteriors, PosteriorSearch, best_posteriors
 from gapjax.measure.annealing import Annealing
-from gapjax.measure.bounds import (
-    Bound,
-    Images,
-    check_finite,
-    per_image_bounds,
-    posterior_bounds,
-)
+from gapjax.measure.bounds import Bound, Images, check_finite, per_image_bounds, posterior_bounds
 from gapjax.measure.log_likelihood import log_likelihood
 from gapjax.model.bounds import elbo
 from gapjax.vae import VAE, VAEParams
