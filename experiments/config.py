@@ -7,7 +7,6 @@ from gapjax.data import DATASETS, FILES, closest_name, names_data
 from gapjax.model.distributions import MIN_UNIFORM_WEIGHT
 from gapjax.results.estimates import MIN_SAMPLES
 
-SHARE_IMAGES = 1000  # of each kind, the first: shares and medians over images are of these
 _MOST_CHECKPOINTS = 10_000
 
 
@@ -68,8 +67,13 @@ def epochs(config: Config) -> range:
 
 
 def share_samples(config: Config) -> int:
-    """Posterior samples of each image for shares and medians over images."""
-    return max(MIN_SAMPLES, config.num_eval_samples)
+    """Posterior samples of each image, an even number, for shares and medians over images."""
+    return 2 * -(-max(MIN_SAMPLES, config.num_eval_samples) // 2)
+
+
+def share_images(config: Config) -> int:
+    """The most images of each kind for them, so many that a quick look stays quick."""
+    return min(1000, 50 * config.num_eval_samples)
 
 
 def check(config: Config) -> None:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 import gapjax
-from experiments.config import SHARE_IMAGES, Config, UsageError, share_samples
+from experiments.config import Config, UsageError, share_images, share_samples
 from experiments.show.formatting import duration
 from gapjax import parallel
 from gapjax.model.mlp import mlp_encoder
@@ -54,7 +54,7 @@ def estimate(config: Config, dataset: gapjax.Dataset, vae: gapjax.VAE, num_devic
         "optimal": num_checkpoints * optimal_epochs * num_test * refit,
         "evaluate": num_checkpoints
         * ((num_train + 10 * num_test) * per_image(config.num_eval_samples)
-           + 12 * min(num_test, SHARE_IMAGES) * per_image(1.5 * share_samples(config))),
+           + 12 * min(num_test, share_images(config)) * per_image(share_samples(config))),
     }  # fmt: skip
     memory = _BASE + num_devices * _training_memory(encoder + decoder, dataset)
     return Cost(encoder, decoder, memory, operations)
