@@ -269,7 +269,7 @@ def test_a_damaged_checkpoint_is_one_line_for_a_person(finished, tmp_path):
     other = tmp_path / "run"
     shutil.copytree(path, other)
     shutil.rmtree(other / "checkpoints" / "evaluation" / "4")
-    (other / "checkpoints" / "optimal" / "4" / "tree" / "manifest.ocdbt").write_bytes(b"")
+    (other / "checkpoints" / "optimal" / "4" / "tree.bin").write_bytes(b"")
     code, _, err = _run(f"--workdir={other}", program="evaluate")
     assert code == 1 and len(err.strip().splitlines()) == 1, err
     assert f"entry 4 in {other}/checkpoints/optimal" in err and "experiments.refit" in err

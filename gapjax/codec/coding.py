@@ -144,11 +144,14 @@ def decompress(vae: VAE, params: VAEParams, content: bytes) -> np.ndarray:
         params = jax.device_put(params)
         for place, refiner in enumerate(_probed(header)):
             known = header.numerics[4 * place : 4 * place + 4]
-            if known != numerics(model, programs(vae, refiner), params, len(streams)):
+            found = numerics(model, programs(vae, refiner), params, len(streams))
+            if known != found:
+                cause = "other versions of JAX or constriction, or another kind of device"
+                if known[:2] == found[:2]:
+                    cause = "other flags of JAX or XLA, or another kind of CPU"
                 raise CodecError(
-                    "the file was made with another arithmetic: another device or kind of CPU, or "
-                    "other versions of JAX or constriction. It can be decoded only where both are "
-                    "as they were"
+                    f"the file was made with another arithmetic: {cause}. It can be decoded only "
+                    "where these are as they were"
                 )
         images = np.zeros((header.count, *model.event_shape), np.uint8)
         if header.count:
