@@ -224,6 +224,16 @@ def test_refit_drives_the_encoder_to_the_exact_posterior(linear):
     assert_same_bits(refit.params.decoder, linear.wrong.decoder)
 
 
+def test_an_optimizer_whose_state_holds_an_array_twice_will_do(linear):
+    refit = gapjax.refit_encoder(
+        linear.vae, linear.wrong, gapjax.data_source(linear.images), jax.random.key(0),
+        num_epochs=8, batch_size=20, optimizer=optax.lbfgs(0.1, linesearch=None),
+        objective=_noiseless,
+    )  # fmt: skip
+    assert refit.curve.loss_bpd[-1] < refit.curve.loss_bpd[0] - 0.05
+    assert_same_bits(refit.params.decoder, linear.wrong.decoder)
+
+
 def test_samples_of_the_model_are_enough_to_find_the_posterior(linear):
     """With alpha = 1 the images are not looked at: they could be anything."""
     refit = gapjax.self_consistent(

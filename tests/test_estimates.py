@@ -360,8 +360,8 @@ def test_the_standard_errors_cover_the_truth():
     [
         ({"images": np.zeros((0, 5, 5), np.uint8)}, "images is empty"),
         ({"num_samples": 0}, "num_samples is 0"),
-        ({"batch_size": 0}, "batch_size 0"),
-        ({"batch_size": -3}, "batch_size -3"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"batch_size": -3}, "batch_size is -3"),
     ],
 )
 def test_bad_arguments_are_named(options, words):

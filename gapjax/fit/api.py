@@ -17,7 +17,7 @@ from gapjax import parallel
 from gapjax.fit import loop
 from gapjax.fit.loop import Curve, Executor, Measuring, Monitor, OnEpoch, Progress, run_members
 from gapjax.fit.objectives import as_bound
-from gapjax.fit.sources import Source, check_source, data_source, mixture_source, model_source
+from gapjax.fit.sources import Source, data_source, mixture_source, model_source
 from gapjax.fit.step import Objective, TrainState, check_run, init_state, steps_per_epoch
 from gapjax.measure.bounds import Bound, Images, per_image_bounds
 from gapjax.measure.statistics import mean_and_stderr
@@ -115,7 +115,6 @@ def train(
     check_concrete("train", _INSTEAD, rng_key=rng_key, source=source, state=state, resume=resume)
     if rng_key is not None:
         check_key(rng_key)
-    check_source(source)
 
     def begin() -> Progress:
         if resume is not None:
@@ -223,7 +222,6 @@ def refit_members(
         check_concrete("refit_encoder", _INSTEAD, rng_key=rng_key, params=params, source=source)
         if resume is None:
             check_key(rng_key)
-        check_source(source)
     if until is not None:
         check_learning_rate(optimizer, members[0].params)
     sources = [member.source for member in members]

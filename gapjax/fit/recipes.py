@@ -248,7 +248,7 @@ def recipe_source(recipe: Recipe, vae: VAE, params: VAEParams, data: Source) -> 
     if moved:
         warnings.warn(
             f"the recipe does without {', '.join(moved)}: x has the shape {shape}, and only images "
-            "[H, W] or [H, W, C] can be moved", stacklevel=3,
+            "[H, W] or [H, W, C] can be moved", stacklevel=4,
         )  # fmt: skip
     kept = [pair for pair in recipe.sources if pair[0] not in moved] or [("data", 1.0)]
     sources = [SOURCES[name](vae, params, data) for name, _ in kept]

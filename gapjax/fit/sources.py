@@ -55,11 +55,7 @@ class OfModel:
     """What sources of a model's draws share: the model, compared as programs compare theirs."""
 
     static: parallel.Static
-
-    @property
-    def vae(self) -> VAE:
-        """The model."""
-        return self.static.values["vae"]
+    vae = property(lambda self: self.static.values["vae"])
 
 
 def data_source(images: Images) -> "DataSource":

@@ -1,8 +1,7 @@
 """One optimizer step of one run, and the compiled scan of many of them.
 
-`kernel` is the public pair of pure functions, in the manner of optax and blackjax, for a user who
-drives the loop. `run_steps` is what `train` and the refits compile: it plans and draws for many
-steps at once and scans `train_step` over them.
+`run_steps` is what `train` and the refits compile: it plans and draws for many steps at once and
+scans `train_step` over them.
 
 All randomness is a function of (state.rng_key, epoch, position of the example in the epoch).
 Evaluating, interrupting and resuming, the number of devices, and being one run of a sweep do not
@@ -130,14 +129,10 @@ def init_state(
 
     It has the structure and the shapes of every later state of the run, and copies of the
     arguments, because a run donates its state. Adam at 1e-3 by default.
-
-    Example:
-      >>> like = jax.eval_shape(lambda key: init_state(vae.init(key), key), jax.random.key(0))
-      >>> state, record = checkpoints.restore(store, 100, like)
     """
-    params, rng_key = jax.tree.map(jnp.copy, (params, rng_key))
-    opt_state = (optimizer or adam(1e-3)).init(params)
-    return TrainState(params, opt_state, jnp.zeros((), jnp.int32), rng_key)
+    opt_state = (optimizer or adam(1e-3)).init(params)  # its arrays may be one, as those of lbfgs
+    state = TrainState(params, opt_state, jnp.zeros((), jnp.int32), rng_key)
+    return jax.tree.map(jnp.copy, state)
 
 
 def steps_per_epoch(num_examples: int, batch_size: int) -> int:
