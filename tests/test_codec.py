@@ -279,7 +279,7 @@ def test_what_needs_no_refinement_is_compared_before_any_is_computed(small, monk
 @pytest.mark.parametrize(
     "error, words",
     [
-        (MemoryError(), "too little memory on this machine: out of memory"),
+        (MemoryError(), "too little memory"),
         (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: of 9 bytes"), "RESOURCE_EXHAUSTED: of 9"),
     ],
     ids=["numpy", "xla"],

@@ -108,7 +108,7 @@ def test_what_is_said_to_be_won_is_won_on_fresh_noise_too(small, refiner):
         claimed.append(refined.bound - refined.start)
         fresh.append(_fresh(small, refined.posteriors) - start)
     claimed, fresh = np.array(claimed), np.array(fresh)
-    excess = (claimed - fresh).mean(1)  # by key; on the points of the steps it was a tenth of a nat
+    excess = (claimed - fresh).mean(1)  # by key
     assert abs(excess.mean()) < 4 * excess.std(ddof=1) / len(excess) ** 0.5
     assert abs(excess.mean()) < 0.05
     stderr = claimed.std(1, ddof=1).mean() / claimed.shape[1] ** 0.5

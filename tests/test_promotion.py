@@ -104,7 +104,7 @@ def test_files_are_the_same_bytes(likelihood):
     levels = {"bernoulli": 2, "discretized_logistic": 17}[likelihood]
     vae = gapjax.mlp_vae((2, 2), likelihood, latent_dim=2, hidden_sizes=(3,), levels=levels)
     params = random_params(vae)
-    for refiner in (gapjax.Refiner(num_steps=0), gapjax.Refiner(num_steps=1)):
+    for refiner in (gapjax.Refiner(num_steps=0), gapjax.Refiner(), gapjax.Refiner("adam", 1)):
         content = gapjax.compress(vae, params, IMAGES, refiner)
         np.testing.assert_array_equal(gapjax.decompress(vae, params, content), IMAGES)
         parallel._compiled.cache_clear()

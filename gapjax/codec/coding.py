@@ -96,8 +96,8 @@ def compress(
         return empty
     starts = [stack.start(chain, model.latent_dim) for chain in range(num_chains)]
     stacks = [Stack(words) for words in starts]
-    params = jax.device_put(params)
     with _enough_memory():
+        params = jax.device_put(params)
         each = (programs(vae, refiner) for refiner in _probed(header))
         found = b"".join(numerics(model, compiled, params, num_chains) for compiled in each)
         header = header._replace(numerics=found.ljust(8, b"\0"))
@@ -177,8 +177,8 @@ def _enough_memory() -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:  # XLA's is a RuntimeError
         if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        told = str(error).split("\n")[0] or "out of memory"
-        raise CodecError(f"there is too little memory on this machine: {told}") from error
+        told = " ".join(str(error).split())
+        raise CodecError(f"this machine has too little memory: {told[:200]}") from error
 
 
 def _encode(

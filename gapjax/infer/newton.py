@@ -25,8 +25,7 @@ from gapjax.vae import VAE, Params, VAEParams, local_inference
 
 METHODS = ("newton", "adam")
 _STEP_SIZES = (1.0, 0.5, 0.2)
-# Folded into an image's key: the noise on which Adam's result is compared with its start, and that
-# of the bounds which are reported. Adam's own steps have the numbers between them.
+# Folded into an image's key: for Adam's choice and for what is reported. Its steps lie between.
 _CHOICE, _REPORT = 0, 2**32 - 1
 _NUM_CELLS = 12
 
@@ -42,8 +41,7 @@ class Refiner:
       num_samples: of Adam, samples in each gradient; of Newton's method, pairs of points +-u at
         which the decoder's Jacobian is taken.
       num_judged: pairs of points +-u at which Newton's method takes gradients and its line search
-        judges, at most Z. Half the samples on which the result is reported and, with Adam, compared
-        with its start.
+        judges, at most Z; half the samples of Adam's choice and of the bounds that are reported.
       learning_rate: of Adam, on the free parameters of q (see `model.free`).
     """
 
@@ -58,9 +56,8 @@ class Refined(NamedTuple):
     """The improved posteriors of N images."""
 
     posteriors: Any  # a pytree as `encode` returns it, every leaf with a leading axis [N]
-    # [N] nats, the ELBO of the encoder's posterior, and that of the improved one, both on the same
-    # samples. No step and no choice has seen these, so the mean of `bound - start` is unbiased; of
-    # a single image the difference may be negative by their noise
+    # [N] nats, the ELBO of the encoder's posterior and of the improved one on the same samples. No
+    # step and no choice has seen these, so the mean of `bound - start` is unbiased
     start: np.ndarray | jax.Array
     bound: np.ndarray | jax.Array
 
@@ -89,21 +86,15 @@ def refine(
     by the ELBO. Expectations are taken at points m + s u. The u come in pairs +-u on a sphere of
     radius sqrt(Z), in orthogonal directions that `rng_key` rotates. Z pairs are exact for
     polynomials of degree 3. The Jacobian, which costs most, is taken at the first of them alone.
-    Every step of an image has the same u. So no step makes the ELBO worse at these points. They
-    flatter what the steps have won, by a seventh on digits, and of single images it may be less
-    than nothing.
+    Every step of an image has the same u. So no step makes the ELBO worse at these points, which
+    flatter what was won; on fresh noise some images may have lost.
 
     "adam" takes K gradient steps on fresh samples, as the extended paper does. It takes every q and
-    every likelihood. An image keeps its start where the result is not better than it on other
-    samples. As that choice is by few samples, it is now and then the wrong one of two that are
-    nearly as good.
+    every likelihood. An image keeps its start where the result is not better on other samples; they
+    are few, so of two that are nearly as good the wrong one may be chosen.
 
     Args:
-      rng_key: of all noise; it is folded with each image's index, so that an error over images
-        covers it.
-
-    Returns:
-      `Refined`.
+      rng_key: of all noise; folded with each image's index, so an error over images covers it.
 
     Raises:
       FloatingPointError: the bound of an image is NaN or infinite, before or after.
@@ -141,20 +132,18 @@ def refine_one(
 ) -> Refined:
     """See `refine`; of one example [*event] and its own key, pure."""
     posterior = vae.encode(params.encoder, x)
-    judged = local_inference(vae)
 
     def bound(q: Any, noise: int) -> jax.Array:
         key, own = jax.random.fold_in(rng_key, noise), VAEParams(q, params.decoder)
-        return elbo(judged, own, key, x, 2 * refiner.num_judged)
+        return elbo(local_inference(vae), own, key, x, 2 * refiner.num_judged)
 
     if not refiner.num_steps:
         value = bound(posterior, _REPORT)
         return Refined(posterior, value, value)
     free = to_free(posterior)
-    if refiner.method == "newton":
-        moved = _newton(vae, params.decoder, rng_key, x, posterior, free, refiner)
-    else:
-        moved = _adam(vae, params.decoder, rng_key, x, posterior, free, refiner)
+    walk = _newton if refiner.method == "newton" else _adam
+    moved = walk(vae, params.decoder, rng_key, x, posterior, free, refiner)
+    if refiner.method == "adam":
         before, after = (bound(from_free(posterior, each), _CHOICE) for each in (free, moved))
         moved = jax.tree.map(lambda new, old: jnp.where(after > before, new, old), moved, free)
     start, refined = (from_free(posterior, each) for each in (free, moved))
@@ -168,7 +157,6 @@ def _newton(
     """The free parameters after K steps, each judged at the points that it was computed from."""
     dtype = free[0].dtype
     points = _points(rng_key, vae.prior.event_shape[0], refiner.num_judged).astype(dtype)
-    sizes = jnp.asarray(_STEP_SIZES, dtype)
 
     def judge(free: list[jax.Array]) -> jax.Array:
         q = from_free(like, free)
@@ -180,10 +168,8 @@ def _newton(
         free, value = carry
         q = from_free(like, free)
         target = _full_step(vae, decoder, x, q, points, refiner.num_samples)
-        move = lambda size: jax.tree.map(
-            lambda old, new: old + size * (new.astype(dtype) - old), free, target
-        )
-        candidates = jax.vmap(move)(sizes)
+        move = lambda size: jax.tree.map(lambda old, new: old + size * (new - old), free, target)
+        candidates = jax.vmap(move)(jnp.asarray(_STEP_SIZES, dtype))
         values = jax.vmap(judge)(candidates)
         values = jnp.where(jnp.isfinite(values), values, -jnp.inf)
         best = jnp.argmax(values)
@@ -217,7 +203,7 @@ def _full_step(
     curvature = jax.vmap(curvature_at)(latents[: 2 * num_pairs]).mean(0)
     curvature = curvature + jnp.diag(prior_scale**-2)
     new_loc = loc + jax.scipy.linalg.solve(curvature, slope, assume_a="pos")
-    return [new_loc, -0.5 * jnp.log(jnp.diag(curvature))]
+    return [new_loc.astype(loc.dtype), -0.5 * jnp.log(jnp.diag(curvature)).astype(loc.dtype)]
 
 
 def _adam(
@@ -249,13 +235,10 @@ def _points(rng_key: jax.Array, size: int, num_pairs: int) -> jax.Array:
 @parallel.program
 def _refine_all(shard, params, rng_key, images, *, vae, refiner, batch_size) -> Refined:
     """`refine_one` of every image."""
-
-    def one(inputs: tuple[jax.Array, jax.Array]) -> Refined:
-        index, x = inputs
-        return refine_one(vae, params, jax.random.fold_in(rng_key, index), x, refiner)
-
-    inputs = shard.split((jnp.arange(len(images)), images))
-    refined = jax.lax.map(one, inputs, batch_size=-(-batch_size // shard.count))
+    key_of = lambda index: jax.random.fold_in(rng_key, index)
+    one = lambda xs: refine_one(vae, params, key_of(xs[0]), xs[1], refiner)
+    xs = shard.split((jnp.arange(len(images)), images))
+    refined = jax.lax.map(one, xs, batch_size=-(-batch_size // shard.count))
     return shard.merge(refined, len(images))
 
 
@@ -271,15 +254,14 @@ class Information(NamedTuple):
 
 def diagonal_normal(distribution: Any, role: str) -> tuple[jax.Array, jax.Array]:
     """The mean and the scale, both [Z], of a diagonal Gaussian; `role` is for the error."""
-    base = innermost(distribution)
+    base = innermost(written_out(distribution))
     event_shape = tuple(getattr(distribution, "event_shape", ()))
     if not isinstance(base, dist.Normal) or len(event_shape) != 1:
         raise TypeError(
             f"{role} is {type_name(distribution)} with event shape {event_shape}; it must be a "
             "diagonal Gaussian, numpyro.distributions.Normal(loc, scale).to_event(1)"
         )
-    loc, scale = (jnp.broadcast_to(jnp.asarray(x), event_shape) for x in (base.loc, base.scale))
-    return loc, scale
+    return jnp.asarray(base.loc), jnp.asarray(base.scale)
 
 
 def information(likelihood: Any) -> Information:

@@ -85,7 +85,7 @@ def posterior_bounds(
 
     Args:
       params: its parameters; the encoder is not used.
-      posteriors: a q for every image, a pytree with a leading axis [N]; see `model.free.of_images`.
+      posteriors: a q for every image, a pytree with a leading axis [N].
 
     Raises:
       FloatingPointError: as in `evaluate`.
@@ -104,10 +104,7 @@ def check_finite(
     vae: VAE, params: VAEParams, rng_key: jax.Array, images: Images, nats: np.ndarray,
     num_samples: int = 1, *, posteriors: Any = None, what: str = "the bound",
 ) -> None:  # fmt: skip
-    """Raises FloatingPointError where one of the values [N] is NaN or infinite, and says why.
-
-    `posteriors` are a q for every image in place of the encoder's; `what` names the values.
-    """
+    """Raises FloatingPointError where one of the values [N] is NaN or infinite, and says why."""
     bad = np.flatnonzero(~np.isfinite(nats))
     if not len(bad):
         return
@@ -115,16 +112,15 @@ def check_finite(
     if isinstance(vae, VAE):
         x, key = jnp.asarray(images[index]), jax.random.fold_in(rng_key, index)
         if posteriors is not None:
+            what += " with its own posterior"
             own = jax.tree.map(lambda leaf: leaf[index], posteriors)
             vae, params = local_inference(vae), VAEParams(own, params.decoder)
         reason = explain(vae, params, key, x, num_samples)
-    whose = f"image {index}"
-    if posteriors is not None:
-        whose += " with its own posterior"
-        reason = reason and reason.replace("params.encoder", "that posterior")
+        if posteriors is not None and reason:
+            reason = reason.replace("params.encoder", "that posterior")
     raise FloatingPointError(
-        f"{what} of {whose} is {nats[index]} nats, and that of {len(bad)} of {len(nats)} images is "
-        "not finite" + (f": {reason}" if reason else "")
+        f"{what} of image {index} is {nats[index]} nats, and that of {len(bad)} of "
+        f"{len(nats)} images is not finite" + (f": {reason}" if reason else "")
     )
 
 

@@ -85,10 +85,8 @@ def log_likelihood(
         batch_size, devices, on_progress, vae=vae, annealing=annealing,
         local=posteriors is not None, num_samples=num_samples, chunk_size=chunk_size,
     )  # fmt: skip
-    check_finite(
-        vae, params, rng_key, images, np.asarray(found.log_prob), posteriors=posteriors,
-        what="the estimate of log p(x)",
-    )  # fmt: skip
+    nats, what = np.asarray(found.log_prob), "the estimate of log p(x)"
+    check_finite(vae, params, rng_key, images, nats, posteriors=posteriors, what=what)
     if found.acceptance is None:  # here, as no program may give a NaN under jax_debug_nans
         found = found._replace(acceptance=np.full(len(images), np.nan))
     return found

@@ -1,7 +1,6 @@
 """The free parameters of a distribution: its parameters as unconstrained real arrays, and back.
 
-NumPyro can write one distribution in several ways, by broadcasting or `expand`, and with a leading
-axis of its own; `written_out` and `of_images` give all of them one form.
+Whatever way of NumPyro it is written in, by broadcasting or `expand`, it has the same ones.
 """
 
 import contextlib
@@ -40,21 +39,15 @@ def from_free(like: Any, free: list[jax.Array]) -> Any:
 
 
 def written_out(distribution: Any) -> Any:
-    """The same distribution with its parameters at their full shape, not broadcast or expanded.
-
-    So `Normal(loc, 0.5)` has a scale for each entry, which an optimizer may move by itself. What
-    is not NumPyro's stays as it is.
-    """
-    if not isinstance(distribution, Distribution):
-        return distribution
-    return _spread(distribution, distribution.batch_shape)
+    """The same distribution; if it is NumPyro's, with every parameter at its full shape."""
+    is_known = isinstance(distribution, Distribution)
+    return _spread(distribution, distribution.batch_shape) if is_known else distribution
 
 
 def of_images(posteriors: Any, images: Any) -> Any:
     """Posteriors of N images as `jax.vmap` of an encoder gives them: each leaf has an axis [N].
 
-    NumPyro's distributions that were made with a leading batch axis [N] are written out, and forget
-    that axis; all else stays as it is.
+    NumPyro's that were made with a batch axis [N] are written out, and forget that it is one.
     """
     batch_shape = posteriors.batch_shape if isinstance(posteriors, Distribution) else ()
     if not batch_shape or batch_shape[:1] != getattr(images, "shape", ())[:1]:
