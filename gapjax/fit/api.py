@@ -222,10 +222,10 @@ def refit_members(
         if resume is None:
             check_key(rng_key)
         check_source(source)
-    if until is not None:
-        check_learning_rate(optimizer, members[0].params)
     sources = [member.source for member in members]
     check_run(vae, members[0].params, sources, objective)
+    if until is not None:
+        check_learning_rate(optimizer, members[0].params)
 
     def begin(member: Member) -> Progress:
         if member.resume is not None:
