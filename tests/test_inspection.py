@@ -106,6 +106,8 @@ def test_the_integral_is_one_for_many_numbers_with_one_log_prob():
     assert abs(integral - 1) < 5 * error and error < 0.1
     for wrong in (joint.logpdf(values) / 20, joint.logpdf(2 * values)):
         assert _disagree(*_integral(values, wrong))
+    one = RNG.normal(size=(2000, 1))
+    assert not _disagree(*_integral(one, scipy.stats.norm.logpdf(one[:, 0])))
     simplex = scipy.stats.dirichlet(np.ones(4)).rvs(2000, random_state=RNG)
     assert not _disagree(*_integral(simplex, np.full(2000, np.log(6.0))))  # it has no volume
 

@@ -126,11 +126,12 @@ def check_images(name: str, images: Any, model: Model) -> None:
 
 def check_trainable(params: VAEParams) -> None:
     """Raises TypeError for a leaf that is no float, or is state and not a weight in Flax."""
-    is_variable = lambda node: "Variable" in _kinds(node)
+    kinds = lambda node: {kind.__name__ for kind in type(node).__mro__}
+    is_variable = lambda node: "Variable" in kinds(node)
     for path, leaf in tree_leaves_with_path(params, is_leaf=is_variable):
-        name, kinds = keystr(path), _kinds(leaf)
+        name = keystr(path)
         dtype = getattr(leaf, "dtype", None) or np.result_type(leaf)
-        if "Variable" in kinds and "Param" not in kinds:
+        if is_variable(leaf) and "Param" not in kinds(leaf):
             what = f"is a {type(leaf).__name__} of Flax NNX and "
         elif not jnp.issubdtype(dtype, jnp.floating):
             what = f"is of type {dtype} and "
@@ -165,11 +166,6 @@ def _is_array(value: Any) -> bool:
         return True
     dtype = getattr(value, "dtype", None)
     return hasattr(value, "shape") and isinstance(dtype, np.dtype) and dtype.kind not in "OSUMm"
-
-
-def _kinds(value: Any) -> set[str]:
-    """The names of the classes of a value."""
-    return {kind.__name__ for kind in type(value).__mro__}
 
 
 def check_concrete(function: str, instead: str, **arguments: Any) -> None:
@@ -334,8 +330,8 @@ def _dependence(function: Any, params: Any, *inputs: Any) -> tuple[Any, list[lis
         return jax.vmap(lambda *one: function(params, *one))(*(x[None] for x in inputs))
 
     closed, shapes = jax.make_jaxpr(batched, return_shape=True)(params, *inputs)
-    outputs = range(len(closed.jaxpr.outvars))
-    used = [dce_jaxpr(closed.jaxpr, [i == j for j in outputs])[1] for i in outputs]
+    each = np.eye(len(closed.jaxpr.outvars), dtype=bool).tolist()
+    used = [dce_jaxpr(closed.jaxpr, output)[1] for output in each]
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), shapes), used
 
 

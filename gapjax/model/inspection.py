@@ -104,11 +104,12 @@ def check_vae(vae: VAE, params: VAEParams, images: Any) -> Inspection:
         )
     x = drawn.get("likelihood", (few,))[0]
     with np.errstate(invalid="ignore"):
-        if images.dtype.kind in "biu" and np.any(x.astype(images.dtype) != x):
-            problems.append(
-                f"{images.dtype}, the type of the images, cannot hold the model's samples, "
-                f"{_describe(x)}; give the images in a wider type, such as float32"
-            )
+        fits = images.dtype.kind not in "biu" or np.all(x.astype(images.dtype) == x)
+    if not fits:
+        problems.append(
+            f"{images.dtype}, the type of the images, cannot hold the model's samples, "
+            f"{_describe(x)}; give the images in a wider type, such as float32"
+        )
     return Inspection(seen, tuple(problems))
 
 
@@ -143,10 +144,10 @@ def _integral(values: np.ndarray, log_probs: np.ndarray) -> tuple[float, float]:
         inside = (values >= low) & (values <= high)
         with np.errstate(divide="ignore"):
             log_volume = np.log(high - low + is_integer)
-    elif is_integer or size > 50 or np.linalg.cond(np.cov(first.T)) > 1e10:
+    elif is_integer or size > 50 or np.linalg.cond(np.atleast_2d(np.cov(first.T))) > 1e10:
         return math.nan, math.nan
     else:
-        factor = np.linalg.cholesky(np.cov(first.T).reshape(size, size))
+        factor = np.linalg.cholesky(np.atleast_2d(np.cov(first.T)))
         radius = np.linalg.norm(np.linalg.solve(factor, (values - first.mean(axis=0)).T), axis=0)
         limit = np.median(radius[:half])
         inside = radius <= limit
