@@ -29,6 +29,7 @@ from .measure.log_likelihood import log_likelihood as log_likelihood
 from .model.bounds import bits_per_dim as bits_per_dim
 from .model.bounds import elbo as elbo
 from .model.bounds import importance_weighted_bound as importance_weighted_bound
+from .model.inspection import check_vae as check_vae
 from .model.mlp import mlp_vae as mlp_vae
 from .optimizers import Convergence as Convergence
 from .optimizers import adam as adam

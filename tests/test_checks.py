@@ -8,6 +8,7 @@ import numpy as np
 import numpyro.distributions as dist
 import pytest
 from conftest import PlainNormal, num_programs, random_params
+from flax import nnx
 
 import gapjax
 from gapjax import kernel
@@ -126,6 +127,35 @@ def test_a_batched_encode_is_named():
     works = lambda params, x: dist.Normal(x.astype(jnp.float32), 1.0).to_event(1)  # [2] of [2]
     with pytest.raises(ValueError, match=r"the posterior .* has the shape \(2,\)"):
         _train(_own(encode=works))
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_a_point_mass_is_refused(entry):
+    """What does not depend on the key has no density, whatever its log_prob returns."""
+    vae = _own(encode=lambda params, x: dist.Delta(x.astype(jnp.float32)[0]).to_event(1))
+    before = num_programs()
+    with pytest.raises(ValueError, match=r"posterior .* is a point mass: samples of Delta do not"):
+        _entries(vae)[entry]()
+    assert num_programs() == before
+
+
+def test_an_encode_that_changes_its_state_is_named():
+    """NNX's layers count their draws; under vmap this is an error of Flax."""
+    module, state = nnx.split(nnx.Dropout(0.5, rngs=nnx.Rngs(0)))
+    noisy = lambda params, x: VAE.encode(params[0], nnx.merge(module, params[1])(x * 1.0))
+    params = PARAMS._replace(encoder=[PARAMS.encoder, state])
+    with pytest.raises(ValueError, match=r"encode fails on one example .* TraceContextError"):
+        gapjax.evaluate(_own(encode=noisy), params, KEY, IMAGES)
+
+
+def test_what_nothing_depends_on_is_found_through_compiled_functions():
+    encode = jax.jit(lambda params, x: VAE.encode(params[0], jnp.ones((2, 2))))
+    params = PARAMS._replace(encoder=[PARAMS.encoder, {"spare": jnp.zeros(3)}])
+    constant = _constantly(VAE.decode(PARAMS.decoder, jnp.zeros(2)))
+    assert check_model(VAE, PARAMS, X).unused == ()
+    assert check_model(_own(encode=encode), params, X).unused == ("params.encoder[1]['spare']", "x")
+    unused = check_model(_own(decode=constant), PARAMS, X).unused
+    assert unused[-1] == "z" and len(unused) == 1 + len(jax.tree.leaves(PARAMS.decoder))
 
 
 def test_what_is_no_parameters_is_named():
@@ -322,8 +352,10 @@ def test_what_is_finite_is_not_explained():
         ({"count": jnp.zeros((), jnp.int32)}, r"params\.encoder\['count'\] is of type int32"),
         ({"rng": jax.random.key(1)}, r"params\.encoder\['rng'\] is of type key"),
         ({"batch_stats": {"mean": jnp.zeros(3)}}, r"\['batch_stats'\]\['mean'\] would be trained"),
+        (nnx.state(nnx.BatchNorm(3, rngs=nnx.Rngs(0))), r"\['mean'\] is a BatchStat of Flax NNX"),
+        (nnx.state(nnx.Dropout(0.1, rngs=nnx.Rngs(0))), r"\['count'\] is a RngCount of Flax NNX"),
     ],
-    ids=["count", "key", "batch_stats"],
+    ids=["count", "key", "batch_stats", "nnx_batch_stat", "nnx_dropout"],
 )
 def test_state_among_the_parameters_is_refused(extra, words):
     params = PARAMS._replace(encoder={**PARAMS.encoder, **extra})
@@ -332,6 +364,48 @@ def test_state_among_the_parameters_is_refused(extra, words):
         gapjax.refit_encoder(VAE, params, source, KEY, num_epochs=1, batch_size=6)
     with pytest.raises(TypeError, match=words):
         kernel(VAE, source, gapjax.adam(1e-3), batch_size=6).init(params, KEY)
+
+
+class Tensor:
+    """An array of another library: it has a shape and a dtype, which are not NumPy's."""
+
+    def __init__(self, array):
+        self.array, self.shape, self.ndim = array, np.shape(array), np.ndim(array)
+        self.dtype = "uint8 of another library"
+
+
+NO_ARRAYS = {"tensor": Tensor(np.zeros(3)), "function": jax.nn.relu, "switch": False, "name": "a"}
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+@pytest.mark.parametrize("kind", NO_ARRAYS)
+def test_what_is_no_array_among_the_parameters_is_named(kind, entry, monkeypatch):
+    """Tensors, and the functions and switches of an Equinox module that was not partitioned."""
+    if entry == "train":
+        pytest.skip("it makes its parameters by init")
+    leaf = NO_ARRAYS[kind]
+    monkeypatch.setitem(globals(), "PARAMS", PARAMS._replace(encoder=[PARAMS.encoder, leaf]))
+    words = (
+        rf"params\.encoder\[1\] is of type {type(leaf).__name__}, not an array; .*eqx\.partition"
+    )
+    with pytest.raises(TypeError, match=words):
+        _entries(_own(encode=lambda params, x: VAE.encode(params[0], x)))[entry]()
+
+
+@pytest.mark.parametrize(
+    "images", [Tensor(IMAGES), IMAGES.astype(object)], ids=["tensor", "object"]
+)
+def test_images_of_another_library_are_named(images):
+    for use in (
+        functools.partial(gapjax.evaluate, VAE, PARAMS, KEY),
+        gapjax.data_source,
+        lambda images: gapjax.self_consistent(VAE, PARAMS, images, KEY),
+        lambda images: gapjax.optimal_inference(VAE, PARAMS, images, KEY),
+    ):
+        with pytest.raises(TypeError, match=r"images is of type .*, not an array .*np\.asarray"):
+            use(images)
+    with pytest.raises(TypeError, match="rng_key is of type Tensor, not a key"):
+        gapjax.evaluate(VAE, PARAMS, Tensor(np.zeros(2, np.uint32)), IMAGES)
 
 
 def test_an_array_in_the_place_of_a_source_is_named():

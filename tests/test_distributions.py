@@ -243,6 +243,80 @@ def test_an_interval_has_the_sum_of_its_levels(levels, weight):
         np.testing.assert_allclose(found, expected, rtol=2e-4, atol=1e-30)
 
 
+OF_ALL = [(2, 0.3), (17, 0.0), (256, 2.56e-5)]
+
+
+@pytest.mark.parametrize("levels, weight", OF_ALL)
+def test_variance_and_distribution_function_are_sums_over_levels(levels, weight):
+    loc = np.array([[0.1], [0.5], [0.97], [1.5], [-0.3]], np.float32)
+    pixels = DiscretizedLogistic(loc, np.array([0.003, 0.2], np.float32), levels,
+                                 uniform_weight=weight)  # fmt: skip
+    ks = np.asarray(pixels.enumerate_support(expand=False))
+    np.testing.assert_array_equal(ks[:, 0, 0], np.arange(levels))
+    assert ks.shape == (levels, 1, 1) and ks.dtype == np.int32
+    np.testing.assert_array_equal(pixels.enumerate_support(), np.broadcast_to(ks, (levels, 5, 2)))
+    exact = np.exp(_scipy_log_probs(np.broadcast_to(loc, (5, 2)), pixels.scale, levels, weight))
+    exact = np.moveaxis(exact, -1, 0)
+    mean = (exact * ks).sum(0)
+    np.testing.assert_allclose(pixels.variance, (exact * (ks - mean) ** 2).sum(0), 2e-4, 1e-6)
+    cdf = np.asarray(pixels.cdf(ks))
+    np.testing.assert_allclose(cdf, exact.cumsum(0), atol=2e-6)
+    np.testing.assert_array_equal(pixels.cdf(ks + 0.5), cdf)
+    assert np.all(cdf[-1] == 1) and np.all(pixels.cdf(1e9) == 1)
+    assert np.all(np.asarray(pixels.cdf(-0.5)) == 0)
+
+
+@pytest.mark.parametrize("levels, weight", OF_ALL)
+def test_a_quantile_is_the_least_level_that_reaches_it(levels, weight):
+    pixels = DiscretizedLogistic(np.array([0.1, 0.5, 1.2]), 0.1, levels, uniform_weight=weight)
+    samples = pixels.sample(jax.random.key(0), (200,))
+    np.testing.assert_array_equal(pixels.icdf(pixels.cdf(samples)), samples)
+    q = np.linspace(0, 1, 23, dtype=np.float32)[:, None]
+    found = np.asarray(pixels.icdf(q))
+    assert found.shape == (23, 3)
+    assert np.all(np.asarray(pixels.cdf(found)) >= q * (1 - 2e-6))
+    assert np.all((np.asarray(pixels.cdf(found - 1)) < q) | (found == 0))
+    assert np.all(np.isnan(pixels.icdf(np.array([-0.1, 1.1, np.nan]))))
+
+
+@pytest.mark.parametrize("value", [17.0, -7.0, 3.5, np.nan])
+def test_what_is_no_level_has_no_probability(value):
+    """As with NumPyro's own: -inf and a warning, none where it is compiled, or no check at all."""
+    for validate in (True, None):  # NumPyro's default
+        pixels = DiscretizedLogistic(0.5, 0.1, 17, validate_args=validate)
+        with pytest.warns(UserWarning, match="Out-of-support values"):
+            assert pixels.log_prob(value) == -np.inf
+        assert jax.jit(lambda x, pixels=pixels: pixels.log_prob(x))(value) == -np.inf
+    unchecked = DiscretizedLogistic(0.5, 0.1, 17, validate_args=False).log_prob(value)
+    assert np.isnan(unchecked) if np.isnan(value) else np.isfinite(unchecked)
+
+
+def test_validation_changes_no_value_and_no_gradient():
+    both = [
+        jax.vmap(jax.value_and_grad(lambda loc, k, v=v: DiscretizedLogistic(
+            loc, 0.1, 17, validate_args=v).log_prob(k)))(np.linspace(0, 1, 17), np.arange(17))
+        for v in (True, False)
+    ]  # fmt: skip
+    chex.assert_trees_all_equal(*both)
+
+
+def test_parameters_out_of_bounds_are_refused_where_they_are_validated():
+    for loc, scale in ((0.0, -1.0), (np.nan, 1.0)):
+        with pytest.raises(ValueError, match="DiscretizedLogistic distribution got invalid"):
+            DiscretizedLogistic(loc, scale, 17)
+        DiscretizedLogistic(loc, scale, 17, validate_args=False)
+
+
+def test_it_broadcasts_and_expands():
+    narrow = DiscretizedLogistic(0.4, 0.1, 17, uniform_weight=0.3)
+    wide = narrow.expand((3, 2))
+    assert wide.sample(jax.random.key(0), (5,)).shape == (5, 3, 2)
+    np.testing.assert_allclose(wide.variance, np.full((3, 2), narrow.variance))
+    np.testing.assert_allclose(wide.log_prob(jnp.full((3, 2), 4)), narrow.log_prob(4))
+    again = jax.jit(lambda pixels: pixels)(narrow)
+    assert (again.levels, again.uniform_weight) == (17, 0.3) and again.mean == narrow.mean
+
+
 @pytest.mark.parametrize("levels", [1, 0, -3])
 def test_fewer_than_two_levels_are_refused(levels):
     with pytest.raises(ValueError, match=f"levels is {levels}"):

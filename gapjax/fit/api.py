@@ -222,10 +222,10 @@ def refit_members(
         check_concrete("refit_encoder", _INSTEAD, rng_key=rng_key, params=params, source=source)
         if resume is None:
             check_key(rng_key)
-    if until is not None:
-        check_learning_rate(optimizer, members[0].params)
     sources = [member.source for member in members]
     check_run(vae, members[0].params, sources, objective)
+    if until is not None:
+        check_learning_rate(optimizer, members[0].params)
 
     def begin(member: Member) -> Progress:
         if member.resume is not None:

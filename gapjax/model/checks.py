@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.interpreters.partial_eval import dce_jaxpr
+from jax.tree_util import keystr, tree_leaves_with_path
 
 from gapjax import parallel
 from gapjax.vae import VAE, VAEParams, local_inference, log_prob, observed, sample
@@ -32,6 +34,7 @@ class Model(NamedTuple):
     likelihood: str
     has_rsample: bool  # whether q can be reparameterized
     support: Any  # the likelihood's constraint on x; None if it does not say, or depends on z
+    unused: tuple[str, ...]  # what encode and decode do not depend on: parameters, x, z
 
 
 def check_inputs(
@@ -74,6 +77,13 @@ def check_model(vae: VAE, params: VAEParams, x: Any) -> Model:
     if not (hasattr(params, "encoder") and hasattr(params, "decoder")):
         hint = "; give its .params" if hasattr(params, "params") else ""
         raise TypeError(f"params is of type {type(params).__name__}, not a VAEParams{hint}")
+    for path, leaf in tree_leaves_with_path(params):
+        if not (_is_array(leaf) or type(leaf) in (int, float)):
+            raise TypeError(
+                f"params{keystr(path)} is of type {type(leaf).__name__}, not an array; convert "
+                "tensors by np.asarray, and keep what is no array in encode and decode (with "
+                "Equinox by eqx.partition(module, eqx.is_inexact_array))"
+            )
     shapes = jax.eval_shape(lambda *inputs: inputs, params, x)
     return _inspect(parallel.Static({"vae": vae, "inputs": shapes}))
 
@@ -115,33 +125,47 @@ def check_images(name: str, images: Any, model: Model) -> None:
 
 
 def check_trainable(params: VAEParams) -> None:
-    """Raises TypeError for a leaf that is no float, or belongs to Linen's `batch_stats`."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        name = f"params{jax.tree_util.keystr(path)}"
-        if "batch_stats" in jax.tree_util.keystr(path):
-            raise TypeError(
-                f"{name} would be trained as a weight; keep batch statistics out of the "
-                "parameters: freeze them into encode and decode"
-            )
+    """Raises TypeError for a leaf that is no float, or is state and not a weight in Flax."""
+    kinds = lambda node: {kind.__name__ for kind in type(node).__mro__}
+    is_variable = lambda node: "Variable" in kinds(node)
+    for path, leaf in tree_leaves_with_path(params, is_leaf=is_variable):
+        name = keystr(path)
         dtype = getattr(leaf, "dtype", None) or np.result_type(leaf)
-        if not jnp.issubdtype(dtype, jnp.floating):
-            raise TypeError(
-                f"{name} is of type {dtype}, and a parameter must be a float; keep counters, keys "
-                "and other state out of the parameters: freeze them into encode and decode"
-            )
+        if is_variable(leaf) and "Param" not in kinds(leaf):
+            what = f"is a {type(leaf).__name__} of Flax NNX and "
+        elif not jnp.issubdtype(dtype, jnp.floating):
+            what = f"is of type {dtype} and "
+        elif "batch_stats" in name:
+            what = ""
+        else:
+            continue
+        raise TypeError(
+            f"params{name} {what}would be trained as a weight; keep statistics, counters, keys and "
+            "other state out of the parameters: freeze them into encode and decode (with NNX by "
+            "nnx.split(module, nnx.Param, ...))"
+        )
 
 
 def check_array(name: str, images: Any) -> None:
     """Raises TypeError unless this is an array [N, *event], and ValueError if N is 0."""
-    if not (hasattr(images, "shape") and hasattr(images, "dtype")):
+    if not _is_array(images):
         field = next((field for field in ("test", "images") if hasattr(images, field)), None)
         hint = f"; its .{field} is one" if field else ""
+        hint = f"; try np.asarray({name}, np.uint8)" if hasattr(images, "dtype") else hint
         kind = type(images).__name__
         raise TypeError(f"{name} is of type {kind}, not an array [N, *event]{hint}")
     if images.ndim == 0:
         raise TypeError(f"{name} is a scalar, not an array [N, *event]")
     if images.shape[0] == 0:
         raise ValueError(f"{name} is empty; at least one image is needed")
+
+
+def _is_array(value: Any) -> bool:
+    """Whether this has the shape and the type of an array that JAX takes, of numbers or of keys."""
+    if isinstance(value, jax.Array | jax.ShapeDtypeStruct):
+        return True
+    dtype = getattr(value, "dtype", None)
+    return hasattr(value, "shape") and isinstance(dtype, np.dtype) and dtype.kind not in "OSUMm"
 
 
 def check_concrete(function: str, instead: str, **arguments: Any) -> None:
@@ -156,7 +180,7 @@ def check_concrete(function: str, instead: str, **arguments: Any) -> None:
 
 def check_key(rng_key: Any, name: str = "rng_key") -> None:
     """Raises TypeError unless this is one key, and ValueError where it is an array of keys."""
-    dtype = getattr(rng_key, "dtype", None)
+    dtype = rng_key.dtype if _is_array(rng_key) else None
     if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key):
         number = rng_key.shape
     elif dtype == jnp.uint32 and rng_key.ndim:  # of the old kind, an array [2]
@@ -266,23 +290,26 @@ def _explain_likelihood(likelihood: Any, x: jax.Array) -> str:
 @functools.lru_cache(64)  # tracing a model takes 25 to 50 ms
 def _inspect(static: parallel.Static) -> Model:
     vae, (params, x) = static.values["vae"], static.values["inputs"]
-    found: list[Model] = []
+    found: dict[str, Any] = {}
 
-    def trace(params: VAEParams, x: jax.Array, rng_key: jax.Array) -> None:
+    def infer(encoder: Any, x: jax.Array, rng_key: jax.Array) -> tuple[jax.Array, ...]:
         where = f"one example x of shape {x.shape} and dtype {x.dtype}, without a batch axis"
-        posterior = _call("encode", vae.encode, params.encoder, x, where)
-        latents = []
-        for role, distribution in (("prior", vae.prior), ("posterior", posterior)):
+        found["posterior"] = _call("encode", vae.encode, encoder, x, where)
+        out = []
+        for role, distribution in (("prior", vae.prior), ("posterior", found["posterior"])):
             _check_type(role, distribution, ("sample", "log_prob"))
-            latents.append(sample(distribution, rng_key))
-            one_log_prob(role, distribution, latents[-1])
-        of_prior, z = latents
-        if of_prior.shape != z.shape:
+            out.append(sample(distribution, rng_key))
+            out.append(one_log_prob(role, distribution, out[-1]))
+        if out[0].shape != out[2].shape:
             raise ValueError(
-                f"latents of the posterior have the shape {z.shape}, those of the prior "
-                f"{of_prior.shape}; they must be the same"
+                f"latents of the posterior have the shape {out[2].shape}, those of the prior "
+                f"{out[0].shape}; they must be the same"
             )
-        likelihood = _call("decode", vae.decode, params.decoder, z, f"one z of shape {z.shape}")
+        found["has_rsample"] = bool(getattr(found["posterior"], "has_rsample", True))
+        return out[2], out[3]
+
+    def generate(decoder: Any, z: jax.Array, x: jax.Array) -> jax.Array:
+        likelihood = _call("decode", vae.decode, decoder, z, f"one z of shape {z.shape}")
         _check_type("likelihood", likelihood, ("log_prob",))
         event_shape = getattr(likelihood, "event_shape", None)
         is_whole = not getattr(likelihood, "batch_shape", ())
@@ -291,13 +318,36 @@ def _inspect(static: parallel.Static) -> Model:
                 f"{_ROLES['likelihood']} is over an x of shape {tuple(event_shape)}, but an "
                 f"example has the shape {x.shape}"
             )
-        one_log_prob("likelihood", likelihood, observed(x))
-        has_rsample = bool(getattr(posterior, "has_rsample", True))
-        names = type_name(posterior), type_name(likelihood)
-        found.append(Model(*names, has_rsample, _support(likelihood)))
+        found.update(likelihood=type_name(likelihood), support=_support(likelihood))
+        return one_log_prob("likelihood", likelihood, observed(x))
 
-    jax.eval_shape(trace, params, x, jax.random.key(0))
-    return found[-1]
+    (z, _), (of_z, of_q) = _dependence(infer, params.encoder, x, jax.random.key(0))
+    _, (of_p,) = _dependence(generate, params.decoder, z, x)
+    if not of_z[-1]:
+        raise ValueError(
+            f"{_ROLES['posterior']} is a point mass: samples of {type_name(found['posterior'])} do "
+            "not depend on the key; take one with a density, such as dist.Normal(loc, scale)"
+        )
+    names = ["params" + keystr(path) for path, _ in tree_leaves_with_path(params)]
+    of_q = list(map(operator.or_, of_z, of_q))
+    used = dict(zip([*names, "x", "z"], of_q[:-2] + of_p[:-2] + [of_q[-2], of_p[-2]], strict=True))
+    found["posterior"] = type_name(found["posterior"])
+    return Model(**found, unused=tuple(name for name in used if not used[name]))
+
+
+def _dependence(function: Any, params: Any, *inputs: Any) -> tuple[Any, list[list[bool]]]:
+    """What one example gives, as shapes; and of each output which leaves of the inputs it uses.
+
+    It is traced under vmap as in every program, where a module that changes its state fails.
+    """
+
+    def batched(params: Any, *inputs: Any) -> Any:
+        return jax.vmap(lambda *one: function(params, *one))(*(x[None] for x in inputs))
+
+    closed, shapes = jax.make_jaxpr(batched, return_shape=True)(params, *inputs)
+    each = np.eye(len(closed.jaxpr.outvars), dtype=bool).tolist()
+    used = [dce_jaxpr(closed.jaxpr, output)[1] for output in each]
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), shapes), used
 
 
 def _call(name: str, function: Any, params: Any, value: jax.Array, where: str) -> Any:

@@ -9,7 +9,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from numpyro.distributions import Distribution, constraints
 from numpyro.distributions.flows import InverseAutoregressiveTransform
-from numpyro.distributions.util import promote_shapes
+from numpyro.distributions.util import promote_shapes, validate_sample
 
 from gapjax import vae
 
@@ -53,6 +53,8 @@ class DiscretizedLogistic(Distribution):
       scale: its scale, positive, same units. Standard deviation is scale * pi / sqrt(3).
       levels: number of levels K >= 2.
       uniform_weight: u, 0 or in [1e-30, 1].
+      validate_args: as NumPyro's: whether `log_prob` of what is no level is -inf, with a warning
+        outside of compiled functions, and not the value of the formula. On by default.
 
     References:
       Kingma et al., Improved Variational Inference with Inverse Autoregressive Flow, 2016
@@ -66,6 +68,7 @@ class DiscretizedLogistic(Distribution):
     }
     pytree_data_fields = ("loc", "scale")
     pytree_aux_fields = ("levels", "uniform_weight")
+    has_enumerate_support = True
 
     def __init__(
         self,
@@ -101,13 +104,13 @@ class DiscretizedLogistic(Distribution):
         scale = jnp.clip(jnp.asarray(self.scale) * bins, _MIN_SCALE, _MAX_SCALE)
         return loc, scale
 
-    def log_prob(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, value: ArrayLike
-    ) -> jax.Array:
+    @validate_sample
+    def log_prob(self, value: ArrayLike, intermediates: list | None = None) -> jax.Array:
         """Log P(value) in nats, of levels 0 .. levels - 1 as integers or floats."""
         loc, scale = self.in_bins()
         value = jnp.asarray(value).astype(loc.dtype)
-        return _log_prob(self.levels, self.uniform_weight, value, loc, scale)
+        given = map(jnp.asarray, promote_shapes(value, loc, scale))
+        return _log_prob(self.levels, self.uniform_weight, *given)
 
     def log_prob_between(self, first: ArrayLike, last: ArrayLike) -> jax.Array:
         """Log P(first <= level <= last) in nats, as exact as `log_prob` in both tails.
@@ -159,6 +162,39 @@ class DiscretizedLogistic(Distribution):
         edges = jnp.expand_dims(edges, range(loc.ndim - 1))  # strict promotion of ranks allows it
         mean = jax.nn.sigmoid((loc - edges) / scale).sum(axis=-1)
         return mean + self.uniform_weight * ((self.levels - 1) / 2 - mean)
+
+    @property
+    def variance(self) -> jax.Array:
+        """E[(k - E[k])^2] in levels squared, shape `batch_shape`."""
+        levels = self.enumerate_support(expand=False)
+        return (jnp.exp(self.log_prob(levels)) * (levels - self.mean[None]) ** 2).sum(axis=0)
+
+    def cdf(self, value: ArrayLike) -> jax.Array:
+        """P(level <= value), of any real value."""
+        last = jnp.floor(jnp.asarray(value, self.in_bins()[0].dtype))
+        until = jnp.exp(self.log_prob_between(0.0, jnp.maximum(last, 0.0)))
+        return jnp.where(last < 0, 0.0, jnp.minimum(until, 1.0))
+
+    def icdf(self, q: ArrayLike) -> jax.Array:
+        """The least level, as a float, whose `cdf` is q or more, up to rounding; else NaN."""
+        q = jnp.asarray(q, self.in_bins()[0].dtype)
+        shape = jnp.broadcast_shapes(q.shape, self.batch_shape)
+        reached = q * (1.0 - 8 * jnp.finfo(q.dtype).eps)  # a program may round `cdf` otherwise
+
+        def halve(_: int, ends: tuple) -> tuple:
+            low, high = ends
+            middle = jnp.floor((low + high) / 2)
+            is_below = self.cdf(middle) < reached
+            return jnp.where(is_below, middle + 1, low), jnp.where(is_below, high, middle)
+
+        ends = jnp.zeros(shape, q.dtype), jnp.full(shape, self.levels - 1, q.dtype)
+        _, level = jax.lax.fori_loop(0, (self.levels - 1).bit_length(), halve, ends)
+        return jnp.where((q >= 0) & (q <= 1), level, jnp.nan)
+
+    def enumerate_support(self, expand: bool = True) -> jax.Array:
+        """The levels as int32, [levels, *batch_shape]; without `expand` all axes but one are 1."""
+        levels = jnp.arange(self.levels).reshape(-1, *(1 for _ in self.batch_shape))
+        return jnp.broadcast_to(levels, (self.levels, *self.batch_shape)) if expand else levels
 
 
 def sample_beside(likelihood: vae.Distribution, rng_key: jax.Array, dtype: np.dtype) -> jax.Array:

@@ -206,8 +206,8 @@ class _Decode(_Network):
             pixels = dist.Bernoulli(logits=out[0])
         else:
             scale = jnp.exp(jnp.maximum(out[1], min_log_scale(self.levels)))
-            pixels = DiscretizedLogistic(
-                out[0], scale, self.levels, uniform_weight=self.uniform_weight
+            pixels = DiscretizedLogistic(  # data are checked once, before a run
+                out[0], scale, self.levels, uniform_weight=self.uniform_weight, validate_args=False
             )
         return pixels.to_event(len(self.event_shape))
 

@@ -1,0 +1,170 @@
+"""What can be seen of a model and its data before it is trained or measured."""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gapjax import parallel
+from gapjax.model import checks
+from gapjax.vae import VAE, VAEParams, log_prob, observed, sample
+
+_NUM_IMAGES, _NUM_SAMPLES, _NUM_VALUES = 64, 2000, 2**23
+
+
+@dataclasses.dataclass(frozen=True)
+class Inspection:
+    """What `check_vae` has seen of a model; `print` shows it as a report.
+
+    Attributes:
+      seen: what was looked at, such as "posterior", and what was seen.
+      problems: a line for each thing that is wrong, or hardly meant; empty where none was seen.
+    """
+
+    seen: dict[str, str]
+    problems: tuple[str, ...]
+
+    def __str__(self) -> str:
+        lines = [f"{name}: {what}" for name, what in self.seen.items()]
+        lines += [f"PROBLEM: {line}" for line in self.problems] or ["no problem was seen"]
+        return "\n".join(lines)
+
+
+def check_vae(vae: VAE, params: VAEParams, images: Any) -> Inspection:
+    """Looks at all that can be seen of a model; `print(gapjax.check_vae(...))` is a report.
+
+    Beside what every call refuses, it draws from prior, q and p and looks whether q varies and
+    moves with x, whether the data's type can hold the model's samples, which parameters nothing
+    depends on, such as those of a learned prior that is not in `vae.prior`, and whether `log_prob`
+    and `sample` agree: for y drawn from a density f, and a region A where f > 0,
+
+        E[1{y in A} / f(y)] / |A| = 1.
+
+    A holds about half of the samples: an interval for each number with a `log_prob` of its own,
+    else an ellipsoid of up to 50 numbers. The estimate is good for an f with one hill.
+
+    Args:
+      images: [N, *event]; all are compared with the support of p, and 64 are given to q.
+    """
+    seen, problems = {}, []
+
+    def passes(check: Any, *given: Any) -> Any:
+        try:
+            return check(*given)
+        except (TypeError, ValueError) as error:
+            problems.append(str(error))
+
+    passes(checks.check_array, "images", images)
+    example = problems or jax.ShapeDtypeStruct(images.shape[1:], images.dtype)
+    model = None if problems else passes(checks.check_model, vae, params, example)
+    if model is None:
+        return Inspection(seen, tuple(problems))
+    images = np.asarray(images)
+    passes(checks.check_reparameterized, model)
+    passes(checks.check_trainable, params)
+    passes(checks.check_images, "images", images, model)
+    for name in model.unused:
+        hint = "; what a prior has learned belongs into the prior of the VAE" * ("." in name)
+        problems.append(f"neither encode nor decode uses {name}{hint}")
+    few = images[:_NUM_IMAGES]
+    number = max(40, min(_NUM_SAMPLES, _NUM_VALUES // max(1, few[0].size)))
+    drawn, latents = _draw(params, jnp.asarray(few), vae=vae, num_samples=number)
+    drawn, latents = jax.tree.map(np.asarray, (drawn, latents))
+    if not all(np.all(np.isfinite(values)) for values in jax.tree.leaves(drawn)):
+        reason = checks.explain(vae, params, jax.random.key(0), jnp.asarray(images[0]))
+        if reason:
+            return Inspection(seen, (*problems, f"the ELBO of image 0 is not finite: {reason}"))
+    seen["images"] = f"{len(images)} of {_describe(images)}"
+    kinds = {
+        "prior": f"{checks.type_name(vae.prior)}, fixed in training",
+        "posterior": model.posterior + ", reparameterized" * model.has_rsample,
+        "likelihood": f"{model.likelihood}, support {model.support or 'unknown'}",
+    }
+    for role in filter(drawn.get, kinds):
+        integral, error = _integral(*drawn[role])
+        seen[role] = f"{kinds[role]}; samples are {_describe(drawn[role][0])}"
+        if not math.isnan(integral):
+            seen[role] += f"; E[1/f]/|A| is {integral:.3f} +- {error:.3f}"
+        if _disagree(integral, error):
+            problems.append(
+                f"log_prob and samples of the {role} do not agree: E[1/f]/|A| of f = exp(log_prob) "
+                f"is {integral:.3g} +- {error:.2g} where it must be 1"
+            )
+    spread = drawn["posterior"][0].astype(np.float64).std(axis=0)
+    if np.any(spread == 0):
+        problems.append("samples of q(z given x) do not vary: it is a point mass")
+    moves = np.ptp(latents.astype(np.float64), axis=0)
+    if np.any(few != few[0]) and not np.any(moves > 1e-4 * spread):
+        problems.append(
+            f"q(z given x) is the same for {len(few)} images: it does not depend on x, as after "
+            "batch normalization of one example, or with a last layer of zeros"
+        )
+    x = drawn.get("likelihood", (few,))[0]
+    with np.errstate(invalid="ignore"):
+        fits = images.dtype.kind not in "biu" or np.all(x.astype(images.dtype) == x)
+    if not fits:
+        problems.append(
+            f"{images.dtype}, the type of the images, cannot hold the model's samples, "
+            f"{_describe(x)}; give the images in a wider type, such as float32"
+        )
+    return Inspection(seen, tuple(problems))
+
+
+@parallel.on_one_device
+def _draw(params: VAEParams, images: jax.Array, *, vae: VAE, num_samples: int) -> Any:
+    """Samples of all three and their log_prob, for the first image; and a z of one key for each."""
+    rng_key = jax.random.key(0)
+
+    def draw(distribution: Any, cast: Any = lambda z: z) -> Any:
+        keys = jax.random.split(rng_key, num_samples)
+        values = jax.vmap(lambda key: sample(distribution, key))(keys)
+        of = lambda one: jax.vmap(lambda value: log_prob(one, cast(value)))(values)
+        each = of(checks.innermost(distribution))  # often one log_prob for every number
+        return values, each if each.shape == values.shape else of(distribution)
+
+    latent = lambda x: sample(vae.encode(params.encoder, x), rng_key)
+    p = vae.decode(params.decoder, latent(images[0]))
+    drawn = {"prior": draw(vae.prior), "posterior": draw(vae.encode(params.encoder, images[0]))}
+    drawn["image"] = log_prob(p, observed(images[0]))
+    if hasattr(p, "sample"):
+        drawn["likelihood"] = draw(p, observed)
+    return drawn, jax.vmap(latent)(images)
+
+
+def _integral(values: np.ndarray, log_probs: np.ndarray) -> tuple[float, float]:
+    """The mean that `check_vae` compares with 1, and its standard error; NaN where it has none."""
+    half, is_integer = len(values) // 2, bool(np.all(values == np.round(values)))
+    values, log_probs = values.reshape(len(values), -1), log_probs.astype(np.float64)
+    size, first = values.shape[1], values.reshape(len(values), -1)[:half].astype(np.float64)
+    if log_probs.size == values.size:
+        low, high = np.sort(first, axis=0)[[half // 4, -half // 4]]
+        inside = (values >= low) & (values <= high)
+        with np.errstate(divide="ignore"):
+            log_volume = np.log(high - low + is_integer)
+    elif is_integer or size > 50 or np.linalg.cond(np.atleast_2d(np.cov(first.T))) > 1e10:
+        return math.nan, math.nan
+    else:
+        factor = np.linalg.cholesky(np.atleast_2d(np.cov(first.T)))
+        radius = np.linalg.norm(np.linalg.solve(factor, (values - first.mean(axis=0)).T), axis=0)
+        limit = np.median(radius[:half])
+        inside = radius <= limit
+        log_volume = size / 2 * math.log(math.pi) - math.lgamma(size / 2 + 1)
+        log_volume += size * math.log(limit) + np.log(np.diag(factor)).sum()
+    with np.errstate(over="ignore"):
+        weights = np.exp(-log_probs.reshape(inside.shape) - log_volume)
+    means = np.where(inside, weights, 0.0)[half:].reshape(half, -1).mean(axis=1)
+    return float(means.mean()), float(means.std() / math.sqrt(half))
+
+
+def _disagree(integral: float, error: float) -> bool:
+    """Whether an estimate of 1 is off by more than its error and a hill of another form explain."""
+    integral = max(integral, 1e-300)
+    return abs(math.log(integral)) > 0.3 + 5 * error / integral
+
+
+def _describe(values: np.ndarray) -> str:
+    """Type, shape and range of a batch."""
+    return f"{values.dtype} {list(values.shape[1:])}, {values.min():.4g} to {values.max():.4g}"
