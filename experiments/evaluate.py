@@ -37,7 +37,7 @@ def evaluate_phase(run: Run, epochs: Sequence[int] | None = None) -> results_jso
         name: valid_entries(run, name, like)
         for name, like in (("evaluation", evaluated_like(run)), ("effects", effects_like(run)))
     }
-    with progress_bar(run, "evaluate", len(epochs)) as bar:
+    with progress_bar(run, "evaluate", len(epochs), unit="checkpoints") as bar:
         for index, epoch in enumerate(epochs):
             row, records = _row(run, epoch, done)
             for phase, record in records:
