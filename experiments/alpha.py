@@ -29,7 +29,8 @@ _ALPHAS = tuple(f"{tenth / 10:g}" for tenth in range(11))
 _SETTINGS = ("refit_epochs", "batch_size", "refit_batch_size", "mixture", "learning_rate")
 _NOTES = (
     "Values are means over seeds with their standard error over seeds. stderr_over_images is that "
-    "of the mean over seeds of each test image, and of the gain that of the paired difference.",
+    "of the mean over seeds of each test image, and of the gain that of the paired difference. All "
+    "seeds have the same test images, so neither error covers both.",
     "The alpha that is best here was found with test images: choose one by validation images.",
 )
 

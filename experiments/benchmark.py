@@ -38,6 +38,7 @@ import gapjax
 from experiments import benchmark_references as references
 from experiments.benchmark_references import ALPHA, EVENT, HIDDEN, LATENT
 from experiments.files import write_json
+from experiments.options import define_path
 from experiments.run import environment
 from gapjax import jobs, parallel
 from gapjax.codec.stack import CodecError
@@ -50,7 +51,7 @@ _ALL_PHASES = ["train", "refit", "evaluate", "codec"]
 _MEMBERS = 4
 _CHAINS = 32  # of the codec, as with 10,000 images
 
-_JSON = flags.DEFINE_string("json", None, "File to write the table to, as JSON.")
+define_path("json", None, "File to write the table to, as JSON.")
 _STEPS = flags.DEFINE_integer("steps", 60, "Steps in one timing.", lower_bound=1)
 _BATCH = flags.DEFINE_integer("batch_size", 100, "Images in a step.", lower_bound=1)
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Timings of each program.", lower_bound=1)
@@ -258,10 +259,10 @@ def _benchmark(cores: parallel.Devices) -> None:
     scaling = _scaling()
     for row in scaling:
         print(json.dumps(row))
-    if _JSON.value:
+    if flags.FLAGS.json:
         coding = [row for row in coding if row]
         tables = {"programs": rows, "sweeps": sweeps, "codec": coding, "scaling": scaling}
-        write_json(Path(_JSON.value), {"environment": machine, **tables})
+        write_json(Path(flags.FLAGS.json), {"environment": machine, **tables})
 
 
 if __name__ == "__main__":

@@ -37,10 +37,12 @@ _NEEDED = ("paper", "control")  # rows that every table has
 _OPTIMAL = "q_star"
 _NOTES = (
     "Test BPD and shares are means over seeds ± their standard error; of one seed, ± the standard "
-    "error over test images.",
+    "error over test images. All seeds have the same test images: an error over seeds does not "
+    "cover the choice of these.",
     "The gap is that between the encoder as trained and the best posterior q* of each test image. "
     "q* is fitted on test images: it measures, no more. Where it was searched for on the first of "
-    "them alone, the share is that of these images.",
+    "them alone, the share is that of these images. It is the best that a search found, so the gap "
+    "is at least, and the share that is closed at most, what is shown.",
     "The cost of an encoder is the number of floating-point operations that it takes for an image, "
     "in those of the trained encoder.",
 )
@@ -149,7 +151,8 @@ def leaderboard(
 def _summary(per_image: np.ndarray) -> dict:
     """`over_seeds_and_images` of [R, N] numbers; of one seed, `stderr` is the one over images."""
     summed = over_seeds_and_images(per_image)
-    return summed | {"stderr": summed["stderr"] or summed["stderr_over_images"]}
+    stderr = "stderr_over_images" if summed["stderr"] is None else "stderr"
+    return summed | {"stderr": summed[stderr]}
 
 
 def _shares(gain: np.ndarray, gap: np.ndarray) -> dict:

@@ -17,13 +17,13 @@ import numpy as np
 from absl import flags
 
 import gapjax
-from experiments import program
+from experiments import options, program
 from experiments.config import Config, UsageError
-from experiments.files import replacing, write_atomically
+from experiments.files import check_replaceable, replacing, write_atomically
 from experiments.results_json import AVERAGED, REFITS
 from experiments.run import Run, make_vae
 from experiments.show.formatting import listed
-from experiments.stores import encoders
+from experiments.stores import ORIGIN, encoders
 from experiments.workdir import Workdir
 from gapjax import checkpoints
 from gapjax.codec import container
@@ -62,6 +62,10 @@ def compress(values: flags.FlagValues) -> None:
     workdir, epoch = _checkpoint(values.checkpoint)
     source, target = Path(values.input), Path(values.output)
     try:
+        check_replaceable(target, source)
+    except UsageError as error:
+        raise UsageError(f"--output: {error}") from error
+    try:
         if values.decompress:
             _decompress(workdir, epoch, values.encoder, source, target)
         else:
@@ -76,8 +80,7 @@ def compress(values: flags.FlagValues) -> None:
 def _compress(
     workdir: Workdir, epoch: int, encoder: str, source: Path, target: Path, refiner: gapjax.Refiner
 ) -> None:
-    images, config = _read_images(source), workdir.config()
-    run = _model(workdir, config, images.shape[1:], levels_of(config))
+    images, run = _read_images(source), _model(workdir, epoch)
     params = encoder_params(run, epoch, encoder)
     content = gapjax.compress(run.vae, params, images, refiner)
     if not np.array_equal(gapjax.decompress(run.vae, params, content), images):
@@ -90,7 +93,7 @@ def _compress(
 def _decompress(workdir: Workdir, epoch: int, encoder: str, source: Path, target: Path) -> None:
     content = source.read_bytes()
     header, _ = container.parse(content)
-    run = _model(workdir, workdir.config(), header.event_shape, header.levels)
+    run = _model(workdir, epoch)
     images = gapjax.decompress(run.vae, encoder_params(run, epoch, encoder), content)
     with replacing(target) as temporary, temporary.open("wb") as file:
         np.savez(file, images=images)
@@ -113,10 +116,14 @@ def _checkpoint(given: str) -> tuple[Workdir, int]:
     return workdir, epoch
 
 
-def _model(workdir: Workdir, config: Config, event_shape: tuple[int, ...], levels: int) -> Run:
-    """The run with no data in it."""
-    if not event_shape or min(event_shape) < 1:
-        raise CodecError(f"the images have shape {tuple(event_shape)}; there is nothing to code")
+def _model(workdir: Workdir, epoch: int) -> Run:
+    """The run with no data in it: of the shape that it was trained on, whatever a file says."""
+    config = workdir.config()
+    record = checkpoints.record(workdir.checkpoints / "train", epoch)
+    event_shape = record.get(ORIGIN, {}).get("event_shape")
+    if event_shape is None:  # of an older version
+        event_shape = gapjax.load_dataset(config.dataset, levels=config.levels).event_shape
+    levels = levels_of(config)
     nothing = np.zeros((0, *event_shape), np.uint8)
     provenance = workdir.provenance()  # by which entries know their run
     dataset = gapjax.Dataset(config.dataset, nothing, nothing, levels, provenance)
@@ -160,7 +167,7 @@ def _read_images(path: Path) -> np.ndarray:
 
 def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     """Defines the flags of this program."""
-    text = functools.partial(flags.DEFINE_string, default=None, flag_values=values)
+    text = functools.partial(options.define_path, default=None, flag_values=values)
     choice = functools.partial(flags.DEFINE_enum, flag_values=values)
     text(name="checkpoint", help="WORKDIR[:EPOCH] of the model; default: the last epoch.")
     choice("encoder", AS_TRAINED, ENCODERS, "Which of its encoders.")
@@ -179,4 +186,4 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
 
 if __name__ == "__main__":
     define_flags()
-    program.run_without_workdir(compress)
+    program.run_without_workdir(compress, ends_at_once=True)

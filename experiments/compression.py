@@ -37,6 +37,7 @@ from gapjax.model.bounds import bits_per_dim
 from gapjax.results.estimates import summarize
 
 _STORE = "compression"
+_GAP_SAMPLES = 200  # of each posterior; shares of images need at least `MIN_SAMPLES`
 
 
 class Settings(NamedTuple):
@@ -136,10 +137,10 @@ def _gap(run: Run, epoch: int, settings: Settings) -> dict[str, Any]:
     images = run.dataset.test[: settings.gap_images]
     params = encoder_params(run, epoch, AS_TRAINED)
     bounds = functools.partial(
-        posterior_bounds, run.vae, params, run.key("evaluate"), images, num_samples=200
+        posterior_bounds, run.vae, params, run.key("evaluate"), images, num_samples=_GAP_SAMPLES
     )
     search = gapjax.best_posteriors(run.vae, params, run.key("ledger", epoch), images)
-    best, start = bounds(search.posteriors), _bounds(run, params, images, ENCODER, 200)
+    best, start = bounds(search.posteriors), _bounds(run, params, images, ENCODER, _GAP_SAMPLES)
     rows = []
     for refiner in filter(lambda refiner: refiner.num_steps, settings.refiners):
         refine = functools.partial(
@@ -156,7 +157,10 @@ def _gap(run: Run, epoch: int, settings: Settings) -> dict[str, Any]:
             "fraction_worse": float((won < 0).mean()), "ms": 1e3 * seconds / len(images),
         })  # fmt: skip
         print(f"epoch {epoch}: {rows[-1]}", flush=True)
-    return {"num_images": len(images), "nats": float((best - start).mean()), "rows": rows}
+    return {
+        "num_images": len(images), "num_samples": _GAP_SAMPLES,
+        "nats": float((best - start).mean()), "rows": rows,
+    }  # fmt: skip
 
 
 def _bounds(

@@ -3,9 +3,11 @@
 from collections.abc import Iterable
 from typing import NamedTuple, get_args, get_origin, get_type_hints
 
-from gapjax.data import DATASETS, closest_name
+from gapjax.data import DATASETS, FILES, closest_name, names_data
 from gapjax.model.distributions import MIN_UNIFORM_WEIGHT
+from gapjax.results.estimates import MIN_SAMPLES
 
+SHARE_IMAGES = 1000  # of each kind, the first: shares and medians over images are of these
 _MOST_CHECKPOINTS = 10_000
 
 
@@ -65,10 +67,15 @@ def epochs(config: Config) -> range:
     return range(every, config.num_epochs + 1, every)
 
 
+def share_samples(config: Config) -> int:
+    """Posterior samples of each image for shares and medians over images."""
+    return max(MIN_SAMPLES, config.num_eval_samples)
+
+
 def check(config: Config) -> None:
     """Raises UsageError for a value that cannot be used; flags say it by their name."""
-    if not config.dataset.lower().endswith(".npz"):
-        known("dataset", config.dataset, DATASETS, "or the path of an .npz file")
+    if not names_data(config.dataset):
+        known("dataset", config.dataset, DATASETS, f"or {FILES}")
     refuse = lambda name, words: UsageError(f"--{name} is {getattr(config, name)}; {words}")
     if not 0 <= config.alpha <= 1:
         raise refuse("alpha", "it must be in [0, 1]")

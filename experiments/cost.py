@@ -5,16 +5,16 @@ import math
 import os
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 import gapjax
-from experiments.config import Config, UsageError
+from experiments.config import SHARE_IMAGES, Config, UsageError, share_samples
 from experiments.show.formatting import duration
 from gapjax import parallel
+from gapjax.model.mlp import mlp_encoder
 
 _FLOAT = 4  # bytes
 _COPIES = 5  # of the parameters while training: themselves, Adam's two moments, gradient, update
@@ -40,22 +40,21 @@ def estimate(config: Config, dataset: gapjax.Dataset, vae: gapjax.VAE, num_devic
     gradients as many each.
     """
     shapes = jax.eval_shape(vae.init, jax.random.key(0))
-    encoder, decoder = (
-        sum(int(np.prod(leaf.shape, dtype=object)) for leaf in jax.tree.leaves(part))
-        for part in (shapes.encoder, shapes.decoder)
-    )
+    encoder, decoder = _size(shapes.encoder), _size(shapes.decoder)
     num_train, num_test = len(dataset.train), len(dataset.test)
     num_checkpoints = config.num_epochs // config.checkpoint_every
     refit = 6 * encoder + 4 * decoder
     optimal_epochs = _TYPICAL_OPTIMAL * config.optimal_epochs
-    per_image = 2 * (encoder + config.num_eval_samples * decoder)
+    per_image = lambda samples: 2 * (encoder + samples * decoder)
     operations = {
         "train": config.num_epochs * num_train * 6 * (encoder + decoder),
         "self_consistent": num_checkpoints * config.refit_epochs * num_train
         * (refit + 2 * config.alpha * decoder),
         "control": num_checkpoints * config.refit_epochs * num_train * refit,
         "optimal": num_checkpoints * optimal_epochs * num_test * refit,
-        "evaluate": num_checkpoints * (num_train + 10 * num_test) * per_image,
+        "evaluate": num_checkpoints
+        * ((num_train + 10 * num_test) * per_image(config.num_eval_samples)
+           + 12 * min(num_test, SHARE_IMAGES) * per_image(1.5 * share_samples(config))),
     }  # fmt: skip
     memory = _BASE + num_devices * _training_memory(encoder + decoder, dataset)
     return Cost(encoder, decoder, memory, operations)
@@ -65,10 +64,13 @@ def check_memory(config: Config, dataset: gapjax.Dataset) -> None:
     """Refuses sizes that cannot fit, before anything of that size is made."""
     pixels = math.prod(dataset.event_shape)
     outputs = pixels if dataset.levels == 2 else 2 * pixels
-    encoder = [pixels, *config.hidden_sizes, 2 * config.latent_dim]
+    encoder = mlp_encoder(
+        dataset.event_shape, latent_dim=config.latent_dim, hidden_sizes=config.hidden_sizes,
+        posterior=config.posterior,
+    )  # fmt: skip
+    number = _size(jax.eval_shape(encoder.init, jax.random.key(0)))
     decoder = [config.latent_dim, *reversed(config.hidden_sizes), outputs]
-    layers = itertools.chain(itertools.pairwise(encoder), itertools.pairwise(decoder))
-    number = sum((inputs + 1) * size for inputs, size in layers)
+    number += sum((inputs + 1) * size for inputs, size in itertools.pairwise(decoder))
     needed, available = _training_memory(number, dataset), _memory()
     if available is not None and needed > available:
         raise UsageError(
@@ -97,6 +99,11 @@ def describe_time(cost: Cost) -> str:
     speed = _EFFICIENCY * _product_speed()
     phases = [f"{name} {duration(number / speed)}" for name, number in cost.operations.items()]
     return f"{', '.join(phases)}; in all {duration(sum(cost.operations.values()) / speed)}"
+
+
+def _size(shapes: Any) -> int:
+    """The number of parameters of a tree."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
 
 
 def _training_memory(num_parameters: int, dataset: gapjax.Dataset) -> int:

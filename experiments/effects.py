@@ -47,11 +47,7 @@ def measure(
     """
     by_name = {"as_trained": trained.encoder, **{name: encoders[name] for name in COMPARED}}
     key, samples = run.key("evaluate"), run.config.num_eval_samples
-    number = num_images(run)
-    model = gapjax.model_source(run.vae, trained.decoder, number)
-    keys = jax.random.split(run.key("effects", epoch), number)
-    drawn = _draw(model, None, keys, jnp.arange(number)).astype(run.dataset.train.dtype)
-    x_train = jnp.asarray(run.dataset.train[:number])
+    drawn, x_train = images_by_kind(run, epoch, trained).values()
 
     def bpds(x: jax.Array, known: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         evaluate = functools.partial(gapjax.evaluate, run.vae, num_samples=samples)
@@ -64,11 +60,20 @@ def measure(
     def gradient(x: jax.Array) -> np.ndarray:
         return encoder_gradient_norms(run.vae, trained, key, x[:_MOST_GRADIENTS])
 
-    on_train = {"as_trained": np.asarray(train_bpd[:number])}
+    on_train = {"as_trained": np.asarray(train_bpd[: len(x_train)])}
     return {
         "model": {"bpd": bpds(drawn, {}), "gradient": gradient(drawn)},
         "train": {"bpd": bpds(x_train, on_train), "gradient": gradient(x_train)},
     }
+
+
+def images_by_kind(run: Run, epoch: int, trained: gapjax.VAEParams) -> dict[str, jax.Array]:
+    """New samples of the model and training images [N, *event], by kind; N is `num_images`."""
+    number = num_images(run)
+    model = gapjax.model_source(run.vae, trained.decoder, number)
+    keys = jax.random.split(run.key("effects", epoch), number)
+    drawn = _draw(model, None, keys, jnp.arange(number)).astype(run.dataset.train.dtype)
+    return {"model": drawn, "train": jnp.asarray(run.dataset.train[:number])}
 
 
 def notes(rows: list[dict]) -> list[str]:
@@ -84,8 +89,11 @@ def notes(rows: list[dict]) -> list[str]:
     for name, title in (("model", "fresh samples of the model"), ("train", "training images")):
         effect = last[name]["self_consistent"]
         gain = measured(effect["bpd"], effect["stderr"], 4, plus=True)
-        share = percent(effect["better"], decimals=1)
-        words.append(f"{gain} BPD on {title} (on {share} of them the BPD is lower)")
+        share = ""
+        if effect.get("by_image"):
+            lower = percent(effect["better"], decimals=1)
+            share = f" (on {lower} of {effect['by_image']['num_images']:,} the BPD is lower)"
+        words.append(f"{gain} BPD on {title}{share}")
     effective = "{num_effective:,.0f} of {num_examples:,}".format
     return [
         "Self-consistent training has a higher test BPD than its control at "

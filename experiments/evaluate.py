@@ -13,7 +13,7 @@ import numpy as np
 from absl import flags
 
 import gapjax
-from experiments import effects, options, program, results_json, stores
+from experiments import effects, options, program, results_json, shares, stores
 from experiments.claims import claims, sign_test_contradicts_mean
 from experiments.draw import draw_phase
 from experiments.effects import effects_like
@@ -23,7 +23,7 @@ from experiments.run import OPTIMAL_NOTE, Run, environment, progress_bar
 from experiments.show.formatting import at_epochs, percent, signed
 from experiments.stores import ORIGIN, chosen_epochs, encoders, evaluated_like, valid_entries
 from gapjax import checkpoints
-from gapjax.results.estimates import summarize
+from gapjax.results.estimates import Evaluation, summarize
 
 _MADE = ("train", *REFITS)  # the stores of what is evaluated
 
@@ -31,20 +31,26 @@ _MADE = ("train", *REFITS)  # the stores of what is evaluated
 def evaluate_phase(run: Run, epochs: Sequence[int] | None = None) -> results_json.Results:
     """Evaluates checkpoints and their refits; writes results.json."""
     epochs = list(epochs or run.epochs)
-    rows, seconds = [], dict.fromkeys((*_MADE, "evaluate"), 0.0)
+    rows, tested, seconds = [], [], dict.fromkeys((*_MADE, "evaluate"), 0.0)
     commits = {phase: set() for phase in seconds}
     done = {
         name: valid_entries(run, name, like)
-        for name, like in (("evaluation", evaluated_like(run)), ("effects", effects_like(run)))
+        for name, like in (
+            ("evaluation", evaluated_like(run)),
+            ("effects", effects_like(run)),
+            ("shares", shares.shares_like(run)),
+        )
     }
     with progress_bar(run, "evaluate", len(epochs), unit="checkpoints") as bar:
         for index, epoch in enumerate(epochs):
-            row, records = _row(run, epoch, done)
+            row, evaluated, records = _row(run, epoch, done)
             for phase, record in records:
                 seconds[phase] += record["seconds"]
                 commits[phase].add(record.get("commit"))
             rows.append(row)
+            tested.append(evaluated)
             bar(index + 1, row["test"]["bpd"])
+    results_json.add_rises(rows, tested)
     results: results_json.Results = {
         "schema": results_json.VERSION, "preset": run.config.preset, "dataset": run.dataset.name,
         "event_shape": list(run.dataset.event_shape),
@@ -71,8 +77,11 @@ def evaluate_phase(run: Run, epochs: Sequence[int] | None = None) -> results_jso
 
 def _row(
     run: Run, epoch: int, done: Mapping[str, list[int]]
-) -> tuple[results_json.Checkpoint, list[tuple[str, dict]]]:
-    """The row of a checkpoint, and the records of what it was made from, by phase."""
+) -> tuple[results_json.Checkpoint, Evaluation, list[tuple[str, dict]]]:
+    """The row of a checkpoint, its test set as trained, and the records of what it was made from.
+
+    The records are by phase.
+    """
     like = evaluated_like(run)
     # Restored only if something is missing, and once for both.
     restored = functools.cache(lambda: encoders(run, epoch, REFITS, AVERAGED))
@@ -90,16 +99,22 @@ def _row(
         "effects", effects_like(run),
         lambda: effects.measure(run, epoch, *restored(), bpds["train"]),
     )  # fmt: skip
+    by_image, shared = load_or_compute(
+        "shares", shares.shares_like(run), lambda: shares.measure(run, epoch, *restored())
+    )
+    of_images = shares.evaluations(run, by_image)
     made = {kind: checkpoints.record(run.workdir.checkpoints / kind, epoch) for kind in _MADE}
-    evaluations = {name: summarize(np.asarray(bpds[name])) for name in like}
+    samples = run.config.num_eval_samples
+    evaluations = {name: summarize(np.asarray(bpds[name]), samples) for name in like}
     left_out = ("seconds", "commit", ORIGIN)
     refits = {
         kind: {key: value for key, value in made[kind].items() if key not in left_out}
         for kind in REFITS
     }
-    row = results_json.checkpoint_row(epoch, evaluations, refits)
-    row["effects"] = results_json.effects(measured, evaluations)
-    return row, [*made.items(), ("evaluate", evaluated), ("evaluate", compared)]
+    row = results_json.checkpoint_row(epoch, evaluations, refits, of_images["test"])
+    row["effects"] = results_json.effects(measured, evaluations, of_images)
+    evaluating = [("evaluate", record) for record in (evaluated, compared, shared)]
+    return row, evaluations["test"], [*made.items(), *evaluating]
 
 
 def _evaluate(
@@ -158,8 +173,8 @@ def _contradicted(other: str, against: list[tuple[int, dict]]) -> str:
     return (
         f"Self-consistent training against {other}: most images contradict the mean at {epochs}. "
         f"At {epoch} it wins {mean} BPD in the mean and {median} in the median, and is better "
-        f"on {share} of the images. The standard error of the mean rests on "
-        f"{difference['num_effective']:.0f} of them."
+        f"on {share} of {difference['by_image']['num_images']:,} images. The standard error of the "
+        f"mean rests on {difference['num_effective']:.0f} images."
     )
 
 

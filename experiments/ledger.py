@@ -35,11 +35,17 @@ from gapjax.results import measurements
 
 _STORE = "ledger"
 _REFIT = "optimal"
+_FROM_BELOW = (
+    "The ELBO with q* is from below, as log p(x) is: q* is the best of its family that a search "
+    "found. So the loss by the encoder's capacity is at least what is shown, and as far as q* goes "
+    "that by the posterior's family at most."
+)
 _NOTES = (
     "Nats per image. An ELBO is a mean over images; a loss is a difference of two, paired image by "
     "image; ± is one standard error over images.",
     "Numbers marked * are of a posterior or an encoder that was fitted to the test images: they "
     "measure, no more.",
+    _FROM_BELOW,
     "log p(x) is estimated from below by annealed importance sampling from q*; it is a number of "
     "the decoder, and no parameter of the model was fitted for it.",
 )
@@ -278,6 +284,7 @@ def ledger(run: Run) -> None:
     results = ledger_phase(run, settings_from_flags(flags.FLAGS))
     print(table(results))
     print("* fitted on the test images")
+    print(_FROM_BELOW)
     for note in results["notes"][len(_NOTES) :]:
         print(note)
     evaluated = run.workdir.path / "results.json"

@@ -1,6 +1,7 @@
 """Flags to a `Config`: the one place where the programs' flags are defined and checked."""
 
 import functools
+import os
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -9,7 +10,7 @@ from absl import flags
 from experiments.config import Config, UsageError, check, known
 from experiments.presets import PRESETS
 from experiments.show.formatting import listed
-from gapjax.data import BINARIZATIONS, DATASETS
+from gapjax.data import BINARIZATIONS, DATASETS, FILES
 from gapjax.fit.loop import SWEEPS
 from gapjax.fit.recipes import RECIPES
 from gapjax.model.mlp import LIKELIHOODS, POSTERIORS, UNIFORM_WEIGHT
@@ -23,7 +24,39 @@ _RECIPES = [
 ]
 
 
+class _PathParser(flags.ArgumentParser):
+    """A path as text that JSON can hold, with ~ expanded; every flag that is a path is one."""
+
+    syntactic_help = "a path; ~ is the home folder"
+
+    def parse(self, argument: str) -> str:
+        try:
+            argument.encode("utf-8")
+        except UnicodeEncodeError:
+            raise ValueError("it is not UTF-8; rename it") from None
+        return os.path.expanduser(argument)
+
+
+class _PathsParser(flags.ListParser):
+    """Paths between commas."""
+
+    def parse(self, argument: str | list[str] | None) -> list[str]:
+        return [_PathParser().parse(each) for each in super().parse(argument)]
+
+
 flags.disclaim_key_flags()  # --help shows them as the program's own
+
+
+def define_path(
+    name: str, default: str | None, help: str, flag_values: flags.FlagValues = flags.FLAGS
+) -> None:
+    """Defines a flag that is a path."""
+    flags.DEFINE(_PathParser(), name, default, help, flag_values, flags.ArgumentSerializer())
+
+
+def define_paths(name: str, help: str) -> None:
+    """Defines a flag that is a list of paths."""
+    flags.DEFINE(_PathsParser(), name, None, help, serializer=flags.ListSerializer(","))
 
 
 class Saving(NamedTuple):
@@ -37,12 +70,12 @@ _one_of = lambda names: functools.partial(flags.DEFINE_enum, enum_values=names)
 _int, _float, _str = flags.DEFINE_integer, flags.DEFINE_float, flags.DEFINE_string
 _PLACE_FLAGS = (
     (
-        flags.DEFINE_string, "workdir", None,
+        define_path, "workdir", None,
         "Folder of the run; the same command on it resumes. "
         "Default: runs/PRESET_seedSEED under the current folder.",
     ),
     (
-        flags.DEFINE_string, "data_dir", None,
+        define_path, "data_dir", None,
         "Where MNIST is: a TensorFlow Datasets folder, or one with the four IDX files.",
     ),
     (
@@ -79,14 +112,14 @@ _SAVING_FLAGS = (
 _RUN_FLAGS = (
     (_str, "preset", "digits", f"Sets the defaults of the others: {', '.join(PRESETS)}."),
     (_int, "seed", 0, "Seed of everything random in the run, but not of the data."),
-    (_str, "dataset", None, f"{', '.join(DATASETS)}, or the path of an .npz file."),
+    (define_path, "dataset", None, f"{', '.join(DATASETS)}, or {FILES}."),
     (
         _one_of(BINARIZATIONS), "binarization", None,
         "How grey levels become binary; default: what the data set's name says.",
     ),
     (_float, "threshold", None, "Share of full brightness from which a pixel is 1."),
     (_int, "binarization_seed", None, "Seed of stochastic binarization."),
-    (_int, "levels", None, "Number of pixel levels of an .npz file."),
+    (_int, "levels", None, "Number of pixel levels of a file."),
     (_int, "num_epochs", None, "Epochs of joint training."),
     (_int, "checkpoint_every", None, "Epochs between checkpoints; each is refitted."),
     (_int, "refit_epochs", None, "Epochs of self-consistent training, and of its control."),

@@ -8,6 +8,7 @@ import re
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from experiments.workdir import Workdir, WorkdirError
 from gapjax import jobs, parallel
 from gapjax.checkpoints import CheckpointError, CorruptCheckpointError
 from gapjax.codec.stack import CodecError
-from gapjax.data import DatasetError
+from gapjax.data import DatasetError, closest_name
 
 _EXPECTED = (
     UsageError, WorkdirError, DatasetError, CheckpointError, CodecError, FloatingPointError,
@@ -59,24 +60,21 @@ def run_program(
     def work(values: flags.FlagValues, hold: Callable[[Workdir], None]) -> None:
         cores = _join(values)
         saving = Saving()
-        if values.data_dir is not None:
-            _path("data_dir", values.data_dir)
         if new_runs:
             config, saving = config_from_flags(values), saving_from_flags(values)
-            _path("dataset", config.dataset)
             default = f"runs/{config.preset}_seed{config.seed}"
-            workdir = Workdir(_path("workdir", values.workdir or default))
+            workdir = Workdir(Path(values.workdir or default))
         elif values.workdir is None:
             raise UsageError("--workdir is not given; name the folder of a run")
         else:
-            workdir = Workdir(_path("workdir", values.workdir))
+            workdir = Workdir(Path(values.workdir))
             config = workdir.config()
         if check is not None:
             check(values, config)
         use_compilation_cache()
         # What is not done on each core is done on the first device, which computes with them all.
         with parallel.use_devices(cores[:1]):
-            prepared = prepare(config, values.data_dir)
+            prepared = prepare(config, values.data_dir, workdir)
             if new_runs and values.dry_run:
                 config, dataset, _, vae = prepared
                 costs = cost.estimate(config, dataset, vae, max(1, len(cores)))
@@ -104,21 +102,25 @@ def _begin_line(run: Run, new_runs: bool) -> str:
     return "; ".join(words)
 
 
-def _path(flag: str, value: str) -> Path:
-    """A path that can be written into JSON and printed."""
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise UsageError(f"--{flag} is {value!a}, which is not UTF-8; rename it") from error
-    return Path(value)
+def run_without_workdir(
+    work: Callable[[flags.FlagValues], None], *, ends_at_once: bool = False
+) -> None:
+    """Runs a program that claims no run's folder, and ends the process.
+
+    With `ends_at_once` SIGTERM kills it in the midst of a computation. Otherwise Python raises
+    KeyboardInterrupt when XLA returns, which serves programs that save what they have done.
+    """
+
+    def with_devices(values: flags.FlagValues, hold: object) -> None:
+        _cores("off")
+        work(values)
+
+    _run(with_devices, ends_at_once)
 
 
-def run_without_workdir(work: Callable[[flags.FlagValues], None]) -> None:
-    """Runs a program that claims no run's folder, and ends the process."""
-    _run(lambda values, hold: work(values))
-
-
-def _run(work: Callable[[flags.FlagValues, Callable[[Workdir], None]], None]) -> None:
+def _run(
+    work: Callable[[flags.FlagValues, Callable[[Workdir], None]], None], ends_at_once: bool = False
+) -> None:
     """Runs `work`, which gives the workdir that it means to claim to the function it is given."""
     name, held = Path(sys.argv[0]).stem, []
 
@@ -132,13 +134,15 @@ def _run(work: Callable[[flags.FlagValues, Callable[[Workdir], None]], None]) ->
                 raise KeyboardInterrupt
             held[0].interrupted = True
 
+        warnings.formatwarning = lambda message, *_, **__: f"{name}: {message}\n"
         if not flags.FLAGS["verbosity"].present:
             # Orbax and others tell of every step, and of each error that they raise as well.
             logging.set_verbosity(logging.FATAL)
             standard_logging.getLogger("asyncio").setLevel(standard_logging.CRITICAL)
-            sys.unraisablehook = _unraisable
         for number in (signal.SIGINT, signal.SIGTERM):  # a shell's & leaves SIGINT ignored
             signal.signal(number, interrupt)
+        if ends_at_once:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
         for stream in (sys.stdout, sys.stderr):  # an ASCII terminal gets ? for the sign ±
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="replace")
@@ -184,6 +188,10 @@ def _run(work: Callable[[flags.FlagValues, Callable[[Workdir], None]], None]) ->
     def parse(argv: list[str]) -> list[str]:
         try:
             return flags.FLAGS(argv)
+        except flags.UnrecognizedFlagError as error:
+            close = closest_name(error.flagname, flags.FLAGS)
+            hint = f"; did you mean --{close}?" if close else ";"
+            sys.exit(_fail(f"--{error.flagname} is not a flag{hint} see --help", 2))
         except flags.Error as error:
             sys.exit(_fail(" ".join(str(error).split()), 2))
 
@@ -202,20 +210,24 @@ def _join(values: flags.FlagValues) -> tuple[jax.Device, ...]:
         raise UsageError(str(error)) from error
     for number, handler in handlers:  # JAX takes SIGTERM for itself where it joins processes
         signal.signal(number, handler)
-    cores = parallel.expose_cpu_cores() if values.sweep in ("auto", "cores") else ()
+    cores = _cores(values.sweep)
     if jobs.process()[0] > 0:
         sys.stdout = Path(os.devnull).open("w")
     return cores
 
 
-def _unraisable(error: "sys.UnraisableHookArgs") -> None:
-    """Tells of errors that nobody can catch, but not of those that Orbax leaves behind it.
-
-    Where a file cannot be read or written it raises, and what it had begun beside that then finds
-    its event loop closed.
-    """
-    if "Event loop is closed" not in str(error.exc_value):
-        sys.__unraisablehook__(error)
+def _cores(sweep: str) -> tuple[jax.Device, ...]:
+    """The cores of the CPU to spread over, once it is known that JAX has any device."""
+    try:
+        cores = parallel.expose_cpu_cores() if sweep in ("auto", "cores") else ()
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:  # the second from JAX where a plugin is missing
+        raise UsageError(
+            f"JAX_PLATFORMS={jax.config.jax_platforms} cannot be had "
+            f"({str(error) or 'it is not installed'}); unset it, give cpu, or install JAX for "
+            "this device"
+        ) from error
+    return cores
 
 
 def _lost_line(error: Exception) -> str | None:

@@ -13,6 +13,7 @@ from typing import Any, Literal, NotRequired, TypedDict, cast
 import numpy as np
 from jax.typing import ArrayLike
 
+from experiments.show.formatting import finite
 from gapjax.measure.statistics import effective_number
 from gapjax.results import estimates
 from gapjax.results.estimates import Evaluation, inference_gaps, paired_difference, summarize
@@ -32,13 +33,29 @@ class Mean(TypedDict):
     stderr: float | None
 
 
-class Difference(Mean):
-    """A paired difference over images; see `gapjax.Difference`."""
+class ByImage(TypedDict):
+    """What `median` and `better` of a difference were measured with; see `gapjax.Difference`."""
 
-    median: float
-    better: float  # fraction_improved
+    num_images: int  # the first of the set
+    num_samples: int | None  # posterior samples of each; null where the numbers are exact
+    better_interval: list[float | None]  # 95 %
+    better_bias: float  # what half of the samples give, minus `better`
+    median_bias: float
+    sign_test: float  # its p-value
+
+
+class Difference(Mean):
+    """A paired difference over images; see `gapjax.Difference`.
+
+    Files of older versions lack `by_image`: their `median` and `better` are of too few posterior
+    samples and are not to be shown.
+    """
+
+    median: float | None
+    better: float | None  # fraction_improved
     better_stderr: float | None
     num_effective: float
+    by_image: NotRequired[ByImage]
 
 
 class Curve(TypedDict):
@@ -104,6 +121,7 @@ class Checkpoint(TypedDict):
     gap_closed_averaged: NotRequired[float | None]
     gap_closed_stderr_averaged: NotRequired[float | None]
     validation: NotRequired[Mean]
+    rise: NotRequired[Mean]  # of test BPD since its lowest checkpoint, paired
     refits: NotRequired[dict[Refit, RefitRecord]]
     effects: NotRequired[Effects]
 
@@ -147,6 +165,7 @@ def checkpoint_row(
     epoch: int,
     evaluations: Mapping[str, Evaluation],
     refits: Mapping[Refit, RefitRecord] | None = None,
+    of_images: Mapping[str, Evaluation] | None = None,
 ) -> Checkpoint:
     """A row of results.json, with paired differences.
 
@@ -157,16 +176,20 @@ def checkpoint_row(
         "self_consistent_averaged" and "control_averaged", they are compared as well; every other
         set is given with its mean.
       refits: what the refits did.
+      of_images: those of the test set with more posterior samples, of as many of its images as are
+        wanted, for shares and medians; by default `evaluations`.
     """
-    tested = {name: evaluations[name] for name in ("test", *REFITS)}
+    of_images = of_images or evaluations
     row: dict[str, Any] = {
         "epoch": epoch,
         **{name: _mean(evaluation) for name, evaluation in evaluations.items()},
-        **_gaps(tested),
+        **_gaps(evaluations, of_images),
     }
     if all(f"{kind}_averaged" in evaluations for kind in AVERAGED):
-        averaged = {kind: evaluations[f"{kind}_averaged"] for kind in AVERAGED}
-        gaps = _gaps({**tested, **averaged})
+        gaps = _gaps(*(
+            {**of, **{kind: of[f"{kind}_averaged"] for kind in AVERAGED}}
+            for of in (evaluations, of_images)
+        ))  # fmt: skip
         del gaps["inference_gap"]  # that of the row: no refit it compares is averaged
         row |= {f"{name}_averaged": value for name, value in gaps.items()}
     if refits is not None:
@@ -174,21 +197,36 @@ def checkpoint_row(
     return cast(Checkpoint, row)
 
 
-def effects(measured: Mapping[str, Mapping[str, Any]], tested: Mapping[str, Evaluation]) -> Effects:
+def add_rises(rows: Sequence[Checkpoint], tested: Sequence[Evaluation]) -> None:
+    """Adds to each row how far test BPD as trained, `tested`, has risen since its lowest."""
+    lowest = min(tested, key=lambda evaluation: evaluation.bpd)
+    for row, evaluation in zip(rows, tested, strict=True):
+        rise = paired_difference(evaluation, lowest)
+        row["rise"] = {"bpd": rise.bpd, "stderr": rise.stderr}
+
+
+def effects(
+    measured: Mapping[str, Mapping[str, Any]],
+    tested: Mapping[str, Evaluation],
+    of_images: Mapping[str, Mapping[str, Evaluation]],
+) -> Effects:
     """What self-consistent training and its control gain on each kind of image.
 
     Args:
       measured: what `experiments.effects.measure` gives, for "model" and "train".
       tested: the evaluations of the test set: "test" (as trained) and those of the refits.
+      of_images: by kind of image, those for shares and medians, as of `checkpoint_row`.
     """
     entry = {}
     for name, of_kind in measured.items():
-        by_encoder = {encoder: summarize(np.asarray(b)) for encoder, b in of_kind["bpd"].items()}
+        by_encoder = {
+            encoder: summarize(np.asarray(bpd), math.nan) for encoder, bpd in of_kind["bpd"].items()
+        }
         entry[name] = {
-            **_effect(by_encoder["as_trained"], by_encoder),
+            **_effect("as_trained", by_encoder, of_images[name]),
             "gradient": _gradient(of_kind["gradient"]),
         }
-    return cast(Effects, {**entry, "test": _effect(tested["test"], tested)})
+    return cast(Effects, {**entry, "test": _effect("test", tested, of_images["test"])})
 
 
 def best(rows: Sequence[Checkpoint]) -> Best:
@@ -231,30 +269,52 @@ def loads(text: str) -> Results:
     return cast(Results, results)
 
 
-def difference(compared: estimates.Difference) -> Difference:
-    """A paired difference under the names that files have."""
-    return {
-        "bpd": compared.bpd, "stderr": compared.stderr, "median": compared.median,
-        "better": compared.fraction_improved, "better_stderr": compared.fraction_improved_stderr,
+def difference(compared: estimates.Difference, shares: estimates.Difference) -> Difference:
+    """A paired difference under the names that files have; the share and the median of `shares`."""
+    known = finite(shares.fraction_improved)
+    entry: Difference = {
+        "bpd": compared.bpd, "stderr": compared.stderr, "median": finite(shares.median),
+        "better": known, "better_stderr": finite(shares.fraction_improved_stderr),
         "num_effective": compared.num_effective,
     }  # fmt: skip
+    if known is not None:
+        entry["by_image"] = {
+            "num_images": shares.num_images,
+            "num_samples": int(shares.num_samples) if math.isfinite(shares.num_samples) else None,
+            "better_interval": [finite(end) for end in shares.fraction_improved_interval],
+            "better_bias": shares.fraction_improved_bias, "median_bias": shares.median_bias,
+            "sign_test": shares.sign_test,
+        }  # fmt: skip
+    return entry
 
 
 def _mean(evaluation: Evaluation) -> Mean:
     return {"bpd": evaluation.bpd, "stderr": evaluation.stderr}
 
 
-def _gaps(evaluations: Mapping[str, Evaluation]) -> dict[str, Any]:
+def _gaps(
+    evaluations: Mapping[str, Evaluation], of_images: Mapping[str, Evaluation]
+) -> dict[str, Any]:
     order = ("test", "optimal", "self_consistent", "control")
-    gaps = inference_gaps(*(evaluations[name] for name in order))
-    keys = ("inference_gap", "gain", "gain_over_control")
-    compared = {key: difference(getattr(gaps, key)) for key in keys}
+    gaps, shares = (
+        inference_gaps(*(of[name] for name in order)) for of in (evaluations, of_images)
+    )
+    compared = {
+        key: difference(getattr(gaps, key), getattr(shares, key))
+        for key in ("inference_gap", "gain", "gain_over_control")
+    }
     return compared | {key: getattr(gaps, key) for key in ("gap_closed", "gap_closed_stderr")}
 
 
-def _effect(trained: Evaluation, by_encoder: Mapping[str, Evaluation]) -> dict[str, Any]:
-    gain = lambda kind: difference(paired_difference(trained, by_encoder[kind]))
-    return {"as_trained": _mean(trained), **{k: gain(k) for k in ("control", "self_consistent")}}
+def _effect(
+    trained: str, tested: Mapping[str, Evaluation], of_images: Mapping[str, Evaluation]
+) -> dict[str, Any]:
+    gain = lambda of, kind: paired_difference(of[trained], of[kind])
+    gains = {
+        kind: difference(gain(tested, kind), gain(of_images, kind))
+        for kind in ("control", "self_consistent")
+    }
+    return {"as_trained": _mean(tested[trained]), **gains}
 
 
 def _gradient(norms: ArrayLike) -> GradientRecord:

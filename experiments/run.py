@@ -29,6 +29,7 @@ from gapjax.fit.loop import SWEEPS
 from gapjax.fit.step import steps_per_epoch
 from gapjax.model.mlp import UNIFORM_WEIGHT
 
+_MOST_LEVELS = 256  # of the likelihoods that flags name
 _MOST_STEPS = 2**31 - 1  # a state counts them in int32
 _LINE_SECONDS = 60  # between two lines of a bar in a log
 OPTIMAL_NOTE = "Optimal inference is fitted on the test set. Its BPD is a diagnostic only."
@@ -105,13 +106,25 @@ class Prepared(NamedTuple):
     vae: gapjax.VAE
 
 
-def prepare(config: Config, data_dir: str | None) -> Prepared:
-    """Loads the data, checks that the configuration fits it, and makes the model."""
+def prepare(config: Config, data_dir: str | None, workdir: Workdir | None = None) -> Prepared:
+    """Loads the data, checks that the configuration fits it, and makes the model.
+
+    Data that are not those of the workdir are refused first: they may not fit the flags either.
+    """
     dataset = gapjax.load_dataset(
         config.dataset, data_dir=data_dir, binarization=config.binarization,
         threshold=config.threshold, binarization_seed=config.binarization_seed,
         levels=config.levels,
     )  # fmt: skip
+    if workdir is not None:
+        workdir.check_data(config, dataset.provenance)
+    if dataset.levels is None or dataset.levels > _MOST_LEVELS:
+        held = f"{dataset.levels} levels" if dataset.levels else f"{dataset.train.dtype}"
+        raise UsageError(
+            f"--dataset={config.dataset} holds {held}, for which the programs have no likelihood; "
+            f"give integers below {_MOST_LEVELS}, for x in [0, 1] for example "
+            "numpy.round(255 * x).astype(numpy.uint8), or use the library with a model of your own"
+        )
     dataset, validation = _hold_out(dataset, config.validation)
     _check_sizes(config, dataset)
     binary = dataset.levels == 2

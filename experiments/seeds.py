@@ -4,7 +4,8 @@ python -m experiments.seeds --runs=runs/digits_seed0,runs/digits_seed1 --out=run
 
 Reads the results.json of every run. Writes seeds.json, the overview, the paper's three figures and
 the figure of the effects. The standard errors of one run do not include the randomness of training
-and of the refits; the deviation across seeds does.
+and of the refits; the deviation across seeds does, and not the choice of the test images, which all
+seeds share.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from experiments import program, results_json
+from experiments import options, program, results_json
 from experiments.config import UsageError
 from experiments.effects import COMPARED
 from experiments.files import write_json
@@ -159,7 +160,9 @@ def seeds(values: flags.FlagValues) -> None:
             figures.save(figure, out / name)
     write_json(out / "seeds.json", results)
     print(table(results))
-    print("mean ± standard deviation across seeds; * fitted on the test set")
+    print(
+        "mean ± standard deviation across seeds, of the same test images; * fitted on the test set"
+    )
     for claim in results["claims"]:
         held, judged = claim["holds_for_seeds"], claim["judged_for_seeds"]
         print(f"holds for {len(held)} of {len(judged)} seeds: {claim['claim']}")
@@ -167,6 +170,6 @@ def seeds(values: flags.FlagValues) -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_list("runs", None, "Workdirs of the runs, one for each seed: a,b,c.")
-    flags.DEFINE_string("out", None, "Folder for seeds.json and the figures; made if needed.")
+    options.define_paths("runs", "Workdirs of the runs, one for each seed: a,b,c.")
+    options.define_path("out", None, "Folder for seeds.json and the figures; made if needed.")
     program.run_without_workdir(seeds)

@@ -21,7 +21,7 @@ from experiments.config import Config
 from experiments.options import checkpoints_of
 from experiments.results_json import AVERAGED, REFITS
 from experiments.run import Run, commit
-from experiments.workdir import WorkdirError
+from experiments.workdir import WorkdirError, differences
 from gapjax import checkpoints
 from gapjax.fit.loop import Curve, Progress
 from gapjax.fit.step import TrainState, init_state
@@ -47,6 +47,7 @@ _SETTINGS = {
     "refit_partial": (*_TRAINING, *_REFIT, "alpha", "mixture", "optimal_epochs"),
     "evaluation": _EVALUATION,
     "effects": _EVALUATION,
+    "shares": _EVALUATION,
     "ledger": _TRAINING,
     "compression": _EVALUATION,
 }
@@ -55,6 +56,7 @@ _MADE_FROM = {
     **dict.fromkeys(REFITS, ("train",)),
     "evaluation": ("train", *REFITS),
     "effects": ("train", "control", "self_consistent"),
+    "shares": ("train", *REFITS),
 }
 
 
@@ -91,6 +93,7 @@ def save(
     record[ORIGIN] = {
         "store": store, "number": number, "settings": _settings(run.config, store),
         "data": run.dataset.provenance.get("sha256"),
+        "event_shape": list(run.dataset.event_shape),
         "made_from": {f"{name}/{at}": _checksum(run, name, at) for name, at in made_from},
     }  # fmt: skip
     checkpoints.save(run.workdir.checkpoints / store, number, tree, record)
@@ -102,7 +105,7 @@ def load(run: Run, store: str, number: int, like: object) -> tuple[Any, dict]:
     tree, record = checkpoints.restore(path, number, like)
     problem = mismatch(run, store, number, record)
     if problem:
-        raise WorkdirError(f"checkpoint {number} in {path} {problem}; {_CURE}")
+        raise WorkdirError(f"entry {number} in {path} {problem}; {_CURE}")
     return tree, record
 
 
@@ -125,9 +128,9 @@ def is_of_run(run: Run, store: str, number: int, instead: str = "it is made agai
     path = run.workdir.checkpoints / store
     problem = mismatch(run, store, number, checkpoints.record(path, number))
     if problem and store == "train":
-        raise WorkdirError(f"checkpoint {number} in {path} {problem}; {_CURE}")
+        raise WorkdirError(f"entry {number} in {path} {problem}; {_CURE}")
     if problem:
-        print(f"skipped: checkpoint {number} in {path} {problem}; {instead}", flush=True)
+        print(f"skipped: entry {number} in {path} {problem}; {instead}", flush=True)
     return problem is None
 
 
@@ -145,13 +148,9 @@ def mismatch(run: Run, store: str, number: int, record: dict) -> str | None:
         return "does not say which run it is of"
     if (found["store"], found["number"]) != (store, number):
         return f"is a copy of {found['store']}/{found['number']}"
-    differing = [
-        f"--{name} is {found['settings'].get(name)} there and {value} here"
-        for name, value in _settings(run.config, store).items()
-        if found["settings"].get(name) != value
-    ]
-    if found["data"] != run.dataset.provenance.get("sha256"):
-        differing.append("the data's checksum is another")
+    settings, data = _settings(run.config, store), run.dataset.provenance.get("sha256")
+    there = {name: found["settings"].get(name) for name in settings}
+    differing = differences(there, settings, found["data"], data)
     if differing:
         return f"is of another run ({'; '.join(differing)})"
     for name, checksum in found["made_from"].items():

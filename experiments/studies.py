@@ -22,7 +22,7 @@ import gapjax
 from experiments import program, stores
 from experiments.config import UsageError
 from experiments.effects import num_images
-from experiments.options import checkpoints_of
+from experiments.options import checkpoints_of, define_path, define_paths
 from experiments.run import Run, prepare, progress_bar
 from experiments.show.formatting import text_table
 from experiments.workdir import Workdir
@@ -47,9 +47,9 @@ _Item = TypeVar("_Item")
 
 def define_flags(results: str) -> None:
     """Defines the flags of every study; `results` is what its folder is for."""
-    flags.DEFINE_list("runs", None, "Workdirs of trained runs, one for each seed: a,b,c.")
-    flags.DEFINE_string("out", None, f"Folder for {results}; made if needed.")
-    flags.DEFINE_string("data_dir", None, "Where MNIST is; see experiments.train.")
+    define_paths("runs", "Workdirs of trained runs, one for each seed: a,b,c.")
+    define_path("out", None, f"Folder for {results}; made if needed.")
+    define_path("data_dir", None, "Where MNIST is; see experiments.train.")
 
 
 def open_study(
@@ -219,9 +219,15 @@ def _refit_together(
     clock = time.monotonic()
     resume, seconds = _unfinished(first, name, made_with, out)
     clock -= seconds
+    model = recipe_model(recipe, first.vae, train)
     members = [
         recipe_member(
-            recipe, first.vae, stores.trained_params(run, epoch), train, run.key("refit", epoch)
+            recipe,
+            first.vae,
+            stores.trained_params(run, epoch),
+            train,
+            run.key("refit", epoch),
+            model=model,
         )._replace(resume=resumed)
         for run, resumed in zip(together, resume or [None] * len(together), strict=True)
     ]
@@ -230,7 +236,7 @@ def _refit_together(
     images = len(train) * len(members)
     with progress_bar(first, title, recipe.num_epochs, done, images) as bar:
         refits = gapjax.refit_members(
-            recipe_model(recipe, first.vae, train),
+            model,
             members,
             on_epoch=bar,
             on_chunk=partial(_keep, first, name, made_with, out, clock),

@@ -16,6 +16,8 @@ from experiments.files import write_atomically, write_json
 from gapjax import checkpoints, jobs
 
 _LOCK = ".lock"
+_OF_THE_DATA = ("dataset", "binarization", "threshold", "binarization_seed", "levels")
+_BY_THE_DATA = ("uniform_weight",)  # whose default depends on the data
 _SIGNATURE = "sha256"  # the key of config.json under which it has its own checksum
 
 
@@ -69,6 +71,15 @@ class Workdir:
             raise WorkdirError(
                 f"--workdir={self.path} cannot be written ({error.strerror}); give another folder"
             ) from error
+
+    def check_data(self, config: Config, data: dict) -> None:
+        """Raises where the same flags give other data than the folder was made with."""
+        stored = self._stored()
+        if stored is not None and all(
+            getattr(stored["config"], name) == getattr(config, name) for name in _OF_THE_DATA
+        ):
+            here = {"config": _plain(stored["config"]), "data": data}
+            _refuse_other(self.path, stored, here)
 
     def _refuse_files_of_others(self) -> None:
         """Raises where a folder without config.json holds anything that could be the user's."""
@@ -138,19 +149,19 @@ class Workdir:
         path = self.path / "config.json"
         if not path.is_file():
             return None
+        problem = "is damaged"
         try:
             stored = json.loads(path.read_text())
             if not isinstance(stored, dict) or not isinstance(stored.get("data"), dict):
                 raise ValueError("it does not hold a configuration and its data")
+            if stored.pop(_SIGNATURE, None) == _sign(stored):  # as it was written
+                problem = "is of another version of gapjax"
             config = config_from_json(stored.get("config"))
-            if stored.pop(_SIGNATURE, None) != _sign(stored):
+            if problem == "is damaged":
                 raise ValueError("it was changed after the run began; undo that")
             return {"config": config, "data": stored["data"]}
         except (ValueError, OSError) as error:
-            raise WorkdirError(
-                f"{path} is damaged, or of another version of gapjax ({error}); give another "
-                "--workdir"
-            ) from error
+            raise WorkdirError(f"{path} {problem} ({error}); give another --workdir") from error
 
     def forget(self, stale: Callable[[dict], bool]) -> None:
         """Drops the logged lines of work that was interrupted and will be done again."""
@@ -224,18 +235,36 @@ def _plain(config: Config) -> dict:
 
 
 def _refuse_other(path: Path, stored: dict, identity: dict) -> None:
-    differing = [
-        f"--{name} is {_show(value)} there and {_show(identity['config'][name])} here"
-        for name, value in _plain(stored["config"]).items()
-        if value != identity["config"][name]
-    ]
-    if not differing and stored["data"].get("sha256") != identity["data"].get("sha256"):
-        differing = ["the data's checksum is another"]
+    differing = differences(
+        _plain(stored["config"]), identity["config"],
+        stored["data"].get("sha256"), identity["data"].get("sha256"),
+    )  # fmt: skip
     if differing:
         raise WorkdirError(
             f"--workdir={path} is of another configuration: {'; '.join(differing)}. "
-            "Give another --workdir, or the flags that it was made with"
+            "Give another --workdir, or the flags and the data that it was made with"
         )
+
+
+def differences(there: dict, here: dict, data_there: str | None, data_here: str | None) -> list:
+    """In what a run's fields and its data's checksum differ from another's, a phrase for each.
+
+    Flags are named that were given. Where the data are others, so are the fields that take their
+    default from them; and where no flag chose other data, they have changed.
+    """
+    others = data_there != data_here
+    fields = [
+        name
+        for name in there
+        if there[name] != here.get(name) and not (others and name in _BY_THE_DATA)
+    ]
+    found = [f"--{name} is {_show(there[name])} there and {_show(here.get(name))} here"
+             for name in fields]  # fmt: skip
+    if others and not set(fields) & set(_OF_THE_DATA):
+        sums = " and ".join(f"{str(each)[:12]} {at}" for each, at in
+                            ((data_there, "there"), (data_here, "here")))  # fmt: skip
+        found.insert(0, f"the data have changed: their checksum is {sums}")
+    return found
 
 
 def _show(value: Any) -> str:

@@ -21,16 +21,17 @@ def run_concurrently(
     """Runs jobs in threads, each with one device of its own as the only default device.
 
     They start in order and may end in any. On devices of one kind the result of a job does not
-    depend on its device, bit for bit. With fewer than two devices they run in turn in the calling
-    thread.
+    depend on its device, bit for bit. With one device, or none for the default, they run in turn
+    in the calling thread.
 
     Args:
       devices: of this process.
       stop: called when a job raises, to make the running jobs end soon; the others are dropped.
     """
     if len(devices) < 2:
-        for job in jobs:
-            job()
+        with use_devices(devices):
+            for job in jobs:
+                job()
         return
     idle: queue.SimpleQueue[Device] = queue.SimpleQueue()
     for device in devices:

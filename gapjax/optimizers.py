@@ -15,6 +15,8 @@ from jax.typing import ArrayLike
 from gapjax.vae import Frozen, VAEParams
 
 Value = float | jax.Array | np.ndarray
+# Plain numbers take the precision of any parameters; these are what 0.9 and so on are in float32.
+_ADAM: Any = {name: float(np.float32(x)) for name, x in (("b1", 0.9), ("b2", 0.999), ("eps", 1e-8))}
 _Arguments = ParamSpec("_Arguments")
 
 
@@ -49,7 +51,8 @@ def _as_value(
 @_as_value
 def adam(learning_rate: float) -> optax.GradientTransformation:
     """Adam as in the paper, with the learning rate in its state, so that it can be lowered."""
-    return optax.inject_hyperparams(optax.adam)(learning_rate=learning_rate)
+    at_rate = lambda learning_rate: optax.adam(learning_rate, **_ADAM)
+    return optax.inject_hyperparams(at_rate)(learning_rate=learning_rate)
 
 
 @_as_value
@@ -79,11 +82,8 @@ def encoder_only(optimizer: optax.GradientTransformation) -> optax.GradientTrans
 
     The decoder, and what is `Frozen` in the encoder, get updates of zero and no optimizer state.
     (`optax.masked` would not do: it passes raw gradients through where the mask is false.) The
-    gradient of the decoder is then unused, and the compiler removes it.
-
-    Example:
-      >>> optimizer = encoder_only(optax.adam(1e-3))
-      >>> opt_state = optimizer.init(params)
+    gradient of the decoder is then unused, and the compiler removes it. Steps give an optimizer
+    gradients, state and parameters, so `optax.lbfgs` needs linesearch=None.
     """
     is_frozen = lambda node: isinstance(node, Frozen)
 

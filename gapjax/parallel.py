@@ -280,7 +280,10 @@ def all_devices(devices: Devices | None = None) -> tuple[Device, ...]:
     """The devices given, else those of `use_devices`, else all, including other processes'."""
     if devices is None:
         devices = _default.get() or jax.devices()
-    return tuple(devices)
+    devices = (devices,) if isinstance(devices, jax.Device) else tuple(devices)
+    if not devices or not all(isinstance(device, jax.Device) for device in devices):
+        raise ValueError(f"devices is {devices}; give at least one of jax.devices(), or None")
+    return devices
 
 
 @contextlib.contextmanager
@@ -289,7 +292,8 @@ def use_devices(devices: Devices) -> Iterator[None]:
     if not devices:
         yield
         return
-    token = _default.set(tuple(devices))
+    devices = all_devices(devices)
+    token = _default.set(devices)
     try:
         with jax.default_device(devices[0]):
             yield

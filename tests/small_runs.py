@@ -18,7 +18,7 @@ TINY = options.Config(
         "refit_batch_size": None, "mixture": "random", "recipe": "paper",
     }
 )  # fmt: skip
-STORES = ("train", *results_json.REFITS, "evaluation", "effects")
+STORES = ("train", *results_json.REFITS, "evaluation", "effects", "shares")
 STEPS = 7  # of an epoch: 1,400 images in batches of 200
 
 

@@ -393,6 +393,39 @@ def test_convergence_is_never_worse_than_its_start(linear, num_decays):
     assert_same_bits(refit.params, linear.wrong)
 
 
+def test_a_measurement_that_is_no_number_is_no_best(linear):
+    """Also the first: those after it are judged by the best of the others."""
+    values = [math.nan, 1.0, 0.8, math.nan, 0.795, 0.85, None]
+    monitor = Script(values)
+    until = Convergence(tolerance=0.01, decay=0.5, num_decays=2)
+    refit = _linear_refit(linear, 100, monitor=monitor, monitor_every=1, until=until)
+    assert refit.converged is True and len(monitor.seen) == 6
+    assert_same_bits(jax.tree.map(np.asarray, refit.params.encoder), monitor.seen[4].encoder)
+    assert refit.last_improvement == pytest.approx(0.795 - 0.85)
+    never = _linear_refit(linear, 100, monitor=Script([math.nan] * 9), monitor_every=1, until=until)
+    assert never.converged is False
+
+
+def test_optimal_inference_is_judged_by_what_it_maximizes(linear):
+    """Or by what is given; by default that is the ELBO."""
+    iwae = gapjax.objectives.Iwae(5)
+    bpd = lambda objective, **options: gapjax.optimal_inference(
+        linear.vae, linear.wrong, linear.images, jax.random.key(0), num_epochs=1, batch_size=20,
+        optimizer=FAST, objective=objective, num_samples=200, **options,
+    ).curve.monitor_bpd[0]  # fmt: skip
+    evaluate = lambda **options: gapjax.evaluate(
+        linear.vae, linear.wrong, jax.random.key(1), linear.images, **options
+    )
+    elbo = evaluate(num_samples=200)
+    several = lambda *arguments: jax.vmap(lambda key: iwae(*arguments[:2], key, arguments[3]))(
+        jax.random.split(arguments[2], 200)
+    ).mean()
+    bound = evaluate(bound=several)
+    assert bound.bpd < elbo.bpd - 0.05
+    assert bpd(iwae) == pytest.approx(bound.bpd, abs=0.04)
+    assert bpd(iwae, bound=gapjax.elbo) == bpd(gapjax.elbo) == pytest.approx(elbo.bpd, abs=0.04)
+
+
 def test_convergence_says_when_it_was_not_reached(linear):
     monitor = Script([1.0, 0.9, 0.8, 0.7])
     before = num_programs()
@@ -418,8 +451,9 @@ def test_convergence_says_when_it_was_not_reached(linear):
     "options, words",
     [
         ({"batch_size": 21}, "batch_size is 21.* 20 examples"),
-        ({"batch_size": 0}, "batch_size 0"),
-        ({"batch_size": -1}, "batch_size -1"),
+        ({"batch_size": 0}, "batch_size is 0; it must be positive"),
+        ({"batch_size": -1}, "batch_size is -1"),
+        ({"batch_size": 5.0}, "batch_size is 5.0; it must be an integer"),
         ({"num_epochs": 0}, "num_epochs is 0"),
         ({"num_epochs": -2}, "num_epochs is -2"),
     ],

@@ -42,6 +42,8 @@ OWNERS = {
     "tensorflow_datasets": {"data/tfds"},
     "tensorflow": {"data/tfds"},
     "sklearn": {"data/readers"},
+    "PIL": {"data/files", "data/tfds"},
+    "scipy": {"data/files"},
     "numpyro": {
         "model/bounds",
         "model/distributions",
@@ -73,7 +75,7 @@ _LATE = {
 # Calls that print or touch the file system, and the rooms that may.
 SPEAKS = {"print", "input"}
 FILES = {"open", "read_text", "read_bytes", "write_text", "write_bytes", "mkdir", "unlink"}
-ON_DISK = {"checkpoints", "data/mnist", "data/readers", "data/tfds"}
+ON_DISK = {"checkpoints", "data/files", "data/mnist", "data/tfds"}
 # What is kept is kept by one cache, or was measured to be slow: the comment says how slow.
 _CACHES = {"functools.lru_cache", "functools.cache", "functools.cached_property"}
 _MEASURED = re.compile(r"#.*\d+(\.\d+)? (ms|s|seconds)\b")

@@ -1,12 +1,14 @@
 """Files of a run: complete or absent, and written by one function."""
 
 import ast
+import os
 import stat
 from pathlib import Path
 
 import pytest
 
 from experiments import files
+from experiments.config import UsageError
 
 EXPERIMENTS = Path(files.__file__).parent
 
@@ -31,6 +33,18 @@ def test_a_file_is_replaced_only_when_it_is_complete(tmp_path):
     assert path.read_bytes() == b"newer"
     assert stat.S_IMODE(path.stat().st_mode) == 0o644
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link", "folder"])
+def test_what_is_no_regular_file_is_not_replaced(tmp_path, kind):
+    path, target = tmp_path / "out", tmp_path / "target"
+    target.write_bytes(b"of others")
+    {"pipe": os.mkfifo, "link": lambda at: at.symlink_to(target), "folder": Path.mkdir}[kind](path)
+    before = os.lstat(path)
+    with pytest.raises(UsageError, match="out is no regular file and is not replaced"):
+        files.write_atomically(path, b"ours")
+    assert os.path.samestat(before, os.lstat(path)) and target.read_bytes() == b"of others"
+    assert sorted(tmp_path.iterdir()) == [path, target]
 
 
 def test_a_directory_that_is_not_there_is_an_error(tmp_path):

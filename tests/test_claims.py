@@ -27,6 +27,18 @@ def test_claims_judge_the_numbers():
     assert len(claims(good, 0.0)) == 4
 
 
+def test_the_rise_is_paired_over_the_images_of_both_ends():
+    """0.03 is two and a half of its own errors, and three of ten of those of the last BPD."""
+    rows = _good()
+    verdict = lambda: next(c for c in claims(rows, 0.5) if "then rises" in c["claim"])
+    for row in rows:
+        row["test"]["stderr"] = 0.1
+    assert verdict()["holds"] is False and "of the former" in verdict()["detail"]
+    rows[1]["rise"] = {"bpd": 0.03, "stderr": 0.012}
+    assert verdict()["holds"] is True and verdict()["threshold"] == 0.024
+    assert "this paired difference" in verdict()["detail"]
+
+
 def test_a_claim_at_every_checkpoint_needs_each_of_them():
     rows = _good()
     verdict = lambda: next(c for c in claims(rows, 0.5) if "at every checkpoint" in c["claim"])

@@ -187,8 +187,6 @@ def _check_resumes(runs, out, monkeypatch):
     ]
 
 
-# Orbax leaves a task of the failed read behind, which then finds its event loop closed.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("name", ["samples", "refinement_1"])
 def test_a_refit_that_was_killed_goes_on_to_the_same_bits(
     trained, short, tmp_path, monkeypatch, capsys, name
@@ -298,6 +296,13 @@ def test_recipe_of_the_programs_is_that_of_the_library(tmp_path):
         )
         _, by_name = stores.encoders(run, EPOCH, [kind])
         jax.tree.map(np.testing.assert_array_equal, by_name[kind], closed.params.encoder)
+
+
+def test_a_standard_error_of_zero_is_one():
+    """Of two seeds of one mean it is that over seeds all the same; of one, that over images."""
+    per_image = np.array([[1.0, 2.0], [2.0, 1.0]])
+    assert close_the_gap._summary(per_image)["stderr"] == 0
+    assert close_the_gap._summary(per_image[:1])["stderr"] == pytest.approx(0.5)
 
 
 def test_programs_know_the_recipes_that_keep_the_architecture():

@@ -11,11 +11,12 @@ import pytest
 from conftest import random_params
 
 import gapjax
-from gapjax import Refiner, compress, decompress
-from gapjax.codec import container, stack
+from gapjax import Refiner, compress, decompress, parallel
+from gapjax.codec import coding, container, stack
 from gapjax.codec.coding import ENCODER
 from gapjax.codec.stack import CodecError
 from gapjax.codec.tables import describe
+from gapjax.infer import newton
 from gapjax.vae import sample_model
 
 pytest.importorskip("constriction", reason="the extra 'codec' is not installed")
@@ -221,6 +222,8 @@ def test_a_header_survives(grey):
         ({"event_shape": (1,) * 9}, "9 axes"),
         ({"refiner": Refiner(num_steps=10**9)}, "steps of refinement"),
         ({"refiner": Refiner(num_samples=10**9)}, "refinement with"),
+        ({"refiner": Refiner("adam", 1, num_samples=129)}, "8 chains of 8 images, with"),
+        ({"refiner": Refiner("adam", 1000, num_samples=128)}, "wrong checksum"),
         ({"refiner": Refiner("adam", learning_rate=np.nan)}, "refinement with"),
         ({"levels": 1}, "1 levels"),
     ],
@@ -235,13 +238,95 @@ def test_what_would_cost_too_much_is_refused_before_any_work(monkeypatch, change
         container.parse(content)
 
 
+def test_work_is_bounded_by_the_length_of_the_file():
+    """A file whose header asks for much must be long; more chains than memory are refused."""
+    length = lambda refiner: len(container.pack(_SMALL._replace(refiner=refiner), [_WORD] * 8))
+    assert length(Refiner()) == length(Refiner("adam", 10)) < 100
+    assert length(Refiner("adam", 1000, 128)) > 8 * 128_000 / 256
+    assert length(Refiner(num_steps=1000, num_judged=128)) > 8 * 8 * 128_000 / 256
+    assert container.most_chains(Refiner(num_judged=2000)) == 0
+
+
+_WORD = np.ones(1, np.uint32)
+
+
+def test_what_needs_no_refinement_is_compared_before_any_is_computed(small, monkeypatch):
+    """Nor does a file without refinement compile any."""
+    model, images = _binary(small), small.test_images[:8]
+    content = compress(*model, images, Refiner(num_steps=1))
+    header, streams = container.parse(content)
+
+    def never(*args):
+        raise AssertionError("refined")
+
+    parallel._compiled.cache_clear()
+    monkeypatch.setattr(newton, "_newton", never)
+    forged = header._replace(numerics=b"????" + header.numerics[4:])
+    with pytest.raises(CodecError, match="another arithmetic"):
+        decompress(*model, container.pack(forged, streams))
+    _same(decompress(*model, compress(*model, images)), images)
+    with pytest.raises(AssertionError, match="refined"):
+        decompress(*model, content)
+    monkeypatch.undo()
+    _same(decompress(*model, content), images)
+    with pytest.raises(CodecError, match="another arithmetic"):
+        forged = header._replace(numerics=header.numerics[:4] + b"????")
+        decompress(*model, container.pack(forged, streams))
+
+
+@pytest.mark.parametrize(
+    "error, words",
+    [
+        (MemoryError(), "too little memory on this machine: out of memory"),
+        (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: of 9 bytes"), "RESOURCE_EXHAUSTED: of 9"),
+    ],
+    ids=["numpy", "xla"],
+)
+def test_too_little_memory_is_said_in_one_line(small, monkeypatch, error, words):
+    model, images = _binary(small), small.test_images[:1]
+    content = compress(*model, images)
+
+    def exhausted(*args):
+        raise error
+
+    monkeypatch.setattr(coding, "numerics", exhausted)
+    for use in (lambda: compress(*model, images), lambda: decompress(*model, content)):
+        with pytest.raises(CodecError, match=words):
+            use()
+    error = RuntimeError("of another kind")
+    with pytest.raises(RuntimeError, match="of another kind"):
+        decompress(*model, content)
+
+
+def test_a_model_in_several_spellings_makes_one_file(small):
+    """Every pixel of an expanded likelihood is coded; a scale need not have the latents' shape."""
+
+    def spelled(expand):
+        write = lambda q: q.expand([3]).to_event(1) if expand else q.to_event(1)
+        full = (lambda shape, value: value) if expand else jnp.full
+        encode = lambda params, x: write(dist.Normal(full((3,), x[0, 0] / 9.0), full((3,), 0.5)))
+        bernoulli = lambda z: dist.Bernoulli(full((2, 3), jax.nn.sigmoid(z.sum())))
+        decode = lambda params, z: bernoulli(z).expand([2, 3]).to_event(2)
+        prior = write(dist.Normal(full((3,), 0.0), full((3,), 1.0)))
+        return gapjax.VAE(None, encode, decode, prior)
+
+    images = _images("noise", 4, (2, 3), 2)
+    for refiner in (ENCODER, Refiner(num_steps=1)):
+        files = [compress(spelled(e), gapjax.VAEParams({}, {}), images, refiner) for e in (0, 1)]
+        for file, expand in zip(files, (0, 1), strict=True):
+            _same(decompress(spelled(expand), gapjax.VAEParams({}, {}), file), images)
+        words = [container.parse(file)[1][0] for file in files]
+        assert len(words[0]) == len(words[1])
+
+
 def test_foreign_files_are_named_as_such():
     content = container.pack(_SMALL, [np.ones(3, np.uint32)])
     for foreign in (b"", b"PK\x03\x04", b"\x89PNG\r\n\x1a\n" + bytes(100)):
         with pytest.raises(CodecError, match="not a file of gapjax's codec"):
             container.parse(foreign)
-    with pytest.raises(CodecError, match="version 9 of the format"):
-        container.parse(content[:4] + b"\x09" + content[5:])
+    for version in (1, 9):
+        with pytest.raises(CodecError, match=f"version {version} of the format"):
+            container.parse(content[:4] + bytes([version]) + content[5:])
     for size in range(1, len(content)):
         with pytest.raises(CodecError, match="truncated"):
             container.parse(content[:size])
@@ -279,6 +364,8 @@ def test_a_model_that_cannot_code_is_refused(small, linear):
         compress(small.vae, not_finite, images)
     with pytest.raises(ValueError, match="num_chains is 0"):
         compress(small.vae, small.params, images, num_chains=0)
+    with pytest.raises(ValueError, match=r"num_chains is 2\.0; it must be an integer"):
+        compress(small.vae, small.params, images, num_chains=2.0)
 
 
 def test_a_prior_of_another_scale_is_coded_on_its_own_grid(small):

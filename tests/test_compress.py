@@ -15,6 +15,8 @@ import gapjax
 from experiments import baselines, compress, compression, options, train
 from experiments import run as experiment
 from experiments.workdir import Workdir
+from gapjax.codec import container
+from gapjax.codec.coding import ENCODER
 from gapjax.codec.stack import CodecError
 
 pytest.importorskip("constriction", reason="the extra 'codec' is not installed")
@@ -99,7 +101,15 @@ def test_another_process_finds_the_images_again(checkpoint):
         ({"input": "{folder}/named.npz"}, "no array named images"),
         ({"input": "{folder}/flat.npz"}, "shape"),
         ({"input": "{folder}/objects.npz"}, r"no \.npz file of numbers"),
-        ({"input": "{folder}/wide.npz"}, "does not fit"),
+        ({"input": "{folder}/wide.npz"}, r"shape \(2, 8, 9\); the model takes \[N, 8, 8\]"),
+        ({"decompress": "true", "input": "{folder}/big.gap"}, r"\(30000, 30000, 1\) with 2 levels"),
+        ({"decompress": "true", "input": "{folder}/levels.gap"}, "200 levels; the model is for"),
+        ({"output": "{folder}/images.npz"}, "--output: .*images.npz is the input"),
+        ({"output": "{folder}/hard.npz"}, "--output: .*hard.npz is the input"),
+        ({"output": "{folder}/pipe"}, "--output: .*pipe is no regular file"),
+        ({"output": "{folder}/link"}, "--output: .*link is no regular file"),
+        ({"output": "/dev/null"}, "--output: /dev/null is no regular file"),
+        ({"output": "{folder}"}, "--output: .* is no regular file"),
         ({"input": "{folder}/grey.npz"}, "values from 9 to 9"),
         ({"decompress": "true"}, "not a file of gapjax's codec"),
     ],
@@ -112,6 +122,13 @@ def test_what_cannot_be_done_is_said_in_one_line(checkpoint, given, words):
     np.savez(folder / "objects.npz", images=np.array([None, 1], object))
     np.savez(folder / "wide.npz", images=np.zeros((2, 8, 9), np.uint8))
     np.savez(folder / "grey.npz", images=np.full((2, 8, 8), 9))
+    for name, levels, shape in (("big", 2, (30000, 30000, 1)), ("levels", 200, (8, 8))):
+        header = container.Header(levels, shape, 1, ENCODER, bytes(8), bytes(8), bytes(8), 0)
+        (folder / f"{name}.gap").write_bytes(container.pack(header, [np.zeros(0, np.uint32)]))
+    if not (folder / "pipe").exists():
+        os.mkfifo(folder / "pipe")
+        (folder / "link").symlink_to(folder / "nowhere")
+        (folder / "hard.npz").hardlink_to(folder / "images.npz")
     usual = {
         "checkpoint": "{folder}/run", "input": "{folder}/images.npz", "output": "{folder}/no.gap"
     }  # fmt: skip

@@ -144,6 +144,14 @@ def test_they_draw_levels_in_the_type_of_the_images(small, make):
     np.testing.assert_array_equal(*draws)
 
 
+@pytest.mark.parametrize("make", [reconstruction_source, interpolation_source])
+def test_decoded_codes_are_not_cut_to_the_type_of_the_images(linear, make):
+    """The model's x are reals, these images levels."""
+    source = make(linear.vae, linear.exact, np.ones((4, 6), np.uint8))
+    draws = np.asarray(_epoch(source, jax.random.key(0)))
+    assert draws.dtype == np.float32 and np.all(draws != np.round(draws))
+
+
 def test_what_cannot_be_made_is_refused(small):
     with pytest.raises(ValueError, match="partner is 'model'; it must be one of data, prior"):
         interpolation_source(small.vae, small.params, small.train_images, partner="model")

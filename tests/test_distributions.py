@@ -6,10 +6,12 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
 import pytest
 import scipy.stats
+from conftest import PlainNormal
 
-from gapjax.model.distributions import DiscretizedLogistic
+from gapjax.model.distributions import DiscretizedLogistic, common_dtype, integer_range
 
 LEVELS = [2, 17, 256]
 WEIGHTS = [0.0, 2.56e-5, 0.3]  # of the uniform: none, the default of grey images, plain to see
@@ -287,3 +289,42 @@ class TransformedTest(chex.TestCase):
         locs = jnp.array([0.1, 0.9])
         expected = DiscretizedLogistic(locs, 0.1, 17, uniform_weight=0.3).mean
         np.testing.assert_allclose(means, expected, rtol=1e-6)
+
+
+# --- the values of a likelihood, and the dtypes that hold them ------------------------------------
+
+
+@pytest.mark.parametrize(
+    "distribution, expected",
+    [
+        (dist.Bernoulli(logits=jnp.zeros(3)).to_event(1), (0, 1)),
+        (DiscretizedLogistic(jnp.zeros((2, 3)), 0.1, 17).to_event(2), (0, 16)),
+        (dist.Categorical(logits=jnp.zeros(5)).expand([2]).to_event(1), (0, 4)),
+        (dist.Poisson(3.0), None),
+        (dist.Normal(jnp.zeros(3), 1.0).to_event(1), None),
+        (dist.Uniform(0.0, 1.0), None),
+        (PlainNormal(2), None),
+    ],
+    ids=lambda each: type(each).__name__,
+)
+def test_levels_are_known_where_the_support_says_them(distribution, expected):
+    assert integer_range(distribution) == expected
+
+
+@pytest.mark.parametrize(
+    "first, second, expected",
+    [
+        ("uint8", "uint8", "uint8"),
+        ("bool", "uint8", "uint8"),
+        ("uint8", "int8", "int16"),
+        ("uint16", "int16", "int32"),
+        ("uint8", "float16", "float32"),
+        ("int32", "bfloat16", "float32"),
+        ("bfloat16", "bfloat16", "bfloat16"),
+        ("float16", "bfloat16", "float32"),
+        ("int32", "float32", "float32"),
+    ],
+)
+def test_a_dtype_holds_the_values_of_two(first, second, expected):
+    for pair in ((first, second), (second, first)):
+        assert common_dtype(*map(jnp.dtype, pair)) == jnp.dtype(expected)

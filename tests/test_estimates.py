@@ -12,7 +12,7 @@ from conftest import assert_same_bits
 
 import gapjax
 from gapjax.measure.bounds import encoder_gradient_norms
-from gapjax.measure.statistics import effective_number
+from gapjax.measure.statistics import effective_number, sign_test
 from gapjax.results.estimates import inference_gaps, summarize
 
 
@@ -151,9 +151,8 @@ def test_one_image_that_decides_the_mean_is_told_from_most():
     assert paired.bpd == pytest.approx((399.75 - 396 * 0.25) / 400)
     assert paired.median == -0.25
     assert paired.fraction_improved == (1 + 1.5) / 400
-    assert paired.fraction_improved_stderr == pytest.approx(
-        math.sqrt(paired.fraction_improved * (1 - paired.fraction_improved)) / 20
-    )
+    low, high = paired.fraction_improved_interval
+    assert 0 < low < paired.fraction_improved < high < 0.025
     assert paired.num_effective == pytest.approx(1.0, abs=0.01)
     other = gapjax.paired_difference(summarize(second), summarize(first))
     assert (other.median, other.fraction_improved) == (0.25, 1 - paired.fraction_improved)
@@ -163,9 +162,74 @@ def test_the_error_of_a_normal_difference_rests_on_a_third_of_the_images():
     values = scipy.stats.norm.ppf((np.arange(10_000) + 0.5) / 10_000)
     paired = gapjax.paired_difference(summarize(values), summarize(np.zeros(10_000)))
     assert paired.num_effective == pytest.approx(10_000 / 3, rel=0.01)
-    assert paired.fraction_improved == 0.5 and paired.fraction_improved_stderr == 0.005
+    assert paired.fraction_improved == 0.5
+    assert paired.fraction_improved_stderr == pytest.approx(0.005, rel=1e-3)
+    assert paired.fraction_improved_interval == pytest.approx((0.4902, 0.5098), abs=1e-4)
     nothing = gapjax.paired_difference(summarize(values), summarize(values))
     assert (nothing.median, nothing.fraction_improved, nothing.num_effective) == (0, 0.5, 10_000)
+
+
+@pytest.mark.parametrize(
+    ("number", "better", "ties"),
+    [(20, 0.95, 0.0), (50, 0.95, 0.0), (200, 0.99, 0.0), (50, 1.0, 0.0), (200, 0.6, 0.0),
+     (100, 0.1, 0.9), (100, 0.05, 0.93), (40, 0.02, 0.97)],
+)  # fmt: skip
+def test_the_interval_of_a_share_covers_it(number, better, ties):
+    """At the ends, where all images agree, and with ties, which count half."""
+    rng = np.random.default_rng(0)
+    truth, covered, widths, deviations = better + ties / 2, [], [], []
+    for _ in range(1000):
+        signs = rng.choice([1.0, 0.0, -1.0], number, p=[better, ties, 1 - better - ties])
+        difference = signs * rng.exponential(size=number)
+        paired = gapjax.paired_difference(summarize(difference), summarize(np.zeros(number)))
+        low, high = paired.fraction_improved_interval
+        within = abs(paired.fraction_improved - truth) <= 1.96 * paired.fraction_improved_stderr
+        covered.append((low <= truth <= high, within))
+        widths.append(high - low)
+        deviations.append(paired.fraction_improved - truth)
+    assert np.all(np.mean(covered, axis=0) > 0.925) and np.min(widths) > 0
+    # Not much wider than need be: 4 deviations, or where all agree some 3 / N.
+    assert np.mean(widths) < 1.5 * max(4 * np.std(deviations), 4.5 / number)
+
+
+def test_the_sign_test_is_the_exact_binomial_one():
+    for positive, negative in ((0, 0), (1, 0), (5, 5), (3, 12), (60, 40), (4700, 5300)):
+        values = np.repeat([1.0, 0.0, -1.0], [positive, 7, negative])
+        expected = (
+            scipy.stats.binomtest(positive, positive + negative).pvalue
+            if positive + negative
+            else 1.0
+        )
+        for each in (values, -values):
+            assert sign_test(each) == pytest.approx(expected, rel=1e-9)
+
+
+def test_a_share_needs_posterior_samples(small):
+    """With fewer than 100 there is none, nor a median; with more, half of them say how biased."""
+    nudged = small.params._replace(encoder=jax.tree.map(lambda p: 1.01 * p, small.params.encoder))
+    evaluate = lambda params, number: gapjax.evaluate(
+        small.vae, params, jax.random.key(2), small.test_images, num_samples=number
+    )
+    few = [evaluate(params, 3) for params in (small.params, nudged)]
+    many = [evaluate(params, 100) for params in (small.params, nudged)]
+    for first, second in (few, (few[0], many[1]), (many[0], few[1])):
+        paired = gapjax.paired_difference(first, second)
+        unknown = (
+            paired.median, paired.fraction_improved, paired.fraction_improved_stderr,
+            *paired.fraction_improved_interval, paired.fraction_improved_bias, paired.median_bias,
+            paired.sign_test,
+        )  # fmt: skip
+        assert np.isnan(unknown).all() and paired.stderr > 0 and paired.num_effective > 1
+        assert (paired.num_samples, paired.num_images) == (3, 40)
+    paired, halves = gapjax.paired_difference(*many), [evaluate(small.params, 50).per_image]
+    halves.append(evaluate(nudged, 50).per_image)
+    assert paired.num_samples == 100 and few[0].with_half is None
+    np.testing.assert_array_equal(many[0].with_half, halves[0])
+    with_half = np.subtract(*halves, dtype=np.float64)
+    assert paired.median + paired.median_bias == pytest.approx(np.median(with_half), abs=1e-12)
+    assert paired.fraction_improved + paired.fraction_improved_bias == pytest.approx(
+        (with_half > 0).mean()
+    )
 
 
 def test_the_pull_of_an_image_is_the_norm_of_its_own_gradient():

@@ -1,5 +1,6 @@
 """The programs: options, workdirs, phases, the command line."""
 
+import ast
 import json
 import os
 import shutil
@@ -13,13 +14,29 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from small_runs import parsed
+from absl import flags as absl_flags
+from small_runs import STORES, TINY, parsed
 
-from experiments import draw, evaluate, files, options, refit, results_json, train, workdir
+import gapjax
+from experiments import (
+    compress,
+    cost,
+    draw,
+    evaluate,
+    files,
+    options,
+    program,
+    refit,
+    results_json,
+    train,
+    workdir,
+)
 from experiments import run as experiment
+from experiments.config import UsageError
 from experiments.presets import PRESETS
 from gapjax import checkpoints, jobs
 from gapjax.fit.recipes import RECIPES
+from gapjax.model.mlp import POSTERIORS
 
 _ROOT = Path(__file__).parent.parent
 _TINY = (
@@ -49,7 +66,7 @@ def _run(*flags, program="reproduce", cwd=None, **variables):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A workdir that the main program has finished, and what it printed."""
-    path = tmp_path_factory.mktemp("finished") / "run"
+    path = tmp_path_factory.mktemp("finished") / "a run [1] of 50% \\ {a,b}"
     code, out, err = _run(*_TINY, f"--workdir={path}")
     assert code == 0, err
     return path, out
@@ -62,7 +79,7 @@ def _numbers(path):
 
 
 def _trees_equal(first, second):
-    for store in ("train", "self_consistent", "control", "optimal", "evaluation", "effects"):
+    for store in STORES:
         assert checkpoints.numbers(first / "checkpoints" / store) == [2, 4]
         for epoch in (2, 4):
             ours, theirs = (
@@ -146,8 +163,8 @@ def test_the_single_phases_make_the_same_run(finished, tmp_path):
     assert code == 0, err
     code, _, err = _run(f"--workdir={other}", program="evaluate")
     assert code != 0 and "experiments.refit" in err and len(err.strip().splitlines()) == 1
-    for program in ("refit", "evaluate"):
-        code, _, err = _run(f"--workdir={other}", "--sweep=off", program=program)
+    for name in ("refit", "evaluate"):
+        code, _, err = _run(f"--workdir={other}", "--sweep=off", program=name)
         assert code == 0, err
     assert _numbers(other) == _numbers(path)
     _trees_equal(other, path)
@@ -258,11 +275,11 @@ def test_a_damaged_checkpoint_is_one_line_for_a_person(finished, tmp_path):
     (other / "checkpoints" / "optimal" / "4" / "tree" / "manifest.ocdbt").write_bytes(b"")
     code, _, err = _run(f"--workdir={other}", program="evaluate")
     assert code == 1 and len(err.strip().splitlines()) == 1, err
-    assert f"checkpoint 4 in {other}/checkpoints/optimal" in err and "experiments.refit" in err
+    assert f"entry 4 in {other}/checkpoints/optimal" in err and "experiments.refit" in err
     code, out, err = _run(f"--workdir={other}", program="refit")
     assert (code, err) == (0, "")
     (line,) = (line for line in out.splitlines() if line.startswith("skipped"))
-    assert f"checkpoint 4 in {other}/checkpoints/optimal" in line
+    assert f"entry 4 in {other}/checkpoints/optimal" in line
     ours, theirs = (checkpoints.checksum(p / "checkpoints" / "optimal", 4) for p in (other, path))
     assert ours == theirs
 
@@ -270,7 +287,7 @@ def test_a_damaged_checkpoint_is_one_line_for_a_person(finished, tmp_path):
 def test_refits_of_some_checkpoints_or_a_line_that_says_which_there_are(finished):
     path, _ = finished
     code, out, err = _run(f"--workdir={path}", "--checkpoints=2,3", program="refit")
-    assert (code, out) == (1, "")
+    assert code == 1 and len(out.splitlines()) == 1  # the line that a log begins with
     assert err == "refit: --checkpoints: no checkpoint of epoch 3; there are 2, 4\n"
 
 
@@ -370,6 +387,15 @@ def test_flags_of_the_ledger_are_checked_before_there_is_any_work(tmp_path):
         assert not (tmp_path / "run").exists()
 
 
+def test_data_without_a_likelihood_of_the_programs_are_refused_in_one_line(tmp_path):
+    whole = np.arange(300).reshape(30, 2, 5)
+    for x, words in ((whole / 300, "float32"), (whole, "uint16"), (whole % 280, "300 levels")):
+        path = _npz(tmp_path, train=x, test=x, **({"levels": 300} if "levels" in words else {}))
+        with pytest.raises(options.UsageError, match=f"holds {words}, .*of your own") as error:
+            experiment.prepare(options.config_from_flags(parsed([f"--dataset={path}"])), None)
+        assert "\n" not in str(error.value)
+
+
 def test_a_data_file_may_be_named_in_capitals(tmp_path):
     images = np.random.default_rng(0).integers(0, 2, (30, 4, 4), dtype=np.uint8)
     path = _npz(tmp_path, "X.npz", train=images, test=images).rename(tmp_path / "X.NPZ")
@@ -467,8 +493,24 @@ def test_a_workdir_must_be_a_folder_that_is_free(finished, tmp_path):
     first.close()
     second.claim(config, {})
     second.close()
-    with pytest.raises(workdir.WorkdirError, match="checksum"):
-        workdir.Workdir(tmp_path / "shared").claim(config, {"sha256": "of other data"})
+    other = {"sha256": "of other data"}
+    grey = config._replace(uniform_weight=0.1)  # as it follows from other data
+    for refuse in (
+        lambda place: place.claim(config, other),
+        lambda place: place.claim(grey, other),
+        lambda place: place.check_data(config._replace(batch_size=3, uniform_weight=None), other),
+    ):
+        with pytest.raises(workdir.WorkdirError, match=r"the data have changed: .*check") as error:
+            refuse(workdir.Workdir(tmp_path / "shared"))
+        assert "--" not in str(error.value).removeprefix("--workdir").partition(". Give")[0]
+    # Where a flag chose the data, it is the flag.
+    chosen = grey._replace(dataset="grey_digits")
+    workdir.Workdir(tmp_path / "shared").check_data(chosen, other)
+    with pytest.raises(workdir.WorkdirError, match="--dataset is digits there and grey") as error:
+        workdir.Workdir(tmp_path / "shared").claim(chosen, other)
+    assert "changed" not in str(error.value) and "uniform" not in str(error.value)
+    with pytest.raises(workdir.WorkdirError, match=r"--uniform_weight is 0\.0 there and 0\.1 here"):
+        workdir.Workdir(tmp_path / "shared").claim(grey, {})
     (tmp_path / "shared" / "config.json").write_text("{")
     with pytest.raises(workdir.WorkdirError, match="damaged"):
         workdir.Workdir(tmp_path / "shared").claim(config, {})
@@ -497,6 +539,12 @@ def test_a_damaged_configuration_is_one_line_that_says_where(finished, tmp_path,
     with pytest.raises(workdir.WorkdirError, match=words) as error:
         workdir.Workdir(tmp_path).config()
     assert "\n" not in str(error.value) and "config.json is damaged" in str(error.value)
+    if isinstance(stored.get("data"), dict):  # as a program that has other flags would write it
+        del stored["sha256"]
+        stored["sha256"] = workdir._sign(stored)
+        (tmp_path / "config.json").write_text(json.dumps(stored))
+        with pytest.raises(workdir.WorkdirError, match=f"another version of gapjax .*{words}"):
+            workdir.Workdir(tmp_path).config()
 
 
 def test_a_dry_run_says_what_it_would_do_and_does_nothing(tmp_path):
@@ -516,14 +564,61 @@ def test_sizes_that_no_memory_holds_are_one_line(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("posterior", POSTERIORS)
+def test_memory_is_that_of_all_parameters(monkeypatch, posterior):
+    """Those of a covariance are a square of the latents, those of a flow its own."""
+    config = TINY._replace(posterior=posterior, latent_dim=30)
+    data = gapjax.load_dataset("digits")
+    vae = gapjax.mlp_vae((8, 8), latent_dim=30, hidden_sizes=(16,), posterior=posterior)
+    shapes = jax.tree.leaves(jax.eval_shape(vae.init, jax.random.key(0)))
+    needed = cost._training_memory(sum(leaf.size for leaf in shapes), data)
+    monkeypatch.setattr(cost, "_memory", lambda: needed)
+    cost.check_memory(config, data)
+    monkeypatch.setattr(cost, "_memory", lambda: needed - 1)
+    with pytest.raises(UsageError, match="parameters, which take"):
+        cost.check_memory(config, data)
+
+
 def test_a_path_that_is_not_utf8_is_one_line(tmp_path):
     name = os.fsdecode(os.fsencode(tmp_path) + b"/\xff.npz")
     images = np.zeros((400, 2, 2), np.uint8)
     os.replace(_npz(tmp_path, train=images, test=images), name)
     for flag in ("workdir", "dataset", "data_dir"):
         code, _, err = _run(*_TINY, f"--{flag}={name}", cwd=tmp_path)
-        assert code == 1 and len(err.strip().splitlines()) == 1, err
+        assert code == 2 and len(err.strip().splitlines()) == 1, err
         assert f"--{flag}" in err and "not UTF-8" in err
+
+
+def test_a_tilde_is_the_home_folder_in_every_path(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    given = parsed(["--workdir=~/a[1]", "--dataset=~/d.npz", "--data_dir=~", "--coordinator=~"])
+    assert (given.workdir, given.dataset) == (f"{tmp_path}/a[1]", f"{tmp_path}/d.npz")
+    assert (given.data_dir, given.coordinator) == (str(tmp_path), "~")
+    given = absl_flags.FlagValues()
+    compress.define_flags(given)
+    given(["program", "--checkpoint=~/run:5", "--input=~/x.npz", "--output=./~/y"])
+    home = str(tmp_path)
+    assert [given.checkpoint, given.input] == [f"{home}/run:5", f"{home}/x.npz"]
+    assert given.output == "./~/y"
+    assert options._PathsParser().parse("~/a,b") == [f"{home}/a", "b"]
+    # Every flag of text is one of these, or no path.
+    texts = {"preset", "coordinator"}
+    for path in Path(options.__file__).parent.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("DEFINE_string"):
+                assert node.args[0].value in texts, path
+    for define, name, *_ in (*options._PLACE_FLAGS, *options._RUN_FLAGS):
+        assert define is not absl_flags.DEFINE_string or name in texts
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no such backend"), AssertionError()])
+def test_a_device_that_is_not_there_is_one_line(monkeypatch, error):
+    def fail():
+        raise error
+
+    monkeypatch.setattr(program.jax, "devices", fail)
+    with pytest.raises(options.UsageError, match=r"JAX_PLATFORMS=.* cannot be had \(.+\); unset"):
+        program._cores("off")
 
 
 def test_of_several_processes_all_or_none_take_the_workdir(finished, tmp_path, monkeypatch):
@@ -544,7 +639,8 @@ def test_the_command_line_ends_with_one_line_and_no_traceback(tmp_path):
         (["--alpha=2"], "--alpha"),
         (["digits"], "not a flag"),
         (["--num_epochs=many"], "--num_epochs=many"),
-        (["--sed=1"], "seed"),
+        (["--sed=1"], "--sed is not a flag; did you mean --seed?"),
+        (["--epochs=1"], "did you mean --num_epochs?"),
         (["--dataset=mnist", f"--data_dir={tmp_path}/none"], "data_dir"),
     ):
         code, _, err = _run(*flags, cwd=tmp_path)
@@ -566,6 +662,10 @@ def test_a_note_says_where_most_images_contradict_a_mean():
         gain = {
             "bpd": bpd, "stderr": 0.001, "median": -0.002, "better": better,
             "better_stderr": 0.005, "num_effective": 7.3,
+            "by_image": {
+                "sign_test": 0.5 if better == 0.495 else 0.01, "better_bias": 0.0,
+                "num_images": 360,
+            },
         }  # fmt: skip
         test, refits = {"bpd": 0.4}, {"optimal": {"converged": True}}
         over_control = {**gain, "better": 0.6 if bpd > 0 else 0.4}
@@ -576,7 +676,10 @@ def test_a_note_says_where_most_images_contradict_a_mean():
     *_, last = notes = evaluate._notes(rows)
     assert "against the encoder as trained" in last and "its control" not in " ".join(notes)
     assert "at epochs 1, 4. At 4 it wins −0.0100 BPD in the mean and −0.0020 in the median" in last
-    assert "better on 60.0\xa0% of the images" in last and "rests on 7 of them" in last
+    assert "better on 60.0\xa0% of 360 images" in last and "rests on 7 images" in last
+    for each in rows:  # as files of older versions have it
+        del each["gain"]["by_image"]
+    assert not [note for note in evaluate._notes(rows) if "contradict" in note]
 
 
 def test_the_costs_of_pixels_are_those_of_their_image(small):

@@ -61,6 +61,9 @@ def test_one_device_does_its_jobs_in_turn_where_the_caller_is():
         done.clear()
         jobs.run_concurrently(several, used, pytest.fail)
         assert done == [(n, threading.main_thread()) for n in range(3)]
+    used = []
+    jobs.run_concurrently([lambda: used.append(parallel.all_devices())], DEVICES[3:4], pytest.fail)
+    assert used == [(DEVICES[3],)]
 
 
 _LOSES_ITS_PEER = """
@@ -79,7 +82,7 @@ def work(values):
 sys.argv, arguments = sys.argv[:1], sys.argv[1:]
 sys.argv[0] = "program"
 program.flags.FLAGS.mark_as_parsed()
-program.run_without_workdir(lambda values: (sys.argv.extend(arguments), work(values)))
+program._run(lambda values, hold: (sys.argv.extend(arguments), work(values)))
 """
 
 

@@ -4,11 +4,16 @@ It is unbiased where theory says so, bounded from both sides, and computed in bo
 """
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
 import pytest
 
+import gapjax
 from gapjax.measure.annealing import Annealing
+from gapjax.measure.bounds import encoder_gradient_norms, posterior_bounds
 from gapjax.measure.log_likelihood import _log_likelihoods, log_likelihood, sandwich
+from gapjax.results.measurements import measure
 
 _SHORT = Annealing(num_temperatures=6, num_chains=2, num_leapfrog=3)
 _REPEATS = 40
@@ -73,6 +78,70 @@ def test_a_posterior_for_each_image_takes_the_encoders_place(linear, weighted):
     np.testing.assert_allclose(other.log_prob, weighted.log_prob, atol=1e-4)
 
 
+@pytest.mark.parametrize("scale", ["full", "broadcast"])
+def test_posteriors_made_by_hand_with_an_axis_of_images_are_those_of_vmap(linear, scale):
+    loc, key = np.full((len(linear.images), 2), 0.2, np.float32), jax.random.key(2)
+    spread = jnp.full(2, 0.5)
+    by_vmap = jax.vmap(lambda m: dist.Normal(m, spread).to_event(1))(loc)
+    by_hand = dist.Normal(loc, jnp.full_like(loc, 0.5) if scale == "full" else 0.5).to_event(1)
+    measures = (
+        lambda q: (
+            log_likelihood(
+                linear.vae, linear.exact, key, linear.images, posteriors=q, num_samples=4
+            ).log_prob
+        ),
+        lambda q: posterior_bounds(linear.vae, linear.exact, key, linear.images, q, num_samples=2),
+    )
+    for nats in measures:
+        np.testing.assert_array_equal(nats(by_hand), nats(by_vmap))
+
+
+def _not_finite(linear):
+    """A model whose q is NaN, and every measurement of images with it."""
+    q = lambda loc: dist.Normal(loc * jnp.nan, 1.0).to_event(1)
+    vae = linear.vae._replace(encode=lambda encoder, x: q(encoder["weight"] @ x))
+    arguments = vae, linear.exact, jax.random.key(0), linear.images[:3]
+    search = gapjax.PosteriorSearch(1, num_heldout=2, steps_per_round=1, max_rounds=1)
+    own = dist.Normal(jnp.full((3, 2), jnp.nan), 1.0, validate_args=False).to_event(1)
+    return {
+        "evaluate": lambda: gapjax.evaluate(*arguments),
+        "log_likelihood": lambda: log_likelihood(*arguments, num_samples=2),
+        "annealing": lambda: log_likelihood(*arguments, method=Annealing(2, 2, 1)),
+        "log_likelihood of q": lambda: log_likelihood(*arguments, posteriors=own, num_samples=2),
+        "posterior_bounds": lambda: posterior_bounds(*arguments, own),
+        "encoder_gradient_norms": lambda: encoder_gradient_norms(*arguments),
+        "newton": lambda: gapjax.refine(*arguments, gapjax.Refiner(num_steps=1)),
+        "adam": lambda: gapjax.refine(*arguments, gapjax.Refiner("adam", 1)),
+        "no steps": lambda: gapjax.refine(*arguments, gapjax.Refiner(num_steps=0)),
+        "best_posteriors": lambda: gapjax.best_posteriors(*arguments, search=search),
+        "ledger": lambda: measure(
+            *arguments, {"own": linear.wrong.encoder}, search=None, method="importance"
+        ),
+    }
+
+
+@pytest.mark.parametrize("name", [
+    "evaluate", "log_likelihood", "annealing", "log_likelihood of q", "posterior_bounds",
+    "encoder_gradient_norms", "newton", "adam", "no steps", "best_posteriors", "ledger",
+])  # fmt: skip
+def test_no_measurement_is_silent_about_what_is_not_finite(linear, name):
+    whose = "that posterior has a NaN|encode raises: Normal distribution got invalid loc"
+    with pytest.raises(FloatingPointError, match=f"image 0 .* 3 of 3 images .*: ({whose})"):
+        _not_finite(linear)[name]()
+
+
+def test_no_program_writes_a_nan_on_purpose(linear):
+    """Under jax_debug_nans every result of a program is looked at."""
+    search = gapjax.PosteriorSearch(1, num_heldout=2, steps_per_round=1, max_rounds=1)
+    arguments = linear.vae, linear.wrong, jax.random.key(0), linear.images[:2]
+    with jax.debug_nans(True):
+        found = log_likelihood(*arguments, num_samples=3, chunk_size=2)
+        assert np.isfinite(found.log_prob).all() and np.isnan(found.acceptance).all()
+        log_likelihood(*arguments, method=Annealing(2, 2, 1))
+        gapjax.refine(*arguments, gapjax.Refiner(num_steps=1))
+        gapjax.best_posteriors(*arguments, search=search)
+
+
 def test_memory_is_that_of_a_chunk(linear):
     def temporary_bytes(num_samples):
         program = _log_likelihoods.on(
@@ -135,3 +204,7 @@ def test_bad_arguments_are_named(linear):
         log_likelihood(*arguments, linear.images, num_samples=0)
     with pytest.raises(ValueError, match="num_chains=0"):
         sandwich(*arguments, 3, annealing=Annealing(num_chains=0))
+    with pytest.raises(ValueError, match=r"num_chains is 2\.0; it must be an integer"):
+        sandwich(*arguments, 3, annealing=Annealing(num_chains=2.0))
+    with pytest.raises(ValueError, match=r"num_leapfrog is 1\.5; it must be an integer"):
+        log_likelihood(*arguments, linear.images, method=Annealing(num_leapfrog=1.5))

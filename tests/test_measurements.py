@@ -282,6 +282,24 @@ def test_a_ledger_of_a_random_subset_without_posteriors(linear, monkeypatch):
     assert not np.array_equal(chosen, subset(linear.images, 9, 1))
 
 
+def test_a_ledger_takes_another_bound(linear):
+    """With the exact q* the bound of several samples is log p(x), whatever their number."""
+    search = PosteriorSearch(steps_per_round=1, max_rounds=1, num_heldout=2)
+    options = {"num_samples": 40, "search": search, "method": "importance", "num_images": 3}
+    book = gapjax.ledger(
+        linear.vae, linear.exact, jax.random.key(0), linear.images[:3], linear.images[:3],
+        encoders={"wrong": linear.wrong.encoder}, num_importance_samples=250,
+        bound=gapjax.importance_weighted_bound, **options,
+    )  # fmt: skip
+    elbo = gapjax.evaluate(
+        linear.vae, linear.wrong, jax.random.key(1), linear.images[:3], num_samples=200
+    )
+    log_prob, wrong = linear.log_prob(linear.images[:3]).mean(), book.test.encoders["wrong"].elbo
+    assert book.test.encoders["as_trained"].elbo.nats == pytest.approx(log_prob, abs=1e-3)
+    assert book.test.optimal.nats == pytest.approx(log_prob, abs=0.05)
+    assert -elbo.bpd * 6 * math.log(2) + 0.3 < wrong.nats < log_prob + 0.3
+
+
 def test_bad_arguments_of_a_ledger_are_named(linear):
     arguments = linear.vae, linear.wrong, jax.random.key(0), linear.images, linear.images
     with pytest.raises(ValueError, match="'optimal'"):

@@ -70,6 +70,11 @@ def test_the_decoder_mirrors_the_encoder():
     assert decoder == sorted([(3, 5), (5, 6), (6, 2)])
 
 
+def test_data_without_levels_have_no_discretized_logistic():
+    with pytest.raises(ValueError, match=r"levels is None, .*of your own"):
+        gapjax.mlp_vae((2,), "discretized_logistic", levels=None)
+
+
 def test_encode_takes_levels_as_uint8_and_as_floats():
     vae = gapjax.mlp_vae((3,), "discretized_logistic", latent_dim=2, hidden_sizes=(4,), levels=17)
     params = random_params(vae)

@@ -154,16 +154,95 @@ def test_several_samples_are_those_of_the_elbo(linear):
     )
 
 
+def test_the_importance_weighted_bound_is_an_objective(linear):
+    """With the exact posterior all weights are p(x); of one sample the mean is the ELBO."""
+    key, x = jax.random.key(9), jnp.asarray(linear.images[0])
+    exact = objectives.Iwae(3)(linear.vae, linear.exact, key, x)
+    assert exact == pytest.approx(linear.log_prob(linear.images[:1])[0], rel=1e-5)
+    one, *_ = _gradients(objectives.Iwae(1), linear.vae, linear.wrong, key, x)
+    elbo, *_ = _gradients(gapjax.elbo, linear.vae, linear.wrong, key, x)
+    assert abs(one.mean() - elbo.mean()) < 5 * np.hypot(one.std(), elbo.std()) / np.sqrt(N)
+
+
+def _kl_by_latent(linear):
+    """Of the wrong q of the first image to the prior [Z]."""
+    q = linear.vae.encode(linear.wrong.encoder, jnp.asarray(linear.images[0])).base_dist
+    m, s = np.asarray(q.loc, np.float64), np.asarray(q.scale, np.float64)
+    return -np.log(s) + (s**2 + m**2 - 1) / 2
+
+
+def test_beta_weighs_the_kl_and_the_first_nats_of_a_latent_are_free(linear):
+    key, x, kl = jax.random.key(9), jnp.asarray(linear.images[0]), _kl_by_latent(linear)
+    value = lambda objective: float(objective(linear.vae, linear.wrong, key, x))
+    elbo = value(gapjax.elbo)
+    assert value(objectives.BetaElbo(1.0)) == pytest.approx(elbo, rel=1e-6)
+    assert value(objectives.BetaElbo(4.0)) == pytest.approx(elbo - 3 * kl.sum(), rel=1e-5)
+    assert value(objectives.FreeBits(0.0)) == pytest.approx(elbo, rel=1e-6)
+    assert kl.min() < 0.9 * kl.max()
+    for nats in (kl.mean(), 2 * kl.max()):
+        expected = elbo + kl.sum() - np.maximum(nats, kl).sum()
+        assert value(objectives.FreeBits(nats)) == pytest.approx(expected, rel=1e-5)
+    with pytest.raises(ValueError, match="Normal and PlainNormal have no KL in closed form"):
+        objectives.FreeBits(0.5)(linear.monte_carlo_vae, linear.wrong, key, x)
+
+
+def test_a_kl_that_is_estimated_can_be_weighed_too(linear):
+    key, x = jax.random.key(9), jnp.asarray(linear.images[0])
+    arguments = linear.monte_carlo_vae, linear.wrong, key, x
+    none, once, twice = (float(objectives.BetaElbo(beta)(*arguments)) for beta in (0.0, 1.0, 2.0))
+    assert none - once == pytest.approx(once - twice, rel=1e-4)
+    assert once == pytest.approx(float(gapjax.elbo(*arguments)), rel=1e-6)
+
+
+@pytest.mark.parametrize("make", [objectives.SeveralSamples, objectives.Iwae])
+def test_no_samples_make_no_objective(linear, make):
+    with pytest.raises(ValueError, match="num_samples is 0; it must be positive"):
+        make(0)(linear.vae, linear.wrong, jax.random.key(0), jnp.zeros(6))
+
+
+def test_an_objective_that_holds_another_takes_gradients_as_that_does(linear):
+    asked = objectives.needs_rsample
+    wake_sleep = functools.partial(objectives.wake_sleep)
+    assert not asked(objectives.WithSleep(1.0, wake_sleep)) and not asked(wake_sleep)
+    assert asked(objectives.WithSleep(1.0)) and asked(functools.partial(gapjax.elbo))
+    of = lambda forward: objectives.EnsembleDistillation(
+        linear.vae, [linear.exact.encoder], forward
+    )
+    for make in (lambda forward: objectives.Distillation(forward=forward), of):
+        assert (asked(make(True)), asked(make(False))) == (False, True)
+
+
+@pytest.mark.parametrize("make", [objectives.ConsistentCodes, objectives.WithSleep])
+def test_a_sample_of_the_model_is_encoded_as_it_is(linear, make):
+    """Images that are levels do not make levels of the samples of a model of reals."""
+    key, levels = jax.random.key(10), np.round(linear.images[0]).astype(np.int8)
+    values = [make(0.5)(linear.vae, linear.wrong, key, jnp.asarray(levels, t)) for t in
+              (jnp.int8, jnp.float32)]  # fmt: skip
+    np.testing.assert_allclose(*values, rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     "make",
     [
+        objectives.Iwae,
+        objectives.BetaElbo,
+        objectives.FreeBits,
         objectives.SeveralSamples,
         objectives.WithSleep,
         objectives.DenoisingElbo,
         objectives.ConsistentCodes,
         lambda number: objectives.Distillation(gapjax.Refiner(num_steps=number)),
     ],
-    ids=["several_samples", "with_sleep", "denoising", "consistent_codes", "distillation"],
+    ids=[
+        "iwae",
+        "beta",
+        "free_bits",
+        "several_samples",
+        "with_sleep",
+        "denoising",
+        "consistent_codes",
+        "distillation",
+    ],
 )
 def test_objectives_made_alike_are_equal(make):
     assert make(2) == make(2) and hash(make(2)) == hash(make(2))

@@ -104,6 +104,26 @@ def test_scale_learning_rate_needs_one_in_the_state():
         scale_learning_rate(optax.adam(0.1).init(PARAMS), 0.5)
 
 
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_adam_takes_steps_in_half_precision(dtype):
+    """Its constants are plain numbers: 0.999 is 1 in bfloat16, and 1e-8 is 0 in float16."""
+    params = {"w": jnp.ones(3, dtype)}
+    optimizer = gapjax.adam(1e-2)
+    state = optimizer.init(params)
+    assert list(state.hyperparams) == ["learning_rate"]
+    updates, after = optimizer.update({"w": jnp.full(3, 0.5, dtype)}, state, params)
+    np.testing.assert_allclose(updates["w"].astype(jnp.float32), -1e-2, rtol=1e-2)
+    assert jax.tree.map(jnp.dtype, after) == jax.tree.map(jnp.dtype, state)
+
+
+def test_lbfgs_without_a_line_search_moves_the_encoder_alone():
+    start = jax.tree.map(jnp.copy, PARAMS)
+    optimizer = gapjax.encoder_only(optax.lbfgs(0.4, linesearch=None))
+    params, _, updates = _run(optimizer, start, 10)
+    np.testing.assert_allclose(params.encoder["w"], -0.5, atol=0.05)
+    np.testing.assert_array_equal(updates.decoder["w"], np.zeros(3))
+
+
 # --- the plateau rule ---------------------------------------------------------------------------
 
 RULE = gapjax.Convergence(tolerance=0.1, decay=0.5, num_decays=1)

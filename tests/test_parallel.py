@@ -211,6 +211,15 @@ def test_a_step_is_one_all_reduce_and_never_visits_the_host(small):
     assert "callback" in talkative.on(EIGHT).lower(jnp.ones(())).compile().as_text()
 
 
+@pytest.mark.parametrize("given", [[], (), ["cpu"], "cpu"])
+def test_devices_are_devices(small, given):
+    with pytest.raises(ValueError, match=r"devices is .*; give at least one of jax\.devices"):
+        gapjax.evaluate(small.vae, small.params, jax.random.key(0), _images(small), devices=given)
+    assert parallel.all_devices(EIGHT[3]) == parallel.all_devices(EIGHT[3:4]) == (EIGHT[3],)
+    with parallel.use_devices(EIGHT[3]):
+        assert parallel.all_devices() == (EIGHT[3],)
+
+
 def test_devices_that_are_given_are_used(small):
     """The last one alone: neither the default nor the first."""
     state, _ = _train(small, EIGHT[7:], num_epochs=1, rng_key=jax.random.key(3))
@@ -324,12 +333,27 @@ def test_a_sweep_goes_on_where_it_was_interrupted(small, count):
     straight = sweep(members, on_chunk=on_chunk)
     steps = [{int(each.state.step) for each in progress} for progress in kept]
     first = next(number for number, found in enumerate(steps) if len(found) > 1)
-    for progress in (kept[0], kept[first]):
+    # The last has members that converged at different steps, and none that goes on.
+    for progress in (kept[0], kept[first], kept[-1]):
         resumed = sweep([m._replace(resume=p) for m, p in zip(members, progress, strict=True)])
         for ours, theirs in zip(resumed, straight, strict=True):
             assert ours.curve == theirs.curve and ours.num_steps == theirs.num_steps
             assert_same_bits(ours.params, theirs.params)
             assert_same_bits(ours.averaged_params, theirs.averaged_params)
+
+
+def test_members_of_a_sweep_have_one_dtype(small):
+    images, key = _images(small), jax.random.key(0)
+    members = [
+        gapjax.Member(small.params, gapjax.data_source(images.astype(dtype)), key)
+        for dtype in (np.uint8, np.float32)
+    ]
+    with pytest.raises(ValueError, match="the sources of a sweep differ in more than the values"):
+        gapjax.refit_members(small.vae, members, num_epochs=1)
+    half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), small.params)
+    members = [members[0], members[0]._replace(params=half)]
+    with pytest.raises(ValueError, match="the states of a sweep differ in more than the values"):
+        gapjax.refit_members(small.vae, members, num_epochs=1)
 
 
 def test_what_all_members_share_is_there_once(small):

@@ -1,9 +1,12 @@
 """Recipes: the paper's is `self_consistent` to the bit; other encoders; what a recipe names."""
 
 import dataclasses
+import warnings
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
 import pytest
 from conftest import assert_same_bits
 
@@ -18,6 +21,7 @@ from gapjax.fit.recipes import (
     recipe_options,
     recipe_source,
 )
+from gapjax.fit.sources import first_example
 from gapjax.model.mlp import mlp_encoder
 from gapjax.vae import Encoder, with_encoder
 
@@ -104,10 +108,53 @@ def test_an_encoder_of_another_architecture_leaves_the_decoder_to_the_bit(small)
     assert_same_bits(again.params, closed.params)
 
 
+def test_a_new_encoder_takes_the_levels_from_the_likelihood(small):
+    """Not from the largest value of the data, which here is below those of the model."""
+    recipe = _but(RECIPES["paper"], hidden_sizes=(8,))
+    levels = lambda vae: recipe_model(recipe, vae, small.train_images).encode.levels
+    for number in (17, 256):
+        assert levels(gapjax.mlp_vae((5, 5), "discretized_logistic", levels=number)) == number
+    assert levels(small.vae) == 2
+    real = lambda decoder, z: dist.Normal(jnp.zeros((5, 5)), 1.0).to_event(2)
+    assert levels(small.vae._replace(decode=real)) == 2
+
+
+def test_a_linear_encoder_is_a_new_one(small):
+    """No hidden sizes are sizes, too, so that the trained encoder is no start."""
+    recipe = _but(RECIPES["paper"], hidden_sizes=(), refinement_steps=1)
+    model = recipe_model(recipe, small.vae, small.train_images)
+    member = recipe_member(recipe, small.vae, small.params, small.train_images, KEY, model=model)
+    shapes = lambda tree: jax.tree.map(np.shape, tree)
+    assert shapes(member.params) == shapes(jax.eval_shape(model.init, KEY))
+
+
+@pytest.mark.parametrize("shape", [(25,), (5, 5, 1)])
+def test_every_recipe_has_a_source_for_any_data(small, shape):
+    vae = gapjax.mlp_vae(shape, latent_dim=3, hidden_sizes=(4,))
+    data = gapjax.data_source(small.train_images.reshape(-1, *shape))
+    params = jax.eval_shape(vae.init, KEY)
+    params = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), params)
+    for recipe in RECIPES.values():
+        moved = [name for name, _ in recipe.sources if "affine" in name and len(shape) == 1]
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            source = recipe_source(recipe, vae, params, data)
+        assert [", ".join(moved) in str(each.message) for each in told] == [True] * bool(moved)
+        drawn = jax.eval_shape(first_example, source)
+        assert drawn.shape == shape and np.issubdtype(drawn.dtype, np.integer)
+
+
+def test_the_schedule_is_that_of_the_epochs_that_are_run(small):
+    recipe = Recipe((("data", 1.0),), schedule="cosine", num_epochs=500, batch_size=45)
+    close = lambda recipe, **options: gapjax.close_gap(
+        small.vae, small.params, small.train_images, KEY, recipe, **options
+    )
+    given = close(recipe, num_epochs=2, batch_size=30)
+    assert_same_bits(given.params, close(_but(recipe, **_SHORT)).params)
+
+
 def test_any_encoder_of_the_same_latent_will_do(small):
     """One that is no network: its refit starts where it is put, by `refit_encoder` alone."""
-    import jax.numpy as jnp
-    import numpyro.distributions as dist
 
     def encode(weight, x):
         return dist.Normal(x.reshape(-1).astype(jnp.float32) @ weight, 0.5 * jnp.ones(3)).to_event(
@@ -156,6 +203,10 @@ def test_what_a_recipe_cannot_name_is_refused(small, change, message):
         _close(small, _but(RECIPES["paper"], **change))
     with pytest.raises(ValueError, match="recipe is 'papers'; it must be one of paper, control"):
         gapjax.close_gap(small.vae, small.params, small.train_images, KEY, "papers")
+    with pytest.raises(ValueError, match="batch_size is 0; it must be positive"):
+        gapjax.close_gap(
+            small.vae, small.params, small.train_images, KEY, _but(RECIPES["best"], batch_size=0)
+        )
 
 
 def test_recipes_name_what_there_is():

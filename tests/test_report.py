@@ -184,10 +184,14 @@ def test_headline_hides_no_failure():
     assert "No checkpoint" in report.headline({"checkpoints": []})
 
 
-def _by_image(bpd, better):
+def _by_image(bpd, better, bias=-0.011):
+    by_image = {
+        "num_images": 1000, "num_samples": 100, "better_interval": [better - 0.01, better + 0.012],
+        "better_bias": bias, "median_bias": -0.0002, "sign_test": 0.04 if better != 0.495 else 0.3,
+    }  # fmt: skip
     return {
         "bpd": bpd, "stderr": 0.0011, "median": -0.0033, "better": better, "better_stderr": 0.005,
-        "num_effective": 12.4,
+        "num_effective": 12.4, "by_image": by_image,
     }  # fmt: skip
 
 
@@ -198,6 +202,8 @@ def test_headline_says_where_most_images_contradict_the_mean(better, loses):
     words = report.headline(results).replace("\xa0", " ")
     assert words.endswith("1 %, but on 55 % of the images it loses.") == loses
     assert ("loses" in words) == loses
+    results["checkpoints"][-1]["gain"] = _by_image(0.01, better, bias=-0.06)  # it may be all noise
+    assert "loses" not in report.headline(results)
 
 
 def test_what_most_images_say_is_shown_where_it_is_known(tmp_path):
@@ -208,8 +214,35 @@ def test_what_most_images_say_is_shown_where_it_is_known(tmp_path):
         checkpoint["gain"] = _by_image(0.01, 0.45)
     text, page = _write(tmp_path, results)
     assert text.index("Every checkpoint") < text.index(question) < text.index("The refits")
-    rows = [row for row in page.rows if row[1:] == ["−0.0033", "45.0\xa0±\xa00.5\xa0%", "12"]]
+    assert "first 1,000 images with\n100 posterior samples" in text
+    shown = ["−0.0033 −0.0002", "45.0\xa0% 44.0 to 46.2, −1.1", "12"]
+    rows = [row for row in page.rows if row[1:] == shown]
     assert [row[0] for row in rows] == [str(epoch) for epoch in _EPOCHS]
+
+
+def test_shares_of_too_few_samples_are_not_shown(tmp_path):
+    """Files of older versions have them, and notes on them."""
+    results = _results()
+    for checkpoint in results["checkpoints"]:
+        checkpoint["gain"] = _by_image(0.01, 0.45)
+        checkpoint["effects"] = {
+            "model": {
+                "as_trained": {"bpd": 0.3, "stderr": 0.01},
+                "control": _by_image(0.01, 0.45), "self_consistent": _by_image(0.01, 0.45),
+            }
+        }  # fmt: skip
+    results["notes"] = ["Against it: most images contradict the mean at epoch 5.", "Kept."]
+    text, _ = _write(tmp_path, results)
+    assert "45.0\xa0%" in text and results["notes"][0] in text
+    for checkpoint in results["checkpoints"]:
+        effects = checkpoint["effects"]["model"]
+        for difference in (checkpoint["gain"], effects["control"], effects["self_consistent"]):
+            del difference["by_image"]
+    text, page = _write(tmp_path, results)
+    assert "45.0\xa0%" not in text and "−0.0033" not in text and results["notes"][0] not in text
+    assert "Kept." in text and "did not measure medians" in text
+    assert ["50", "12"] in page.rows  # what the error rests on is known
+    assert not [words for words in ("loses", "None") if words in report.headline(results)]
 
 
 def test_what_the_refits_did_to_each_kind_of_image_is_shown_where_it_is_known(tmp_path):
@@ -229,8 +262,10 @@ def test_what_the_refits_did_to_each_kind_of_image_is_shown_where_it_is_known(tm
     for i, kind in enumerate(("model samples", "training", "test"), start=1):
         (row,) = (row for row in page.rows if row[:2] == ["500", kind])
         assert [cell.replace("\xa0", " ") for cell in row[2:]] == [
-            f"{i / 10:.3f} ± 0.002", f"{i / 100:.4f} ± 0.0011", "−0.0033", "60.0 ± 0.5 %",
-            f"−{i / 100:.4f} ± 0.0011", "−0.0033", "40.0 ± 0.5 %", "3 of 1,000" if i == 1 else "–",
+            f"{i / 10:.3f} ± 0.002", f"{i / 100:.4f} ± 0.0011", "−0.0033 −0.0002",
+            "60.0 % 59.0 to 61.2, −1.1",
+            f"−{i / 100:.4f} ± 0.0011", "−0.0033 −0.0002",
+            "40.0 % 39.0 to 41.2, −1.1", "3 of 1,000" if i == 1 else "–",
         ]  # fmt: skip
 
 

@@ -115,6 +115,60 @@ def test_what_one_image_cannot_say_is_null():
     assert not sign_test_contradicts_mean(row["gain"])
 
 
+def test_shares_are_those_of_the_evaluations_with_more_samples():
+    few = {name: e._replace(num_samples=20, with_half=None) for name, e in _evaluations().items()}
+    row = results_json.checkpoint_row(7, few)
+    for key in ("inference_gap", "gain", "gain_over_control", "gain_averaged"):
+        assert row[key]["better"] is row[key]["median"] is row[key]["better_stderr"] is None
+        assert "by_image" not in row[key] and row[key]["num_effective"] > 1
+    many = {
+        name: summarize(e.per_image[:15], 100, e.per_image[:15] + (0.3 if name == "test" else 0.0))
+        for name, e in few.items()
+    }
+    row = results_json.checkpoint_row(7, few, of_images=many)
+    difference = few["test"].per_image - few["self_consistent"].per_image
+    assert row["gain"]["bpd"] == pytest.approx(difference.mean())  # of all images
+    assert row["gain"]["median"] == pytest.approx(np.median(difference[:15]))
+    by_image = row["gain"]["by_image"]
+    assert (by_image["num_images"], by_image["num_samples"]) == (15, 100)
+    assert by_image["median_bias"] == pytest.approx(0.3)
+    low, high = by_image["better_interval"]
+    assert 0 <= low < row["gain"]["better"] <= high <= 1
+
+
+def test_the_rise_is_paired_with_the_lowest_checkpoint():
+    rng = np.random.default_rng(0)
+    image = rng.normal(size=50)  # common to all checkpoints, and far larger than their differences
+    own = 0.01 * rng.normal(size=(3, 50)) + np.array([[0.2], [0.0], [0.1]])
+    tested = [summarize(image + shift, 20) for shift in own]
+    rows = [{"epoch": epoch} for epoch in (1, 2, 3)]
+    results_json.add_rises(rows, tested)
+    for row, shift in zip(rows, own, strict=True):
+        assert row["rise"]["bpd"] == pytest.approx((shift - own[1]).mean())
+        assert row["rise"]["stderr"] == pytest.approx((shift - own[1]).std(ddof=1) / 50**0.5)
+    assert rows[2]["rise"]["stderr"] < 0.05 * tested[2].stderr
+
+
+@pytest.mark.parametrize(
+    ("share", "p_value", "bias", "contradicts"),
+    [
+        (0.4, 0.01, 0.0, True),
+        (0.4, 0.2, 0.0, False),  # by chance
+        (0.6, 0.01, 0.0, False),  # agrees
+        (0.4, 0.01, -0.2, False),  # the noise may have done it
+    ],
+)
+def test_a_sign_test_against_the_mean(share, p_value, bias, contradicts):
+    by_image = {"sign_test": p_value, "better_bias": bias}
+    gain = {"bpd": 0.1, "better": share, "better_stderr": 1e-9, "by_image": by_image}
+    assert sign_test_contradicts_mean(gain) == contradicts
+    other = {**gain, "bpd": -0.1, "better": 1 - share, "by_image": {**by_image}}
+    other["by_image"]["better_bias"] *= -1
+    assert sign_test_contradicts_mean(other) == contradicts
+    del gain["by_image"]
+    assert not sign_test_contradicts_mean(gain)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

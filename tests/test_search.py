@@ -205,6 +205,8 @@ def test_a_posterior_that_cannot_be_optimised_is_refused(linear):
 def test_sizes_are_checked(linear, options):
     with pytest.raises(ValueError, match="must be positive"):
         _search(linear, **options)
+    with pytest.raises(ValueError, match=r"max_rounds is 3\.0; it must be an integer"):
+        _search(linear, search=PosteriorSearch(max_rounds=3.0))
     with pytest.raises(ValueError, match="images is empty"):
         best_posteriors(linear.vae, linear.exact, jax.random.key(0), linear.images[:0])
     with pytest.raises(ValueError, match="encoders is empty"):

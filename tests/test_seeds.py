@@ -30,7 +30,10 @@ def _run(seed):
             "bpd": {name: bpds[key].per_image for name, key in _SEEN_BY.items()},
             "gradient": np.ones(3),
         }  # fmt: skip
-        rows[-1]["effects"] = results_json.effects({"model": own, "train": own}, bpds)
+        seen = {name: bpds[key] for name, key in _SEEN_BY.items()}
+        rows[-1]["effects"] = results_json.effects(
+            {"model": own, "train": own}, bpds, {"model": seen, "train": seen, "test": bpds}
+        )
     results = {
         "schema": results_json.VERSION, "event_shape": [8, 8], "seconds": {},
         "num_eval_samples": 20, "best": results_json.best(rows), "notes": [],

@@ -10,6 +10,7 @@ import pytest
 from conftest import assert_same_bits
 
 import gapjax
+from gapjax.fit import sources
 from gapjax.fit.sources import draw_examples, weighted_source
 from gapjax.model.distributions import DiscretizedLogistic
 from gapjax.vae import sample_model
@@ -81,12 +82,6 @@ def test_images_stay_as_they_are_stored():
     assert sorted(x.tobytes() for x in draws) == sorted(x.tobytes() for x in images)
 
 
-def test_positions_past_the_end_are_clamped():
-    draws = np.asarray(_epoch(gapjax.data_source(np.arange(7)), jax.random.key(0), 10))
-    np.testing.assert_array_equal(np.sort(draws[:7]), np.arange(7))
-    np.testing.assert_array_equal(draws[7:], draws[6])
-
-
 def test_model_draws_are_samples_of_the_model(model):
     rng_key = jax.random.key(3)
     drawn = jax.jit(lambda key: model.draw(model.begin_epoch(key), key, 0))(rng_key)
@@ -117,7 +112,58 @@ def test_a_mixture_draws_in_the_type_of_the_data(model, alpha):
     assert (draws.dtype, draws.shape) == (jnp.uint8, (N, 1))
 
 
-@pytest.mark.parametrize("num_draws", [N + 20, 30])
+_LIKELIHOODS = {
+    "bernoulli": lambda z: dist.Bernoulli(logits=jnp.zeros(2)).to_event(1),
+    "normal": lambda z: dist.Normal(1.5 + jnp.zeros(2), 2.0).to_event(1),
+    "counts": lambda z: dist.Poisson(200 + jnp.zeros(2)).to_event(1),
+    "many_levels": lambda z: DiscretizedLogistic(jnp.zeros(2), 0.1, 1000).to_event(1),
+}
+
+
+@pytest.mark.parametrize(
+    "likelihood, of_data, expected",
+    [
+        ("bernoulli", "uint8", "uint8"),
+        ("bernoulli", "float32", "float32"),
+        ("normal", "uint8", "float32"),
+        ("normal", "float16", "float32"),
+        ("counts", "uint8", "int32"),
+        ("counts", "int16", "int32"),
+        ("counts", "bfloat16", "float32"),
+        ("many_levels", "uint8", "uint16"),
+    ],
+)
+def test_no_sample_of_the_model_is_changed(likelihood, of_data, expected):
+    """It is not cast to the data's dtype unless it fits: x has a dtype that holds both."""
+    decode = lambda decoder, z: _LIKELIHOODS[likelihood](z)
+    model = gapjax.model_source(VAE._replace(decode=decode), jnp.zeros(()), 8)
+    data = gapjax.data_source(jnp.ones((8, 2), of_data))
+    key = jax.random.key(0)
+    samples = jax.vmap(lambda key: sample_model(model.vae, None, jax.random.split(key)[0]))
+    for alpha, only in ((0, "data"), (1, "model"), (jnp.float32(0.5), None)):
+        source = gapjax.mixture_source(model, data, alpha)
+        drawn = [jax.eval_shape(f, source, key, 8).dtype for f in (_epoch, _one_by_one)]
+        assert (drawn, source.only) == ([jnp.dtype(expected)] * 2, only)
+    if expected == of_data or of_data != "uint8":
+        return
+    plan, keys, positions = _plan_keys_positions(source, key, 8)
+    drawn = np.asarray(draw_examples(source, plan, keys, positions), np.float64)
+    exact = np.where(np.asarray(plan[0])[:, None], np.asarray(samples(keys), np.float64), 1)
+    np.testing.assert_array_equal(drawn, exact)
+
+
+def test_what_no_dtype_holds_is_refused(model):
+    data = gapjax.data_source(np.ones((N, 1), np.uint32))
+    counts = gapjax.model_source(
+        VAE._replace(decode=lambda decoder, z: dist.Poisson(jnp.ones(1)).to_event(1)), DECODER, N
+    )
+    with pytest.raises(TypeError, match="no dtype holds both int32 and uint32"):
+        jax.eval_shape(_epoch, gapjax.mixture_source(counts, data, 0.5), jax.random.key(0))
+    with pytest.raises(ValueError, match="num_examples is 0"):
+        gapjax.model_source(VAE, DECODER, 0)
+
+
+@pytest.mark.parametrize("num_draws", [N, 30])
 @pytest.mark.parametrize("alpha", [0.0, 0.02, 0.5, 0.98, 1.0])
 def test_many_draws_at_once_are_the_draws_of_each(model, data, alpha, num_draws):
     mixtures = (
@@ -168,6 +214,20 @@ def test_a_stratified_mixture_has_its_share_in_every_batch(model, data, alpha):
         counts = from_model.reshape(-1, size).sum(1)
         assert np.all(abs(counts - alpha * size) < 1)
         assert alpha != 0.5 or np.all(counts == size // 2)
+
+
+def test_the_first_n_examples_have_floor_of_alpha_n_of_the_model():
+    """For every n, where the product in float32 is rounded to another integer."""
+    number = 60_000
+    exact = [(0, 1), (1, 1), (1, 2), (1, 3), (2, 7), (1, 1024), (1, 100_000), (617, 5000)]
+    exact += [(thousandths, 1000) for thousandths in range(7, 1000, 124)]
+    p, q = np.array(exact).T
+    strata = jax.jit(jax.vmap(lambda alpha: sources._strata(alpha, number)))
+    counts = np.asarray(strata(jnp.asarray(p / q, jnp.float32))).cumsum(1)
+    n = np.arange(1, number + 1)
+    np.testing.assert_array_equal(counts, p[:, None] * n // q[:, None])
+    in_float32 = np.floor(np.float32(p / q)[:, None] * n.astype(np.float32))
+    assert np.any(counts != in_float32)
 
 
 def test_a_stratified_mixture_takes_no_training_image_twice(model):

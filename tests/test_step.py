@@ -1,5 +1,6 @@
 """`fit/step`, `fit/loop`: a loop that a user drives, and that of `train`."""
 
+import dataclasses
 import gc
 import weakref
 
@@ -90,6 +91,33 @@ def test_the_loss_from_the_midst_of_an_epoch_is_that_of_the_examples_since(linea
     progress = loop.Progress(first, None, loop.Curve(), infos[0], 0)
     _, curve = gapjax.train(linear.vae, source, resume=progress, **options)
     np.testing.assert_allclose(curve.loss_bpd[0], bpd(sum(infos[:3]), 20), rtol=1e-5)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class StrictSource:
+    """A source that knows its positions, and no others; keys make it blind, too."""
+
+    images: jax.Array
+    num_examples = property(lambda self: len(self.images))
+
+    def begin_epoch(self, rng_key):
+        return rng_key
+
+    def draw(self, plan, rng_key, position):
+        return jnp.where(position < self.num_examples, self.images[position], jnp.nan)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_padding_is_an_example_of_the_epoch(linear, count):
+    """20 examples in steps of 8, 8 and 4 on devices that do not divide 8."""
+    devices = jax.devices()[:count]
+    options = {"num_epochs": 1, "batch_size": 8, "optimizer": FAST, "devices": devices}
+    start = lambda: init_state(linear.wrong, jax.random.key(0), FAST)
+    state, curve = gapjax.train(
+        linear.vae, StrictSource(jnp.asarray(linear.images)), state=start(), **options
+    )
+    assert int(state.step) == 3 and np.isfinite(curve.loss_bpd[0])
 
 
 def test_a_kernel_checks_its_batch_size(linear):

@@ -19,8 +19,8 @@ _OTHERS = {  # what makes the other run another one, and how its entries are nam
     "setting": ({"learning_rate": 2e-3}, "--learning_rate is 0.002 there and 0.001 here"),
 }
 _ALL = (
-    *stores.UNFINISHED, "train", *results_json.REFITS, "evaluation", "effects", "ledger",
-    "compression",
+    *stores.UNFINISHED, "train", *results_json.REFITS, "evaluation", "effects", "shares",
+    "ledger", "compression",
 )  # fmt: skip
 
 
@@ -141,7 +141,7 @@ def test_a_checkpoint_of_another_run_is_refused_and_stays(copy, other):
     for phase in (train.train_phase, refit.refit_phase, evaluate.evaluate_phase):
         shutil.rmtree(copy / "checkpoints" / "control" / "4", ignore_errors=True)
         shutil.rmtree(copy / "checkpoints" / "evaluation" / "4", ignore_errors=True)
-        with pytest.raises(workdir.WorkdirError, match=r"checkpoint 4 in .*/train is of another"):
+        with pytest.raises(workdir.WorkdirError, match=r"entry 4 in .*/train is of another"):
             run_phases(copy, [phase])
     del before["control", 4], before["evaluation", 4]
     assert checksums(copy) == before

@@ -148,7 +148,12 @@ def ledger(results: Results) -> Figure:
         figure = new_figure((max(SINGLE[0], 2.8 + 0.9 * len(rows)), 4.4))
         ends = bars.draw_ledger(figure.add_subplot(), rows)
         counts = [f"{rows[-1][name]['num_images']:,} {name}" for name in ("train", "test")]
-        notes = (f"{' and '.join(counts)} images", "* fitted on the test images", "± 1 stderr")
+        notes = (
+            f"{' and '.join(counts)} images",
+            "* fitted on the test images",
+            "log p(x) and the best posterior from below",
+            "± 1 stderr over images",
+        )
         finish(figure, ends, footnote([results], *notes))
     return figure
 
@@ -166,7 +171,9 @@ def closing(results: Results) -> Figure:
         axes.set_title(f"Closed without test images, epoch {results['epoch']}")
         number = len(results["seeds"])
         notes = [
-            f"mean of {number} seeds ± 1 stderr" if number > 1 else "± 1 stderr over test images",
+            f"mean of {number} seeds ± 1 stderr over them"
+            if number > 1
+            else "± 1 stderr over test images",
             chosen_note(results),
         ]
         if any(row["larger_encoder"] for row in rows):
@@ -182,7 +189,7 @@ def alpha(results: Results) -> Figure:
         ends = curves.draw_alpha(figure.add_subplot(), results["checkpoints"])
         notes = ["dotted: as trained", "bars: ± 1 stderr of the paired gain over test images"]
         if len(results["seeds"]) > 1:
-            notes.append(f"bands: {len(results['seeds'])} seeds ± 1 stderr")
+            notes.append(f"bands: ± 1 stderr over {len(results['seeds'])} seeds")
         finish(figure, ends, footnote([results], *notes))
     return figure
 

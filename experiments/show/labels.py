@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from matplotlib.patheffects import AbstractPathEffect
     from matplotlib.text import Annotation
 
+_BETWEEN = "  ·  "
+_LETTERS = 16  # of a footnote, to an inch
+
 
 def end_label(axes: Axes, end: tuple[float, float], label: str, colour: str) -> Annotation:
     """Writes a label to the right of a curve's end; `finish` moves such labels apart."""
@@ -42,7 +45,7 @@ def self_consistent_label(results: Results) -> str:
 def error_note(runs: Sequence[Results], paired: bool = False) -> str:
     """What the bands or error bars show."""
     if len(runs) > 1:
-        return f"mean of {len(runs)} seeds ± 1 standard deviation across them"
+        return f"mean of {len(runs)} seeds ± 1 standard deviation across them, same test images"
     if paired:
         return "± 1 standard error of the paired difference from amortized"
     return "± 1 standard error over images"
@@ -64,12 +67,17 @@ def footnote(runs: Sequence[Results], *notes: str) -> str:
         f"{num_test:,} test images" if num_test else "",
         *notes,
     ]
-    return "  ·  ".join(word for word in words if word)
+    return _BETWEEN.join(word for word in words if word)
 
 
 def finish(figure: Figure, ends: Sequence[Annotation], note: str) -> None:
     """Adds the footnote, lays the figure out and moves its end labels apart."""
-    figure.supxlabel(note, x=0.995, ha="right", fontsize=8.0, color=MUTED)
+    lines = [""]
+    for words in note.split(_BETWEEN):  # as many lines as they need
+        longer = _BETWEEN.join(filter(None, (lines[-1], words)))
+        fits = len(longer) <= _LETTERS * figure.get_figwidth()
+        lines[-1:] = [longer] if fits or not lines[-1] else [lines[-1], words]
+    figure.supxlabel("\n".join(lines), x=0.995, ha="right", fontsize=8.0, color=MUTED)
     figure.draw_without_rendering()
     points = 72.0 / figure.dpi
     for axes in figure.axes:

@@ -28,6 +28,8 @@ _CONFIG_NOTES: Mapping[str, str] = {
     "all grey levels, with this weight, and the discretized logistic with the rest"
 }
 
+_OF_SHARES = ("most images contradict the mean", "of them the BPD is lower")
+
 
 class Picture(NamedTuple):
     """An embedded image."""
@@ -145,12 +147,13 @@ def _page(
         "kicker": " · ".join(word for word in kicker if word),  # the line above the headline
         "headline": sentence,
         "pictures": pictures,  # by name; the template knows where those with a caption go
-        "notes": [str(note) for note in results.get("notes") or ()],
+        "notes": _notes(results),
         "claims": [_claim(claim) for claim in results.get("claims") or ()],
         "checkpoints": tables.checkpoints_table(results),
         "num_samples": str(samples) if samples else None,  # posterior samples per image
         "unconverged": any(tables.unconverged(c) for c in results.get("checkpoints") or ()),
         "by_image": tables.by_image_table(results),
+        "measured_with": tables.measured_with(results),  # shares and medians of images
         "convergence": tables.convergence_table(results),  # of optimal inference
         "averaged": tables.averaged_table(results),
         "effects": tables.effects_table(results),
@@ -160,6 +163,13 @@ def _page(
         "environment": _pairs(results.get("environment")),
         "seconds": _pairs(seconds),
     }
+
+
+def _notes(results: Results) -> list[str]:
+    """The notes of a run, without those on shares of too few posterior samples (older versions)."""
+    notes = [str(note) for note in results.get("notes") or ()]
+    known = tables.measured_with(results)
+    return [note for note in notes if known or not any(words in note for words in _OF_SHARES)]
 
 
 def _picture(file: Path) -> Picture:

@@ -70,14 +70,17 @@ AVERAGED: Mapping[str, Head] = {
 # Of the ledger, one for each encoder.
 OF_ENCODER: Mapping[str, Head] = {
     "bound_gap": Head("bound gap", "log p − ELBO"),
-    "amortization_gap": Head("amortization gap", "on test: eq. 11 by q*"),
+    "amortization_gap": Head("amortization gap", "at least; on test: eq. 11 by q*"),
     "inference_gap_by_refit": Head("inference gap", "eq. 11 by the refit"),
-    "capacity_gap": Head("capacity gap", "ELBO, q* − refit"),
+    "capacity_gap": Head("capacity gap", "at least: ELBO, q* − refit"),
 }
 _BY_IMAGE: Mapping[str, Head] = {
     **PAIRED,
     "gain_over_control_averaged": AVERAGED["gain_over_control_averaged"],
 }
+_OF_IMAGES = (
+    Head("median", "its bias", kind="start"), Head("images improved", "95 %, bias")
+)  # fmt: skip
 _KINDS: Mapping[str, str] = {"model": "model samples", "train": "training", "test": "test"}
 
 
@@ -125,21 +128,32 @@ def checkpoints_table(results: Results) -> Table | None:
 
 def by_image_table(results: Results) -> Table | None:
     """Of each paired difference the median, the images improved and the effective number."""
-    known = lambda row: [key for key in _BY_IMAGE if (row.get(key) or {}).get("better") is not None]
+    known = lambda row: [key for key in _BY_IMAGE if (row.get(key) or {}).get("num_effective")]
     checkpoints = [row for row in results.get("checkpoints") or () if known(row)]
     if not checkpoints:
         return None
     keys = [key for key in _BY_IMAGE if all(key in known(row) for row in checkpoints)]
-    groups = [_BY_IMAGE[key]._replace(kind="group start", span=3) for key in keys]
-    titles = [Head("median", kind="start"), Head("images improved"), Head("effective images")]
+    of_images = _OF_IMAGES if measured_with(results) else ()
+    effective = Head("effective images", kind="" if of_images else "start")
+    titles = [*of_images, effective]
+    groups = [_BY_IMAGE[key]._replace(kind="group start", span=len(titles)) for key in keys]
     rows = []
     for row in checkpoints:
         cells = [Cell(str(row["epoch"]))]
         for difference in (row[key] for key in keys):
-            cells += _by_image(difference, "start")
-            cells.append(Cell(plain(round(difference["num_effective"]))))
+            cells += _by_image(difference, "start") if of_images else []
+            cells.append(Cell(plain(round(difference["num_effective"])), kind=effective.kind))
         rows.append(Row(cells))
     return Table([[Head(), *groups], [Head("epoch"), *titles * len(keys)]], rows)
+
+
+def measured_with(results: Results) -> Mapping[str, Any] | None:
+    """How many images and posterior samples shares and medians are of, or None."""
+    last = (results.get("checkpoints") or [{}])[-1]
+    differences = [last.get(key) for key in _BY_IMAGE]
+    for effect in (last.get("effects") or {}).values():
+        differences += [effect.get(refit) for refit in COMPARED]
+    return next((d["by_image"] for d in differences if d and d.get("by_image")), None)
 
 
 def averaged_table(results: Results) -> Table | None:
@@ -173,6 +187,7 @@ def convergence_table(results: Results) -> Table | None:
 
 def effects_table(results: Results) -> Table | None:
     """What the refits gain on each kind of image at every checkpoint."""
+    of_images = _OF_IMAGES if measured_with(results) else ()
     rows = []
     for checkpoint in results.get("checkpoints") or ():
         for kind, effect in (checkpoint.get("effects") or {}).items():
@@ -187,15 +202,17 @@ def effects_table(results: Results) -> Table | None:
             ]
             for refit in COMPARED:
                 cells.append(_cell(effect[refit], 4)._replace(kind="start"))
-                cells += _by_image(effect[refit])
+                cells += _by_image(effect[refit]) if of_images else []
             rows.append(Row([*cells, Cell(effective, kind="start")]))
     if not rows:
         return None
-    of_refits = [Head(ABSOLUTE[refit].title, kind="group start", span=3) for refit in COMPARED]
+    span = 1 + len(of_images)
+    of_refits = [Head(ABSOLUTE[refit].title, kind="group start", span=span) for refit in COMPARED]
     groups = [Head(span=3), *of_refits, Head(kind="start")]
     titles = [
         Head("epoch"), Head("images", kind="text"), Head("as trained", "BPD"),
-        *[Head("mean", kind="start"), Head("median"), Head("images improved")] * len(COMPARED),
+        *[Head("mean", kind="start"), *(head._replace(kind="") for head in of_images)]
+        * len(COMPARED),
         Head("effective images", "gradient, encoder as trained", "start"),
     ]  # fmt: skip
     return Table([groups, titles], rows)
@@ -223,8 +240,9 @@ def ledger_table(ledger: Results) -> Table:
                 )  # fmt: skip
     titles = [
         Head("epoch"), Head("images", kind="text"), Head("encoder", kind="text"),
-        Head("model gap", "log p, train − test"), Head("log p(x)"),
-        Head("ELBO, q*", "best q per image"), Head("approximation gap", "log p − ELBO, q*"),
+        Head("model gap", "log p, train − test"), Head("log p(x)", "from below"),
+        Head("ELBO, q*", "from below: best q found"),
+        Head("approximation gap", "log p − ELBO, q*; both from below"),
         Head("ELBO"), *OF_ENCODER.values(),
     ]  # fmt: skip
     return Table([titles], rows, "wide")
@@ -269,9 +287,30 @@ def _cell(estimate: Mapping[str, Any], decimals: int) -> Cell:
 
 
 def _by_image(difference: Mapping[str, Any], kind: str = "") -> list[Cell]:
-    """The median of a paired difference, and the share of the images that are improved."""
-    share = percent(difference["better"], difference["better_stderr"], decimals=1)
-    return [Cell(signed(difference["median"], 4), kind=kind), _split(share)]
+    """The median of a paired difference and the share of images that improve, with their biases.
+
+    Dashes where their posterior samples were too few, as in files of older versions.
+    """
+    known = difference.get("by_image")
+    if not known:
+        return [Cell(DASH, kind=kind), Cell(DASH)]
+    low, high = (finite(end) for end in known["better_interval"])
+    between = (
+        ""
+        if low is None or high is None
+        else f" {signed(100 * low, 1)} to {signed(100 * high, 1)},"
+    )
+    return [
+        Cell(
+            signed(difference["median"], 4),
+            f" {signed(known['median_bias'], 4, plus=True)}",
+            kind=kind,
+        ),
+        Cell(
+            percent(difference["better"], decimals=1),
+            f"{between} {signed(100 * known['better_bias'], 1, plus=True)}",
+        ),
+    ]
 
 
 def _nats(estimate: Mapping[str, Any] | None) -> Cell:

@@ -6,11 +6,12 @@ The images of a chain share a stack, so its first latent alone costs bits that c
 chains go side by side, so that networks see more than one image at a time.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import jax
 import numpy as np
@@ -28,6 +29,7 @@ from gapjax.codec.tables import (
     programs,
 )
 from gapjax.infer.newton import Refiner, check
+from gapjax.model.checks import check_integer
 from gapjax.vae import VAE, VAEParams
 
 ENCODER = Refiner(num_steps=0)
@@ -56,16 +58,17 @@ def compress(
       params: its parameters; needed again to decompress.
       images: [N, *event] integers 0 .. levels - 1, N >= 0.
       refiner: how the encoder's q is improved first, see `gapjax.refine`; not at all by default.
-        Decompressing repeats it, and takes as long.
+        Decompressing repeats it, and takes as long. The file is filled up with zeros where it
+        would have less than a byte for 256 passes through the decoder.
       num_chains: L, images that are coded side by side; by default one for 32 kB of images, at
-        most 32.
+        most 32. With a refiner at most 1024 over its samples or pairs of points.
 
     Returns:
       The content of a file; `container` describes it.
 
     Raises:
       CodecError: images of another shape, with other values, or too many; a model that gives
-        values which are not finite; constriction is not installed.
+        values which are not finite; too little memory; constriction is not installed.
       TypeError: a distribution of a family that is not coded.
       ValueError: a `refiner` or number of chains that cannot be used.
 
@@ -80,9 +83,10 @@ def compress(
     if num_chains is None:  # so few that what their starts cost does not show
         bits = images.size * math.log2(model.levels)
         num_chains = int(np.clip(bits // _BITS_PER_CHAIN, fewest, _MOST_CHAINS))
+    check_integer("num_chains", num_chains)
     if num_chains < fewest:
         raise ValueError(f"num_chains is {num_chains}; it must be positive")
-    num_chains = min(num_chains, len(images), container.MAX_CHAINS)
+    num_chains = min(num_chains, len(images), container.most_chains(_as_stored(refiner)))
     header = Header(
         model.levels, model.event_shape, len(images), _as_stored(refiner), model.fingerprint,
         b"\0" * 8, _checksum(images), left_out=0,
@@ -90,12 +94,14 @@ def compress(
     empty = container.pack(header, [np.zeros(0, np.uint32)] * num_chains)  # refuses too much
     if not len(images):
         return empty
-    compiled = programs(vae, header.refiner)
     starts = [stack.start(chain, model.latent_dim) for chain in range(num_chains)]
     stacks = [Stack(words) for words in starts]
     params = jax.device_put(params)
-    header = header._replace(numerics=numerics(model, compiled, params, num_chains))
-    _encode(model, compiled, params, stacks, images)
+    with _enough_memory():
+        each = (programs(vae, refiner) for refiner in _probed(header))
+        found = b"".join(numerics(model, compiled, params, num_chains) for compiled in each)
+        header = header._replace(numerics=found.ljust(8, b"\0"))
+        _encode(model, programs(vae, header.refiner), params, stacks, images)
     streams = [each.words() for each in stacks]
     common = min(map(_common, streams, starts))
     return container.pack(header._replace(left_out=common), [each[common:] for each in streams])
@@ -104,8 +110,8 @@ def compress(
 def decompress(vae: VAE, params: VAEParams, content: bytes) -> np.ndarray:
     """The images of a file that `compress` made with this model.
 
-    Time and memory are bounded by the file's length: it holds at most 8 images for a byte, and
-    2^30 pixels. Nothing in it is executed.
+    Time and memory are bounded by the file's length and the model, see `container`, and no file is
+    refined before all that can be compared without is equal. Nothing in it is executed.
 
     Args:
       vae: the model.
@@ -117,7 +123,8 @@ def decompress(vae: VAE, params: VAEParams, content: bytes) -> np.ndarray:
 
     Raises:
       CodecError: the file is foreign, truncated or damaged; it was made with another model; or
-        this machine's arithmetic is another. Wrong images are never returned.
+        this machine's arithmetic is another, or its memory too small. Wrong images are never
+        returned.
       TypeError: a distribution of a family that is not coded.
     """
     header, streams = container.parse(content)
@@ -132,24 +139,43 @@ def decompress(vae: VAE, params: VAEParams, content: bytes) -> np.ndarray:
             f"the file was made with another model, {header.model.hex()}; this one is "
             f"{model.fingerprint.hex()}. Take the checkpoint and the encoder that it was made with"
         )
-    images = np.zeros((header.count, *model.event_shape), np.uint8)
     starts = [stack.start(chain, model.latent_dim) for chain in range(len(streams))]
-    if header.count:
-        compiled = programs(vae, header.refiner)
+    with _enough_memory():
         params = jax.device_put(params)
-        if header.numerics != numerics(model, compiled, params, len(streams)):
-            raise CodecError(
-                "the file was made with another arithmetic: another device or kind of CPU, or "
-                "other versions of JAX or constriction. It can be decoded only where both are as "
-                "they were"
-            )
-        kept = [begin[: header.left_out] for begin in starts]
-        stacks = [Stack(np.concatenate(words)) for words in zip(kept, streams, strict=True)]
-        _decode(model, compiled, params, stacks, images)
-        streams = [each.words() for each in stacks]
+        for place, refiner in enumerate(_probed(header)):
+            known = header.numerics[4 * place : 4 * place + 4]
+            if known != numerics(model, programs(vae, refiner), params, len(streams)):
+                raise CodecError(
+                    "the file was made with another arithmetic: another device or kind of CPU, or "
+                    "other versions of JAX or constriction. It can be decoded only where both are "
+                    "as they were"
+                )
+        images = np.zeros((header.count, *model.event_shape), np.uint8)
+        if header.count:
+            kept = [begin[: header.left_out] for begin in starts]
+            stacks = [Stack(np.concatenate(words)) for words in zip(kept, streams, strict=True)]
+            _decode(model, programs(vae, header.refiner), params, stacks, images)
+            streams = [each.words() for each in stacks]
     if header.images != _checksum(images) or not all(map(np.array_equal, streams, starts)):
         raise CodecError(WRONG)
     return images
+
+
+def _probed(header: Header) -> list[Refiner]:
+    """The refinements whose arithmetic a file has a fingerprint of: first none, which is cheap."""
+    return list(dict.fromkeys((ENCODER, header.refiner))) if header.count else []
+
+
+@contextlib.contextmanager
+def _enough_memory() -> Iterator[None]:
+    """Raises CodecError where Python, NumPy or XLA cannot allocate."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:  # XLA's is a RuntimeError
+        if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        told = str(error).split("\n")[0] or "out of memory"
+        raise CodecError(f"there is too little memory on this machine: {told}") from error
 
 
 def _encode(

@@ -1,20 +1,22 @@
 """The file: a header, the streams of the chains, and nothing that a stranger could make costly.
 
     bytes   4  magic, 89 47 41 50
-            1  version, 1
+            1  version, 2
             1  levels - 1
             1  number of axes of an image, then each as an integer
                number of images, number of chains, as integers
             1  method of refinement, then its steps as an integer; if there are any, its
                num_samples and num_judged as integers, and its learning rate as a 32-bit float
             8  fingerprint of the model
-            8  fingerprint of the arithmetic
+            4  fingerprint of the arithmetic without refinement
+            4  of that with it; zeros where there is none
             8  checksum of the images
             1  words at the bottom of every stream that are left out, see `stack.start`
                words of each stream, as integers
             4  CRC-32 of the header up to here and of everything after it
                the streams, one after another, in 32-bit words
-               zeros, where there is less than a byte for 8 images
+               zeros, where there is less than a byte for 8 images, or for 256 passes of images
+               through the decoder
 
 Integers have 7 bits in a byte, the lowest first; the highest bit says that more follow. All is
 little-endian. Fingerprints and checksums are the first bytes of a SHA-256.
@@ -35,9 +37,10 @@ from gapjax.infer.newton import METHODS, Refiner
 MAX_PIXELS = 2**30  # of all images of a file
 MAX_CHAINS = 256
 MAX_STEPS = 1000
-_MAX_POINTS = 1024
-_IMAGES_PER_BYTE = 8
-_MAGIC, _VERSION = b"\x89GAP", 1
+_MAX_POINTS = 1024  # samples, or pairs of points, of all chains together
+# What a byte may ask for. Two Newton steps are about 100 passes, ten of Adam 60.
+_IMAGES_PER_BYTE, _PASSES_PER_BYTE = 8, 256
+_MAGIC, _VERSION = b"\x89GAP", 2
 _MAX_AXES, _DIGEST = 8, 8
 
 
@@ -49,7 +52,7 @@ class Header(NamedTuple):
     count: int  # type: ignore[assignment]  # number of images, N
     refiner: Refiner  # how the posteriors were refined
     model: bytes  # fingerprint, 8 bytes, as are the next two
-    numerics: bytes  # fingerprint of the arithmetic
+    numerics: bytes  # fingerprints of the arithmetic
     images: bytes  # checksum
     left_out: int  # words at the bottom of every stream that are not in the file
 
@@ -66,7 +69,7 @@ def pack(header: Header, streams: list[np.ndarray]) -> bytes:
     parts += [header.model, header.numerics, header.images, bytes([header.left_out])]
     parts += [_integer(len(stream)) for stream in streams]
     body = b"".join(stream.astype("<u4").tobytes() for stream in streams)
-    body += bytes(_padding(header.count, len(body)))
+    body += bytes(_padding(header, len(body)))
     head = b"".join(parts)
     return head + struct.pack("<I", zlib.crc32(body, zlib.crc32(head))) + body
 
@@ -87,7 +90,7 @@ def parse(content: bytes) -> tuple[Header, list[np.ndarray]]:
     if len(body) < size:
         raise CodecError("the file is truncated")
     found = zlib.crc32(body, zlib.crc32(content[: reader.place - 4]))
-    if len(body) - size != _padding(header.count, size) or crc != found:
+    if len(body) - size != _padding(header, size) or crc != found:
         raise CodecError("the file is damaged (wrong checksum)")
     words = np.frombuffer(body[:size], "<u4")
     ends = np.cumsum([0, *lengths])
@@ -153,14 +156,14 @@ def _check_sizes(header: Header, chains: int) -> None:
         f"{header.levels} levels": 2 <= header.levels <= 256,
         f"images of shape {header.event_shape}": 1 <= math.prod(header.event_shape) <= MAX_PIXELS,
         f"{header.count} images, which are more than 2^30 pixels": pixels <= MAX_PIXELS,
-        f"{chains} chains of {header.count} images": (
-            min(1, header.count) <= chains <= min(MAX_CHAINS, header.count)
-        ),
         f"{refiner.num_steps} steps of refinement": refiner.num_steps <= MAX_STEPS,
         f"refinement with {refiner}": (
             1 <= refiner.num_samples <= _MAX_POINTS
             and 1 <= refiner.num_judged <= _MAX_POINTS
             and 0 < refiner.learning_rate < math.inf
+        ),
+        f"{chains} chains of {header.count} images, with {refiner}": (
+            min(1, header.count) <= chains <= min(most_chains(refiner), header.count)
         ),
     }
     for words, holds in limits.items():
@@ -168,9 +171,20 @@ def _check_sizes(header: Header, chains: int) -> None:
             raise CodecError(f"a file cannot hold {words}")
 
 
-def _padding(count: int, size: int) -> int:
+def most_chains(refiner: Refiner) -> int:
+    """How many chains a file may have whose posteriors are refined like this."""
+    points = max(refiner.num_samples, refiner.num_judged) if refiner.num_steps else 1
+    return min(MAX_CHAINS, _MAX_POINTS // max(1, points))
+
+
+def _padding(header: Header, size: int) -> int:
     """Zeros after streams of `size` bytes, so that few bytes cannot ask for much work."""
-    return max(0, -(-count // _IMAGES_PER_BYTE) - size)
+    refiner, per_image = header.refiner, 1 / _IMAGES_PER_BYTE
+    if refiner.num_steps:
+        judgements = 8 * (refiner.num_steps if refiner.method == "newton" else 1)
+        passes = refiner.num_steps * refiner.num_samples + judgements * refiner.num_judged
+        per_image = max(per_image, passes / _PASSES_PER_BYTE)
+    return max(0, math.ceil(header.count * per_image) - size)
 
 
 def _integer(value: int) -> bytes:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-MAX_LEVELS = 256  # pixels are uint8
+MAX_LEVELS = 2**16
 BINARIZATIONS: tuple[str, ...] = ("threshold", "stochastic", "none")
 
 
@@ -19,9 +19,11 @@ class Dataset(NamedTuple):
 
     Attributes:
       name: The name of the data set, or of its file; that of `grey_mnist` is `mnist`.
-      train: Training images, uint8 [N_train, *event].
-      test: Test images, uint8 [N_test, *event].
-      levels: Number of pixel levels; pixels take the values 0 .. levels - 1.
+      train: Training images, [N_train, *event]: uint8, or the smallest of uint16 and int32 that
+        holds the integers; float32 for floats.
+      test: Test images, [N_test, *event], of the same type.
+      levels: Number of pixel levels; pixels take the values 0 .. levels - 1. None for floats, and
+        for counts above 255.
       provenance: Where the arrays come from and how they were processed, as values that JSON can
         hold: `source` (a sentence), `num_train`, `num_test`, `binarization`, `sha256` (a checksum
         of the shapes and values of both parts), `files` (the SHA-256 of each file that was read,
@@ -33,7 +35,7 @@ class Dataset(NamedTuple):
     name: str
     train: np.ndarray
     test: np.ndarray
-    levels: int
+    levels: int | None
     provenance: dict[str, Any]
 
     @property
@@ -48,7 +50,7 @@ class Stored(NamedTuple):
     name: str
     train: np.ndarray
     test: np.ndarray
-    levels: int
+    levels: int | None
     source: str  # a sentence without local paths
     binarization: str = "none"
     files: dict[str, str] | None = None  # the SHA-256 of each file that was read, by name
@@ -124,11 +126,10 @@ def _check_arrays(stored: Stored) -> None:
             raise DatasetError(f"{what} has shape {x.shape}; give at least two axes, [N, *event]")
         if x.size == 0:
             raise DatasetError(f"{what} has shape {x.shape} and is empty; give one image or more")
-        highest = int(x.max())
-        if highest >= stored.levels:
+        if stored.levels and not (x.dtype.kind in "ui" and x.max() < stored.levels):
             raise DatasetError(
-                f"{what} has the value {highest}, which does not fit levels={stored.levels}; "
-                f"values must be 0 to {stored.levels - 1}"
+                f"{what} has the value {x.max()}, which does not fit levels={stored.levels}; "
+                f"values must be integers from 0 to {stored.levels - 1}"
             )
     if stored.train.shape[1:] != stored.test.shape[1:]:
         raise DatasetError(
@@ -142,9 +143,10 @@ def _binarized(stored: Stored, method: str, threshold: float, seed: int) -> Stor
     levels = stored.levels
     if method == "none":
         return stored
-    if levels == 2:
+    if levels in (2, None):
+        problem = "is binary already" if levels else "has no levels"
         raise DatasetError(
-            f"binarization={method!r} does not fit {stored.name!r}, which is binary already; "
+            f"binarization={method!r} does not fit {stored.name!r}, which {problem}; "
             "use binarization='none' or leave it out"
         )
     if method == "threshold":

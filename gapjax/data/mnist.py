@@ -1,13 +1,13 @@
 """MNIST and binarized MNIST, from the published files or from TensorFlow Datasets (TFDS).
 
-Every source gives the same arrays: the shuffle of TFDS is undone, and checksums are verified.
+Every source gives the same arrays: the shuffle of TFDS is undone. The pixels are verified, and not
+the files that they came in.
 """
 
 import gzip
 import hashlib
 import io
 import pathlib
-import re
 import struct
 import zlib
 
@@ -19,16 +19,6 @@ from gapjax.data.dataset import DatasetError, Stored, one_line, reason
 _MNIST = "mnist/3.0.1"
 _BINARIZED_MNIST = "binarized_mnist/1.0.0"
 _IMAGES = {"train": "train-images-idx3-ubyte", "test": "t10k-images-idx3-ubyte"}
-# SHA-256 of the published files, as TFDS registers them for its builder mnist 3.0.1.
-_FILES_SHA256 = {
-    f"{base}-ubyte.gz": checksum
-    for base, checksum in (
-        ("train-images-idx3", "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609"),
-        ("train-labels-idx1", "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c"),
-        ("t10k-images-idx3", "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6"),
-        ("t10k-labels-idx1", "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6"),
-    )
-}
 # SHA-256 of the published pixels, [N, 28, 28] uint8 in C order, without the IDX header.
 _PIXELS_SHA256 = {
     "train": "741c988805d008ac6e4c904b69001ba184c24b2c540a4ef403f4c71b676cf757",
@@ -74,7 +64,7 @@ def _read_default(name: str, version: str) -> Stored:
     """Reads from TFDS's default directory; TFDS first prepares the data if they are missing."""
     target = tfds.default_dir()
     if not tfds.is_prepared(target, version):
-        files, ending = ", ".join(_FILES_SHA256), ""
+        files, ending = " and ".join(f"{base}.gz" for base in _IMAGES.values()), ""
         if version == _BINARIZED_MNIST:
             files = ", ".join(_BINARIZED_FILES)
             ending = " (needs TensorFlow), or use 'binary_mnist'"
@@ -131,43 +121,21 @@ def _prepare_binarized(name: str, folder: pathlib.Path) -> Stored:
 
 
 def _read_files(name: str, folder: pathlib.Path) -> Stored:
-    """Reads the published files in a folder, through TFDS if TensorFlow is installed."""
-    paths = {part: _find_images(folder, base) for part, base in _IMAGES.items()}
+    """Reads the published files in a folder."""
     files: dict[str, str] = {}
-    direct = Stored(
-        name,
-        *(_read_idx_images(path, part, files) for part, path in paths.items()),
-        levels=256,
-        source="MNIST, the published IDX files, read straight",
-        files=files,
-    )
-    # The files are verified. If anything fails from here on, they are used as they are.
-    if not tfds.has_tensorflow() or not all((folder / f).is_file() for f in _FILES_SHA256):
-        return direct
-    target = tfds.default_dir()
-    try:
-        if not tfds.is_prepared(target, _MNIST):
-            tfds.prepare(_MNIST, target, folder, tfds.PREPARE_TIMEOUT)
-        prepared = _read_prepared(name, target, _MNIST)
-    except DatasetError as error:
-        # The provenance holds no local paths.
-        why = re.sub(r"(?<!\w)/[^\s'\"]*/", "", one_line(error, 400))
-        return direct._replace(note=f"not through TFDS: {why}")
-    if not all(map(np.array_equal, prepared[1:3], direct[1:3])):  # train and test
-        return direct._replace(note="not through TFDS: what it prepared is not these files")
-    return prepared._replace(
-        source=f"TFDS {_MNIST}, prepared from the published IDX files",
-        files=files | (prepared.files or {}),
-    )
+    parts = [_read_idx_images(_find_images(folder, _IMAGES[part]), part, files) for part in _IMAGES]
+    source = "MNIST, the published IDX files, read straight"
+    return Stored(name, *parts, levels=256, source=source, files=files)
 
 
 def _find_images(folder: pathlib.Path, base: str) -> pathlib.Path:
-    for path in (folder / f"{base}.gz", folder / base):
-        if path.exists():
-            return path
+    for name in (base, base.replace("-idx3", ".idx3")):  # as unpacked by some
+        for path in (folder / f"{name}.gz", folder / name):
+            if path.exists():
+                return path
     raise DatasetError(
-        f"data_dir={str(folder)!r} holds neither a prepared {_MNIST} nor {base}.gz; put the four "
-        f"MNIST files ({', '.join(_FILES_SHA256)}) there, or give the folder that has them"
+        f"data_dir={str(folder)!r} holds neither a prepared {_MNIST} nor {base}.gz; put the images "
+        f"of MNIST ({', '.join(_IMAGES.values())}, gzipped or not) there, or give their folder"
     )
 
 
@@ -183,13 +151,12 @@ def _read_idx_images(path: pathlib.Path, part: str, files: dict[str, str]) -> np
     if len(data) != 16 + count * rows * columns:
         sizes = f"{len(data) - 16} bytes of pixels, its header says {count} x {rows} x {columns}"
         raise _unusable(path, f"is truncated or corrupt: {sizes}")
-    actual, expected = files[path.name], _FILES_SHA256.get(path.name)
-    if path.suffix != ".gz":
-        actual, expected = _sha256(data[16:]), _PIXELS_SHA256[part]
+    images = np.frombuffer(data, np.uint8, offset=16).reshape(count, rows, columns).copy()
+    actual, expected = _sha256(images.data), _PIXELS_SHA256[part]
     if actual != expected:
         error = _unusable(path, f"is not the published MNIST: SHA-256 {actual}, not {expected}")
         raise DatasetError(f"{error}, or save other data as an .npz file and give its path")
-    return np.frombuffer(data, np.uint8, offset=16).reshape(count, rows, columns).copy()
+    return images
 
 
 def _read_bytes(path: pathlib.Path) -> tuple[bytes, str]:
@@ -198,14 +165,11 @@ def _read_bytes(path: pathlib.Path) -> tuple[bytes, str]:
         content = path.read_bytes()
     except OSError as error:
         raise _unusable(path, f"cannot be read ({reason(error)})") from error
-    checksum = _sha256(content)
-    if path.suffix != ".gz":
-        return content, checksum
     if content[:2] != b"\x1f\x8b":
-        raise _unusable(path, "is not a gzip file")
+        return content, _sha256(content)
     try:
         with gzip.open(io.BytesIO(content)) as file:
-            return file.read(_MOST_BYTES), checksum
+            return file.read(_MOST_BYTES), _sha256(content)
     except (OSError, EOFError, zlib.error) as error:
         raise _unusable(path, f"is truncated or corrupt ({reason(error)})") from error
 

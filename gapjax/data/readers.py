@@ -1,17 +1,15 @@
-"""Loading a data set by its name, or from an .npz file of the user's."""
+"""Loading a data set by its name, or from files of the user's."""
 
 import difflib
-import hashlib
-import io
 import os
 import pathlib
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
+from gapjax.data import files
 from gapjax.data.dataset import (
-    MAX_LEVELS,
     Dataset,
     DatasetError,
     Stored,
@@ -25,7 +23,6 @@ from gapjax.data.dataset import (
 from gapjax.data.mnist import read_binarized_mnist, read_mnist
 
 _DIGITS_LEVELS = 17
-_CURE = "save it again with numpy.savez(file, train=..., test=...)"
 
 
 def _read_digits(name: str, _: pathlib.Path | None) -> Stored:
@@ -64,6 +61,7 @@ _ENTRIES: dict[str, _Entry] = {
     "binarized_mnist": _Entry(read_binarized_mnist, 2, "none"),
 }
 DATASETS: tuple[str, ...] = tuple(_ENTRIES)
+FILES = f"the path of a file ({', '.join(files.FORMS)}) or of a folder with train/ and test/"
 
 
 def load_dataset(
@@ -91,10 +89,8 @@ def load_dataset(
     MNIST is looked for
 
     1. in `data_dir`, prepared by TensorFlow Datasets (TFDS): a folder `mnist/3.0.1`;
-    2. in `data_dir`, as the published IDX files, gzipped or not, with checksums verified. If
-       TensorFlow is installed and all four files are there, TFDS prepares them (once, into its
-       default directory, in some 20 seconds) and the result is read. Otherwise, or if that fails,
-       the files are read directly;
+    2. in `data_dir`, as the published IDX files of images, gzipped or not; their pixels are
+       verified;
     3. without a `data_dir`, in TFDS's default directory (`TFDS_DATA_DIR`, by default
        `~/tensorflow_datasets`). If it is not there, TFDS downloads and prepares it.
 
@@ -102,20 +98,30 @@ def load_dataset(
     and verified, so that every way gives the same arrays. `binarized_mnist` is looked for in the
     same way, except that its files are not read directly.
 
-    An `.npz` file holds integer arrays `train` and `test` (or, with Keras's names, `x_train` and
-    `x_test`), [N, *event], and may hold a scalar `levels`.
+    Files hold [N, *event] in one of these forms:
+
+    - `.npz`, `.mat`: arrays `train` and `test`, `x_train` and `x_test` as Keras has them, or
+      `train_data` and `test_data`; and, if you like, a number `levels`.
+    - `.npy`, `.amat` (text): two files in one folder whose names differ in `train` and `test`
+      alone, such as `x_train.npy` and `x_test.npy`; give either.
+    - A folder of images: `train/` and `test/`, with images of one size and kind, grey or RGB,
+      which may be in subfolders.
+
+    Integers above 255 are counts: they have no `levels`, unless you give them. Neither have floats,
+    which need a likelihood of your own.
 
     Args:
-      name_or_path: One of `DATASETS`, or the path of an `.npz` file.
-      data_dir: The folder to find MNIST in, as above. The digits and `.npz` files do not need it.
+      name_or_path: One of `DATASETS`, or the path of a file or folder.
+      data_dir: The folder to find MNIST in, as above; nothing else needs it.
       binarization: "threshold": pixel / (levels - 1) >= threshold. "stochastic": a pixel is 1 with
         probability pixel / (levels - 1), drawn once and independently for each part. "none": as
         stored. None: what the name stands for; "none" for a file.
       threshold: In (0, 1]; for "threshold" alone.
       binarization_seed: A non-negative integer; for "stochastic" alone.
-      levels: Number of pixel levels as stored (before any binarization), 2 to 256. None: what the
-        name stands for; for a file, its own `levels` if it has them, otherwise 2 if no pixel is
-        above 1, else 256.
+      levels: Number of pixel levels as stored (before any binarization), 2 to 65,536. None: what
+        the name stands for; for a file, its own `levels` if it has them, otherwise a guess: 2 if
+        no pixel is above 1, 256 if none is above 255. A guess that leaves most levels unused
+        warns.
 
     Raises:
       DatasetError: if an argument is wrong, or the data are missing or not usable.
@@ -135,11 +141,18 @@ def load_dataset(
         _check_named(name, binarization, levels)
         stored = _ENTRIES[name].read(name, folder)
         method = binarization or _ENTRIES[name].binarization
-    elif name.lower().endswith(".npz"):
-        stored, method = _read_npz(pathlib.Path(name), levels), binarization or "none"
+    elif names_data(name):
+        stored, method = files.read(pathlib.Path(name), levels), binarization or "none"
     else:
         raise _unknown_name(name)
     return as_dataset(stored, method, threshold, binarization_seed)
+
+
+def names_data(name: str) -> bool:
+    """Whether `load_dataset` knows the name, or the form of the file or folder; none need exist."""
+    has_form = pathlib.Path(name).suffix.lower() in files.FORMS
+    has_parts = all(os.path.isdir(os.path.join(name, part)) for part in files.PARTS)
+    return name in _ENTRIES or has_form or has_parts
 
 
 def named_levels(name: str, binarization: str | None) -> int | None:
@@ -168,11 +181,11 @@ def _path_text(argument: str, value: object) -> str:
 
 
 def _unknown_name(name: str) -> DatasetError:
-    known = f"give one of {', '.join(DATASETS)}, or the path of an .npz file"
+    known = f"give one of {', '.join(DATASETS)}, or {FILES}"
     if os.path.isdir(name):
-        return DatasetError(f"name_or_path={name!r} is a directory; {known}")
+        return DatasetError(f"name_or_path={name!r} has no train/ and test/ in it; {known}")
     if os.path.exists(name):
-        return DatasetError(f"name_or_path={name!r} is not an .npz file; {known}")
+        return DatasetError(f"name_or_path={name!r} is none of these files; {known}")
     close = closest_name(name, DATASETS)
     hint = f" (did you mean {close!r}?)" if close else ""
     return DatasetError(f"unknown data set {one_line(repr(name))}{hint}; {known}")
@@ -193,81 +206,3 @@ def _check_named(name: str, binarization: str | None, levels: int | None) -> Non
             f"binarization={binarization!r} does not fit {name!r}, which is binary already; "
             "to binarize anew use 'binary_mnist'"
         )
-
-
-def _read_npz(path: pathlib.Path, levels: int | None) -> Stored:
-    """Reads an .npz file; `load_dataset` describes its contents and `levels`."""
-    content = _read_bytes(path)
-    arrays, own_levels = _read_arrays(path, content)
-    if own_levels is not None:
-        own = check_levels(f"'levels' of {path.name!r}: levels", own_levels)
-        if levels is not None and levels != own:
-            raise DatasetError(
-                f"levels={levels} does not fit {path.name!r}, which says levels={own}; leave it out"
-            )
-        levels = own
-    train, test = (_as_uint8(x, part, path.name) for part, x in arrays.items())
-    if levels is None:
-        levels = 2 if max(train.max(initial=0), test.max(initial=0)) <= 1 else MAX_LEVELS
-    files = {path.name: hashlib.sha256(content).hexdigest()}
-    source = f"the file {path.name}"
-    return Stored(path.name, train, test, int(levels), source, files=files)
-
-
-def _read_bytes(path: pathlib.Path) -> bytes:
-    if not path.exists():
-        raise DatasetError(f"name_or_path={str(path)!r} does not exist; give an .npz file")
-    if not path.is_file():
-        raise DatasetError(f"name_or_path={str(path)!r} is a directory; give an .npz file")
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise DatasetError(f"{str(path)!r} cannot be read ({reason(error)})") from error
-    if content[:2] != b"PK":
-        raise DatasetError(f"{str(path)!r} is not an .npz file, or truncated or corrupt; {_CURE}")
-    return content
-
-
-def _read_arrays(path: pathlib.Path, content: bytes) -> tuple[dict[str, Any], Any]:
-    """The arrays "train" and "test" of an archive, and its `levels` if it has them."""
-    arrays: dict[str, Any] = {}
-    # A damaged archive raises errors of many types, from zipfile, zlib and NumPy's parser.
-    try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as archive:
-            names = set(archive.files)
-            for prefix in ("", "x_"):
-                if {f"{prefix}train", f"{prefix}test"} <= names:
-                    arrays = {part: archive[prefix + part] for part in ("train", "test")}
-                    break
-            own_levels = archive["levels"] if "levels" in names else None
-        for part, x in arrays.items():
-            if not isinstance(x, np.ndarray):  # NumPy returns members in other formats as bytes
-                raise ValueError(f"{part!r} is not an array")
-    except Exception as error:
-        raise DatasetError(
-            f"{str(path)!r} is truncated, corrupt or holds Python objects ({reason(error)}); "
-            f"{_CURE}"
-        ) from error
-    if not arrays:
-        raise DatasetError(
-            f"{str(path)!r} holds {one_line(sorted(names))}, not 'train' and 'test' (nor 'x_train'"
-            f" and 'x_test'); {_CURE}"
-        )
-    return arrays, own_levels
-
-
-def _as_uint8(x: np.ndarray, part: str, name: str) -> np.ndarray:
-    """Integers from 0 to 255 as uint8 in C order."""
-    what = f"{part!r} of {name!r}"
-    if x.dtype.kind not in "uib":
-        nan = " and contains NaN" if x.dtype.kind in "fc" and np.isnan(x).any() else ""
-        raise DatasetError(
-            f"{what} has dtype {x.dtype}{nan}; give integers 0 to levels - 1, for x in [0, 1] "
-            "for example numpy.round(255 * x).astype(numpy.uint8)"
-        )
-    if x.size and (x.min() < 0 or x.max() >= MAX_LEVELS):
-        raise DatasetError(
-            f"{what} has values from {x.min()} to {x.max()}; give integers 0 to levels - 1, "
-            f"at most {MAX_LEVELS - 1}"
-        )
-    return np.array(x, dtype=np.uint8, order="C")

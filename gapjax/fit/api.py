@@ -14,13 +14,15 @@ import optax
 from jax.typing import ArrayLike
 
 from gapjax import parallel
+from gapjax.fit import loop
 from gapjax.fit.loop import Curve, Executor, Measuring, Monitor, OnEpoch, Progress, run_members
+from gapjax.fit.objectives import as_bound
 from gapjax.fit.sources import Source, check_source, data_source, mixture_source, model_source
 from gapjax.fit.step import Objective, TrainState, check_run, init_state, steps_per_epoch
-from gapjax.measure.bounds import Images, per_image_bounds
+from gapjax.measure.bounds import Bound, Images, per_image_bounds
 from gapjax.measure.statistics import mean_and_stderr
 from gapjax.model.bounds import bits_per_dim, elbo
-from gapjax.model.checks import check_array, check_concrete, check_integer, check_key
+from gapjax.model.checks import check_array, check_concrete, check_key, check_positive
 from gapjax.optimizers import Convergence, adam, check_learning_rate, encoder_only, is_finished
 from gapjax.vae import VAE, VAEParams
 
@@ -109,7 +111,7 @@ def train(
     optimizer = optimizer or adam(1e-3)
     if rng_key is None and state is None and resume is None:
         raise ValueError("train needs an rng_key, or a state to go on from")
-    _check_positive(num_epochs=num_epochs)
+    check_positive(num_epochs=num_epochs)
     check_concrete("train", _INSTEAD, rng_key=rng_key, source=source, state=state, resume=resume)
     if rng_key is not None:
         check_key(rng_key)
@@ -211,7 +213,7 @@ def refit_members(
       ValueError: as `train`; `until` without a monitor or with an optimizer whose learning rate
         cannot be lowered; sources that differ in more than the values of their arrays.
     """
-    _check_positive(num_epochs=num_epochs, monitor_every=monitor_every)
+    check_positive(num_epochs=num_epochs, monitor_every=monitor_every)
     if not members:
         raise ValueError("members is empty; at least one is needed")
     optimizer = encoder_only(optimizer or adam(1e-3))
@@ -264,6 +266,8 @@ def optimal_inference(
     until: Convergence | None = Convergence(),  # noqa: B008 (an immutable tuple)
     monitor_every: int = OPTIMAL_EVERY,
     num_samples: int = 4,
+    objective: Objective = elbo,
+    bound: Bound | None = None,
     **options: Any,
 ) -> Refit:
     """Optimal inference (eq. 12): refits the encoder on the *test* set until it has converged.
@@ -274,15 +278,17 @@ def optimal_inference(
 
     Args:
       until: the rule that ends it; None runs `num_epochs`.
-      num_samples: posterior samples for each image where convergence is judged.
+      num_samples: samples for each image where convergence is judged.
+      bound: what it is judged by; by default the objective.
       **options: see `refit_encoder`.
     """
     member = optimal_member(
-        vae, params, test_images, rng_key, num_samples=num_samples, devices=options.get("devices")
-    )
+        vae, params, test_images, rng_key, num_samples=num_samples,
+        bound=bound or as_bound(objective), devices=options.get("devices"),
+    )  # fmt: skip
     return refit_encoder(
         vae, *member[:3], monitor=member.monitor, num_epochs=num_epochs, until=until,
-        monitor_every=monitor_every, **options,
+        monitor_every=monitor_every, objective=objective, **options,
     )  # fmt: skip
 
 
@@ -293,6 +299,7 @@ def optimal_member(
     rng_key: jax.Array,
     *,
     num_samples: int = 4,
+    bound: Bound = elbo,
     devices: parallel.Devices | None = None,
 ) -> Member:
     """What `optimal_inference` refits, for `refit_members`."""
@@ -304,8 +311,9 @@ def optimal_member(
 
     def monitor(candidate: VAEParams) -> float:
         nats = per_image_bounds(
-            vae, candidate, monitor_key, images, num_samples=num_samples, devices=devices
-        )
+            vae, candidate, monitor_key, images, num_samples=num_samples, bound=bound,
+            devices=devices,
+        )  # fmt: skip
         return mean_and_stderr(np.asarray(bits_per_dim(nats, images.shape[1:])))[0]
 
     return Member(params, data_source(images), refit_key, monitor)
@@ -355,7 +363,7 @@ def self_consistent_source(
 
 def _refit(done: Progress, decoder: Any, until: Convergence | None, num_steps: int) -> Refit:
     """The result of a refit whose epochs have `num_steps` steps."""
-    curve, encoders = done.curve, done.encoders
+    curve, encoders, best = done.curve, done.encoders, loop.best_bpd
     assert encoders is not None
     measured = curve.monitor_bpd
     return Refit(
@@ -363,16 +371,9 @@ def _refit(done: Progress, decoder: Any, until: Convergence | None, num_steps: i
         averaged_params=VAEParams(encoders["averaged"], decoder),
         curve=curve,
         num_steps=curve.epoch[-1] * num_steps,
-        converged=None if until is None else bool(is_finished(until, done.plateaus)),
-        last_improvement=min(measured[:-1]) - measured[-1] if until is not None else None,
+        converged=until and bool(is_finished(until, done.plateaus) and best(measured) < np.inf),
+        last_improvement=until and best(measured[:-1]) - measured[-1],
     )
-
-
-def _check_positive(**numbers: int) -> None:
-    for name, number in numbers.items():
-        check_integer(name, number)
-        if number < 1:
-            raise ValueError(f"{name} is {number}; it must be positive")
 
 
 def _of_one(on_chunk: Callable[[Progress], None] | None) -> Callable[[list], None] | None:

@@ -14,8 +14,9 @@ from jax.scipy.ndimage import map_coordinates
 from jax.typing import ArrayLike
 
 from gapjax import parallel
-from gapjax.fit.sources import DerivedSource, OfModel, Plan, Source, as_source
+from gapjax.fit.sources import OfModel, Plan, Source, as_source
 from gapjax.measure.bounds import Images
+from gapjax.model.distributions import sample_beside
 from gapjax.vae import VAE, VAEParams, sample
 
 _STATIC = {"static": True}
@@ -32,7 +33,7 @@ def reconstruction_source(
 
     Args:
       params: encoder and decoder that make the reconstructions.
-      images: training images [N, *event], or a source of them, whose dtype and number they have.
+      images: training images [N, *event], or a source of them, whose number they have.
     """
     return ReconstructionSource(params, as_source(images), parallel.Static({"vae": vae}))
 
@@ -56,7 +57,7 @@ def interpolation_source(
 
     Args:
       params: encoder and decoder that make the images; z is a vector.
-      images: training images [N, *event], or a source of them, whose dtype and number they have.
+      images: training images [N, *event], or a source of them, whose number they have.
       partner: what z_2 is, "data" or "prior".
       max_angle: largest t, in radians; a number, or an array that may be traced.
     """
@@ -101,6 +102,21 @@ def noisy_source(source: Source, rate: ArrayLike) -> "NoisySource":
     return NoisySource(source, jnp.asarray(rate, jnp.float32))
 
 
+class DerivedSource:
+    """What sources made from another one share: its number of examples, and its plan."""
+
+    source: Source
+
+    @property
+    def num_examples(self) -> int:
+        """Those of the other source."""
+        return self.source.num_examples
+
+    def begin_epoch(self, rng_key: jax.Array) -> Plan:
+        """The plan of the other source."""
+        return self.source.begin_epoch(rng_key)
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class ReconstructionSource(DerivedSource, OfModel):
@@ -116,7 +132,7 @@ class ReconstructionSource(DerivedSource, OfModel):
         x = self.source.draw(plan, source_key, position)
         latent_key, pixel_key = jax.random.split(jax.random.split(chain_key, 1)[0])
         z = sample(self.vae.encode(self.params.encoder, x), latent_key)
-        return _decoded(self.vae, self.params, z, pixel_key, x.dtype)
+        return sample_beside(self.vae.decode(self.params.decoder, z), pixel_key, x.dtype)
 
 
 @jax.tree_util.register_dataclass
@@ -142,7 +158,7 @@ class InterpolationSource(DerivedSource, OfModel):
             z_2, _ = self._code(plan, second_key, other)
         angle = self.max_angle * jax.random.uniform(angle_key)
         z = jnp.cos(angle) * z_1 + jnp.sin(angle) * z_2
-        return _decoded(self.vae, self.params, z, pixel_key, dtype)
+        return sample_beside(self.vae.decode(self.params.decoder, z), pixel_key, dtype)
 
     def _code(
         self, plan: Plan, rng_key: jax.Array, position: jax.Array
@@ -151,13 +167,6 @@ class InterpolationSource(DerivedSource, OfModel):
         source_key, latent_key = jax.random.split(rng_key)
         x = self.source.draw(plan, source_key, position)
         return sample(self.vae.encode(self.params.encoder, x), latent_key), x.dtype
-
-
-def _decoded(
-    vae: VAE, params: VAEParams, z: jax.Array, rng_key: jax.Array, dtype: jnp.dtype
-) -> jax.Array:
-    """A sample x ~ p(x given z), in the dtype of the images."""
-    return sample(vae.decode(params.decoder, z), rng_key).astype(dtype)
 
 
 @jax.tree_util.register_dataclass

@@ -6,6 +6,7 @@ the steps: of one run on all devices, or of members that are divided among them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -120,12 +121,11 @@ def run_members(
 
 
 def _common_step(members: Sequence[Progress], active: Sequence[bool]) -> int:
-    """The step of the members that are still active, or of all where none is."""
-    step = lambda member: int(member.state.step)
-    found = {step(m) for m, on in zip(members, active, strict=True) if on or not any(active)}
+    """The step of the members that are still active; 0 where none is."""
+    found = {int(m.state.step) for m, on in zip(members, active, strict=True) if on}
     if len(found) > 1:
-        raise ValueError(f"the runs of a sweep are at steps {sorted(found)}, not at one")
-    return found.pop()
+        raise ValueError(f"resume: the members are at steps {sorted(found)}; resume each by itself")
+    return min(found, default=0)
 
 
 def _measured(member: Progress, monitor: Monitor | None) -> Progress:
@@ -192,11 +192,16 @@ def _end_refit_epoch(
     member = member._replace(curve=_add_measurement(member.curve, epoch, bpd))
     if until is None:
         return member, 1.0
-    # The rule takes larger values as better; a first measurement is its own best.
-    state, judgement = judge(until, PlateauState(-min(past, default=bpd), member.plateaus), -bpd)
+    # The rule takes larger values as better.
+    state, judgement = judge(until, PlateauState(-best_bpd(past), member.plateaus), -bpd)
     if judgement.is_best:
         encoders["best"] = jax.tree.map(jnp.copy, params.encoder)
     return member._replace(plateaus=int(state.num_plateaus)), float(judgement.factor)
+
+
+def best_bpd(measured: Sequence[float]) -> float:
+    """The lowest of the measurements that are numbers; infinite where none is."""
+    return min((bpd for bpd in measured if not math.isnan(bpd)), default=math.inf)
 
 
 def _add_measurement(curve: Curve, epoch: int, bpd: float) -> Curve:
@@ -280,6 +285,7 @@ class Executor:
         """R states in the layout of the devices."""
         if len(states) == 1:
             return parallel.replicate(states[0], self._devices)
+        _check_alike("states", states)
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
         return parallel.split_members(stacked, self._devices)
 
@@ -342,10 +348,8 @@ def _steps_of_members(
 
 def _stack_sources(sources: Sequence[Source]) -> tuple[dict, dict, Any]:
     """The leaves that differ, stacked [R, ...], and those that all share; by leaf number."""
+    _check_alike("sources", sources)
     leaves, treedefs = zip(*map(jax.tree.flatten, sources), strict=True)
-    shapes = [[jnp.shape(leaf) for leaf in each] for each in leaves]
-    if any(t != treedefs[0] for t in treedefs) or any(s != shapes[0] for s in shapes):
-        raise ValueError("the sources of a sweep differ in more than the values of their arrays")
     varying, shared = {}, {}
     for number, each in enumerate(zip(*leaves, strict=True)):
         if all(leaf is each[0] for leaf in each):
@@ -353,6 +357,14 @@ def _stack_sources(sources: Sequence[Source]) -> tuple[dict, dict, Any]:
         else:
             varying[number] = jnp.stack(each)
     return varying, shared, treedefs[0]
+
+
+def _check_alike(name: str, trees: Sequence[Any]) -> None:
+    """Raises ValueError where trees differ in more than the values of their arrays."""
+    kind = lambda leaf: (jnp.shape(leaf), getattr(leaf, "dtype", None))
+    kinds = [(treedef, list(map(kind, each))) for each, treedef in map(jax.tree.flatten, trees)]
+    if any(each != kinds[0] for each in kinds):
+        raise ValueError(f"the {name} of a sweep differ in more than the values of their arrays")
 
 
 def _steps_per_call(num_steps: int, num_members: int, step_bytes: int) -> int:

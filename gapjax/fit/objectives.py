@@ -7,15 +7,34 @@ takes no gradient through samples of q says so by an attribute `needs_rsample = 
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from gapjax.infer import newton
-from gapjax.model.bounds import divergence, elbo, log_joint
+from gapjax.model.bounds import divergence, divergences, elbo, importance_weighted_bound, log_joint
+from gapjax.model.distributions import sample_beside
 from gapjax.vae import VAE, Distribution, Params, VAEParams, log_prob, sample
 
 _Objective = Callable[[VAE, VAEParams, jax.Array, jax.Array], jax.Array]
+
+
+def needs_rsample(objective: _Objective) -> bool:
+    """Whether a gradient is taken through samples of q; it is unless the objective says not."""
+    while not hasattr(objective, "needs_rsample") and hasattr(objective, "func"):
+        objective = getattr(objective, "func")  # noqa: B009 (of functools.partial)
+    return getattr(objective, "needs_rsample", True)
+
+
+def as_bound(objective: _Objective) -> Any:
+    """An objective in the form of a bound, its mean over as many keys; a value, as it is."""
+    return elbo if objective is elbo else jax.tree_util.Partial(_mean_over_keys, objective)
+
+
+def _mean_over_keys(objective: _Objective, vae, params, rng_key, x, num_samples) -> jax.Array:
+    keys = jax.random.split(rng_key, num_samples)
+    return jax.vmap(lambda key: objective(vae, params, key, x))(keys).mean()
 
 
 def sleep_phase(vae: VAE, params: VAEParams, rng_key: jax.Array, x: jax.Array) -> jax.Array:
@@ -68,11 +87,66 @@ class SeveralSamples:
 
 
 @dataclasses.dataclass(frozen=True)
+class Iwae:
+    """The importance-weighted bound of `num_samples` samples; see `importance_weighted_bound`.
+
+        log (1/S) sum_s p(x, z_s) / q(z_s given x),   z_s ~ q(z given x)
+
+    References:
+      Burda, Grosse, Salakhutdinov, Importance Weighted Autoencoders, 2016.
+    """
+
+    num_samples: int
+
+    def __call__(self, vae: VAE, params: VAEParams, rng_key: jax.Array, x: jax.Array) -> jax.Array:
+        return importance_weighted_bound(vae, params, rng_key, x, self.num_samples)
+
+
+@dataclasses.dataclass(frozen=True)
+class BetaElbo:
+    """The ELBO with a weight on its KL; a bound of log p(x) where `beta` is at least 1.
+
+        E_q[log p(x given z)] - beta KL(q(z given x) || p(z))
+
+    References:
+      Higgins et al., beta-VAE, 2017.
+    """
+
+    beta: float
+
+    def __call__(self, vae: VAE, params: VAEParams, rng_key: jax.Array, x: jax.Array) -> jax.Array:
+        # By the same key, a KL that is estimated is so at the z of the ELBO.
+        kl = divergence(vae.encode(params.encoder, x), vae.prior, rng_key)
+        return elbo(vae, params, rng_key, x) - (self.beta - 1) * kl
+
+
+@dataclasses.dataclass(frozen=True)
+class FreeBits:
+    """The ELBO where the first `nats` of each latent's KL are free, so that latents stay in use.
+
+        E_q[log p(x given z)] - sum_j max(nats, KL(q(z_j given x) || p(z_j)))
+
+    Latents are independent in q and in the prior, with a KL in closed form. The maximum is of every
+    example; in the reference it is of a batch's mean.
+
+    References:
+      Kingma et al., Improved Variational Inference with Inverse Autoregressive Flow, 2016.
+    """
+
+    nats: float
+
+    def __call__(self, vae: VAE, params: VAEParams, rng_key: jax.Array, x: jax.Array) -> jax.Array:
+        kl = divergences(vae.encode(params.encoder, x), vae.prior)
+        return elbo(vae, params, rng_key, x) - jax.nn.relu(self.nats - kl).sum()
+
+
+@dataclasses.dataclass(frozen=True)
 class WithSleep:
     """An objective on the source's x, plus `weight` times `sleep_phase` on the model's samples."""
 
     weight: float
     objective: _Objective = elbo
+    needs_rsample = property(lambda self: needs_rsample(self.objective))
 
     def __call__(self, vae: VAE, params: VAEParams, rng_key: jax.Array, x: jax.Array) -> jax.Array:
         objective_key, sleep_key = jax.random.split(rng_key)
@@ -141,6 +215,7 @@ class Distillation:
 
     refiner: newton.Refiner = newton.Refiner(num_steps=1)  # noqa: RUF009 (frozen)
     forward: bool = True
+    needs_rsample = property(lambda self: not self.forward)
 
     def __post_init__(self) -> None:
         newton.check(self.refiner)
@@ -171,6 +246,7 @@ class EnsembleDistillation:
     teacher: VAE
     encoders: Sequence[Params]
     forward: bool = False
+    needs_rsample = property(lambda self: not self.forward)
 
     def __post_init__(self) -> None:
         if not self.encoders:
@@ -200,6 +276,6 @@ def _log_posterior(
     vae: VAE, params: VAEParams, rng_key: jax.Array, z: jax.Array, dtype: jnp.dtype
 ) -> jax.Array:
     """Log q(z given x') of one x' ~ p(x given z), in nats; a function of the encoder alone."""
-    x = sample(vae.decode(params.decoder, z), rng_key).astype(dtype)
+    x = sample_beside(vae.decode(params.decoder, z), rng_key, dtype)
     z, x = jax.lax.stop_gradient((z, x))
     return log_prob(vae.encode(params.encoder, x), z)

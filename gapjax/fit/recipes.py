@@ -7,6 +7,7 @@ uses test data. "paper" is `self_consistent` with its defaults, bit for bit.
 import dataclasses
 import functools
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -21,15 +22,16 @@ from gapjax.fit.derived_sources import (
     noisy_source,
     reconstruction_source,
 )
-from gapjax.fit.sources import Source, data_source, model_source, weighted_source
+from gapjax.fit.sources import Source, data_source, first_example, model_source, weighted_source
 from gapjax.fit.step import Objective, steps_per_epoch
 from gapjax.infer.learned import RefinementParams, with_refinement
 from gapjax.infer.newton import Refiner
 from gapjax.measure.bounds import Images
 from gapjax.model.bounds import elbo
+from gapjax.model.distributions import integer_range
 from gapjax.model.mlp import mlp_encoder
 from gapjax.optimizers import adam, cosine_adam
-from gapjax.vae import VAE, Encoder, Frozen, VAEParams, with_encoder
+from gapjax.vae import VAE, Encoder, Frozen, VAEParams, sample, with_encoder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +48,7 @@ class Recipe:
     num_samples: int = 1  # samples of z in the ELBO of each example
     objective: str = "elbo"  # a name of `OBJECTIVES`
     # of a new feed-forward encoder, where another size than the trained one's is wanted; it starts
-    # anew
+    # anew, and scales x by the likelihood's levels if it has any
     hidden_sizes: tuple[int, ...] | None = None
     evidence: str = ""  # what chose it
     # of learned refinement after the encoder; see `with_refinement`. It then costs more at test
@@ -82,6 +84,8 @@ SOURCES: Mapping[str, Callable[[VAE, VAEParams, Source], Source]] = {
     "affine": lambda vae, params, data: _affine(data),
     "noisy": lambda vae, params, data: noisy_source(data, 0.1),
 }
+
+_MOVED = ("affine", "affine_reconstructions")  # sources that are made of images alone
 
 # From the name of an objective to what it is, for so many samples of z.
 OBJECTIVES: Mapping[str, Callable[[int], Objective]] = {
@@ -167,17 +171,15 @@ def close_gap(
 
     Raises:
       ValueError: an unknown recipe or source.
-
-    Example:
-      >>> closed = close_gap(vae, params, train_images, jax.random.key(1))
-      >>> evaluate(closed.vae, closed.params, jax.random.key(2), test_images)
     """
     if isinstance(recipe, str):
         if recipe not in RECIPES:
             raise ValueError(f"recipe is {recipe!r}; it must be one of {', '.join(RECIPES)}")
         recipe = RECIPES[recipe]
+    sizes = {name: options[name] for name in ("num_epochs", "batch_size") if name in options}
+    recipe = dataclasses.replace(recipe, **sizes)
     model = recipe_model(recipe, vae, train_images, encoder)
-    member = recipe_member(recipe, vae, params, train_images, rng_key, encoder)
+    member = recipe_member(recipe, vae, params, train_images, rng_key, encoder, model=model)
     options = {**recipe_options(recipe, len(train_images)), **options}
     refit = refit_encoder(model, *member[:3], **options)
     return RefittedModel(model, refit.params, refit)
@@ -190,13 +192,16 @@ def recipe_member(
     train_images: Images,
     rng_key: jax.Array,
     encoder: Encoder | None = None,
+    *,
+    model: VAE | None = None,
 ) -> Member:
-    """What `close_gap` refits, for `refit_members` of the model that `recipe_model` gives."""
+    """What `close_gap` refits, for `refit_members` of the `model` that `recipe_model` gives."""
     source = recipe_source(recipe, vae, params, data_source(train_images))
-    model = recipe_model(recipe, vae, train_images, encoder)
+    model = model or recipe_model(recipe, vae, train_images, encoder)
     if model is not vae:
         init_key, rng_key = jax.random.split(rng_key)
-        params = _start(model, params, init_key, bool(recipe.hidden_sizes or encoder))
+        is_fresh = recipe.hidden_sizes is not None or encoder is not None
+        params = _start(model, params, init_key, is_fresh)
     return Member(params, source, rng_key)
 
 
@@ -227,7 +232,7 @@ def recipe_model(
             np.shape(train_images)[1:],
             latent_dim=vae.prior.event_shape[0],
             hidden_sizes=recipe.hidden_sizes,
-            levels=max(2, int(np.max(train_images)) + 1),
+            levels=_levels(vae),
         )
     model = vae if encoder is None else with_encoder(vae, encoder)
     return with_refinement(model, recipe.refinement_steps) if recipe.refinement_steps else model
@@ -238,8 +243,28 @@ def recipe_source(recipe: Recipe, vae: VAE, params: VAEParams, data: Source) -> 
     unknown = [name for name, _ in recipe.sources if name not in SOURCES]
     if unknown:
         raise ValueError(f"source is {unknown[0]!r}; it must be one of {', '.join(SOURCES)}")
-    sources = [SOURCES[name](vae, params, data) for name, _ in recipe.sources]
-    return weighted_source(sources, [weight for _, weight in recipe.sources])
+    shape = jax.eval_shape(first_example, data).shape
+    moved = [name for name, _ in recipe.sources if name in _MOVED and len(shape) not in (2, 3)]
+    if moved:
+        warnings.warn(
+            f"the recipe does without {', '.join(moved)}: x has the shape {shape}, and only images "
+            "[H, W] or [H, W, C] can be moved", stacklevel=3,
+        )  # fmt: skip
+    kept = [pair for pair in recipe.sources if pair[0] not in moved] or [("data", 1.0)]
+    sources = [SOURCES[name](vae, params, data) for name, _ in kept]
+    return weighted_source(sources, [weight for _, weight in kept])
+
+
+def _levels(vae: VAE) -> int:
+    """The levels of x that the likelihood knows of; 2, with which x stays as it is, else."""
+    found: list[tuple[int, int] | None] = []
+
+    def look(rng_key: jax.Array) -> None:
+        z = sample(vae.prior, rng_key)
+        found.append(integer_range(vae.decode(vae.init(rng_key).decoder, z)))
+
+    jax.eval_shape(look, jax.random.key(0))
+    return max(2, 1 + found[0][1]) if found[0] else 2
 
 
 def _start(vae: VAE, params: VAEParams, rng_key: jax.Array, is_fresh: bool) -> VAEParams:

@@ -4,11 +4,12 @@ A source is any object with
 
     num_examples              examples in an epoch, static
     begin_epoch(rng_key)      -> plan, what has to be decided at the start of an epoch
-    draw(plan, rng_key, i)    -> x [*event], the example at position i of the epoch
+    draw(plan, rng_key, i)    -> x [*event], the example at position i < num_examples of the epoch
 
 that is registered as a pytree. Its arrays (images, decoder parameters, alpha) are then traced:
 they are arguments of a compiled program, not constants in it, and several sources can be vmapped.
-`draw` is written for one example; `draw_examples` draws many.
+`draw` is written for one example; `draw_examples` draws many. No source changes a value: where two
+are mixed, x has a dtype that holds the values of both.
 """
 
 import dataclasses
@@ -24,8 +25,9 @@ from jax.typing import ArrayLike
 
 from gapjax import parallel
 from gapjax.measure.bounds import Images
-from gapjax.model.checks import check_array
-from gapjax.vae import VAE, Params, sample_model
+from gapjax.model.checks import check_array, check_positive
+from gapjax.model.distributions import common_dtype, sample_beside
+from gapjax.vae import VAE, Params, sample, sample_model
 
 Plan = Any
 _STATIC = {"static": True}
@@ -47,21 +49,6 @@ class Source(Protocol):
     def draw(self, plan: Plan, rng_key: jax.Array, position: jax.Array) -> jax.Array:
         """Draws the example [*event] at `position` of the epoch."""
         ...
-
-
-class DerivedSource:
-    """What sources made from another one share: its number of examples, and its plan."""
-
-    source: Source
-
-    @property
-    def num_examples(self) -> int:
-        """Those of the other source."""
-        return self.source.num_examples
-
-    def begin_epoch(self, rng_key: jax.Array) -> Plan:
-        """The plan of the other source."""
-        return self.source.begin_epoch(rng_key)
 
 
 class OfModel:
@@ -92,6 +79,7 @@ def model_source(vae: VAE, decoder_params: Params, num_examples: int) -> "ModelS
       decoder_params: theta.
       num_examples: number of draws that count as an epoch.
     """
+    check_positive(num_examples=num_examples)
     return ModelSource(decoder_params, parallel.Static({"vae": vae}), num_examples)
 
 
@@ -108,6 +96,9 @@ def mixture_source(
     an epoch, floor(alpha n) are drawn from `model`, for every n. At alpha = 0.5 every second
     example is, so half of each batch of an even size, as in the authors' code.
 
+    x has the dtype of the data where samples of the model are known to fit in it, as levels do in
+    uint8, else one that holds both: float32 for a Gaussian likelihood of uint8 images.
+
     Args:
       model: the source that is used with probability alpha.
       data: the source that is used otherwise; the mixture has its number of examples.
@@ -121,8 +112,8 @@ def mixture_source(
 
     Raises:
       ValueError: alpha is a concrete number outside [0, 1], or not one number.
-      TypeError: alpha is no number, or a gradient by alpha is taken through the draws. They are
-        discrete choices, so there is none.
+      TypeError: alpha is no number, no dtype holds the draws of both sources, or a gradient by
+        alpha is taken through the draws. They are discrete choices, so there is none.
     """
     only = None
     if np.shape(alpha) != ():
@@ -145,8 +136,8 @@ def weighted_source(sources: Sequence[Source], weights: Sequence[ArrayLike]) -> 
 
     It is a `mixture_source` of the first source and the mixture of the others. Of two sources with
     weights alpha and 1 - alpha it is `mixture_source(*sources, alpha)`, draw by draw. Put the
-    cheapest last: its draws are made for every example, in its dtype. A source whose weight is the
-    Python number 0 is not computed; other weights may be traced.
+    cheapest last: its draws are made for every example. A source whose weight is the Python number
+    0 is not computed; other weights may be traced.
 
     Raises:
       ValueError: another number of weights than of sources, one below zero, none above, or
@@ -224,16 +215,15 @@ def _draw_mixture(
     source: "MixtureSource", plan: Plan, rng_keys: jax.Array, positions: jax.Array
 ) -> jax.Array:
     """See `draw_examples`. The samples of the model are made in blocks, as many as needed."""
-    _, model_plan, data_plan = plan
-    keys = jax.vmap(jax.random.split)(rng_keys)
+    is_of_model, model_plan, data_plan = plan
+    keys, dtype = jax.vmap(jax.random.split)(rng_keys), draw_dtype(source)
     model_keys, data_keys = keys[:, 0], keys[:, 1]
-    from_data = draw_examples(source.data, data_plan, data_keys, positions)
+    if source.only == "model":
+        return draw_examples(source.model, model_plan, model_keys, positions).astype(dtype)
+    from_data = draw_examples(source.data, data_plan, data_keys, positions).astype(dtype)
     if source.only == "data":
         return from_data
-    if source.only == "model":
-        from_model = draw_examples(source.model, model_plan, model_keys, positions)
-        return from_model.astype(from_data.dtype)
-    chosen = jax.vmap(functools.partial(source.takes_model, plan))(positions)
+    chosen = is_of_model[positions]
     first_chosen = jnp.argsort(~chosen, stable=True)
     number, size = len(positions), min(_BLOCK, len(positions))
 
@@ -249,6 +239,19 @@ def _draw_mixture(
     _, drawn = jax.lax.while_loop(lambda state: state[0] < enough, draw_block, (0, room))
     from_model = drawn[jnp.cumsum(chosen) - 1]
     return jnp.where(chosen.reshape(-1, *[1] * (from_data.ndim - 1)), from_model, from_data)
+
+
+def draw_dtype(source: Source) -> np.dtype:
+    """The dtype of a source's draws."""
+    if not isinstance(source, MixtureSource):
+        return jax.eval_shape(first_example, source).dtype
+    of_data, model = draw_dtype(source.data), source.model
+    if not isinstance(model, ModelSource):
+        return common_dtype(draw_dtype(model), of_data)
+    draw = lambda key, theta: sample_beside(
+        model.vae.decode(theta, sample(model.vae.prior, key)), key, of_data
+    )
+    return jax.eval_shape(draw, jax.random.key(0), model.decoder_params).dtype
 
 
 @jax.custom_jvp
@@ -283,9 +286,9 @@ class DataSource:
         return jax.random.permutation(rng_key, self.num_examples)
 
     def draw(self, plan: jax.Array, rng_key: jax.Array, position: jax.Array) -> jax.Array:
-        """The image at `position` of the order; positions past the end are clamped."""
+        """The image at `position` of the order."""
         del rng_key
-        return self.images[plan[jnp.minimum(position, self.num_examples - 1)]]
+        return self.images[plan[position]]
 
 
 @jax.tree_util.register_dataclass
@@ -328,28 +331,40 @@ class MixtureSource:
         choice_key, model_key, data_key = jax.random.split(rng_key, 3)
         alpha = _without_gradient(self.alpha)
         if self.stratified:
-            numbers = jnp.arange(self.num_examples + 1).astype(alpha.dtype)
-            of_the_model = jnp.floor(alpha * numbers)
-            from_model = jnp.diff(of_the_model) > 0
+            from_model = _strata(alpha, self.num_examples)
         else:
             from_model = jax.random.uniform(choice_key, (self.num_examples,)) < alpha
         return from_model, self.model.begin_epoch(model_key), self.data.begin_epoch(data_key)
 
-    def takes_model(self, plan: tuple[jax.Array, Plan, Plan], position: jax.Array) -> jax.Array:
-        """Whether the example at `position` is drawn from the model."""
-        return plan[0][jnp.minimum(position, self.num_examples - 1)]
-
     def draw(
         self, plan: tuple[jax.Array, Plan, Plan], rng_key: jax.Array, position: jax.Array
     ) -> jax.Array:
-        """One example of the mixture, in the dtype of the data."""
-        _, model_plan, data_plan = plan
+        """One example of the mixture."""
+        is_of_model, model_plan, data_plan = plan
         model_key, data_key = jax.random.split(rng_key)
-        draw_data = functools.partial(self.data.draw, data_plan, data_key, position)
-        if self.only == "data":
-            return draw_data()
-        dtype = jax.eval_shape(draw_data).dtype
-        x_model = self.model.draw(model_plan, model_key, position).astype(dtype)
-        if self.only == "model":
-            return x_model
-        return jnp.where(self.takes_model(plan, position), x_model, draw_data())
+        dtype = draw_dtype(self)
+        draw_model = lambda: self.model.draw(model_plan, model_key, position).astype(dtype)
+        draw_data = lambda: self.data.draw(data_plan, data_key, position).astype(dtype)
+        if self.only is not None:
+            return draw_model() if self.only == "model" else draw_data()
+        return jnp.where(is_of_model[position], draw_model(), draw_data())
+
+
+def _strata(alpha: jax.Array, number: int) -> jax.Array:
+    """Whether floor(alpha (n + 1)) > floor(alpha n), for each n below `number`, exactly.
+
+    Alpha is the first convergent p / q of its continued fraction that is alpha in float32.
+    """
+
+    def following(state: tuple) -> tuple:
+        (a, b), (p, q), (r, s) = state
+        whole = a // b
+        return (b, a % b), (r, s), (whole * r + p, whole * s + q)
+
+    is_apart = lambda state: (state[0][1] > 0) & (state[2][0] / state[2][1] != alpha)
+    one, zero, scale = map(jnp.int32, (1, 0, 2**30))
+    start = ((alpha * 2**30).astype(jnp.int32), scale), (zero, one), (one, zero)
+    p, q = jax.lax.while_loop(is_apart, following, start)[2]
+    # p n modulo q, whose products would not fit in 32 bits; it wraps where the floor rises
+    left = jax.lax.associative_scan(lambda m, n: (m + n) % q, jnp.full(number, p))
+    return (left % q) < p

@@ -19,12 +19,13 @@ import numpy as np
 import optax
 
 from gapjax import parallel
+from gapjax.fit.objectives import needs_rsample
 from gapjax.fit.sources import Source, check_source, draw_examples, drawn_images, first_example
 from gapjax.model.bounds import elbo
 from gapjax.model.checks import (
     check_images,
-    check_integer,
     check_model,
+    check_positive,
     check_reparameterized,
     check_trainable,
     explain,
@@ -86,12 +87,6 @@ def kernel(
 
     Args:
       batch_size: examples in a step; the last step of an epoch takes the examples that are left.
-
-    Example:
-      >>> init, step = kernel(vae, data_source(images), gapjax.adam(1e-3), batch_size=100)
-      >>> state = init(vae.init(jax.random.key(0)), jax.random.key(1))
-      >>> for _ in range(1000):
-      ...     state, info = step(state)
     """
     check_batch_size(batch_size, source.num_examples)
     step = _one_step.on(vae=vae, optimizer=optimizer, batch_size=batch_size, objective=objective)
@@ -120,9 +115,7 @@ def check_run(vae: VAE, params: VAEParams, sources: Sequence[Source], objective:
     for source in sources:
         check_source(source)
     model = check_model(vae, params, jax.eval_shape(first_example, sources[0]))
-    while not hasattr(objective, "needs_rsample") and hasattr(objective, "func"):
-        objective = getattr(objective, "func")  # noqa: B009 (of functools.partial)
-    if getattr(objective, "needs_rsample", True):
+    if needs_rsample(objective):
         check_reparameterized(model)
     check_trainable(params)
     arrays = {id(images): images for source in sources for images in drawn_images(source)}
@@ -149,14 +142,13 @@ def init_state(
 
 def steps_per_epoch(num_examples: int, batch_size: int) -> int:
     """Number of steps that see every example once; the last may have fewer examples."""
+    check_positive(batch_size=batch_size)
     return -(-num_examples // batch_size)
 
 
 def check_batch_size(batch_size: int, num_examples: int) -> None:
     """Raises ValueError unless 1 <= batch_size <= num_examples."""
-    check_integer("batch_size", batch_size)
-    if batch_size < 1:
-        raise ValueError(f"batch_size {batch_size} is not positive")
+    check_positive(batch_size=batch_size)
     if batch_size > num_examples:
         raise ValueError(
             f"batch_size is {batch_size}, more than the {num_examples} examples of an epoch"
@@ -178,7 +170,8 @@ def run_steps(
     """The next `num_steps` steps of an epoch as one scan. They must not cross its end.
 
     Each device takes its share of the positions of every batch. Where the batch does not divide
-    evenly, and at the end of an epoch, a share is padded with examples of weight zero.
+    evenly, and at the end of an epoch, a share is padded with copies of the epoch's last example,
+    key and all, of weight zero: 0 times what is finite where the examples are.
 
     Returns the state after them; the sum of the objective over each step's examples [num_steps],
     nats; and whether every parameter is finite.
@@ -192,13 +185,14 @@ def run_steps(
     share = -(-batch_size // shard.count)
     slots = shard.index * share + jnp.arange(share)
     positions = first_positions[:, None] + slots[None]
-    positions = jnp.where(slots[None] < batch_size, positions, source.num_examples)
+    is_padding = (slots[None] >= batch_size) | (positions >= source.num_examples)
+    positions = jnp.where(is_padding, source.num_examples - 1, positions)
     # Keys and examples of all steps are made together: one large program is cheaper than many
     # small ones inside the scan.
     draw_keys, objective_keys = _example_keys(examples_key, positions.ravel())
     x = draw_examples(source, plan, draw_keys, positions.ravel())
     x, objective_keys = (a.reshape(*positions.shape, *a.shape[1:]) for a in (x, objective_keys))
-    weights = (positions < source.num_examples).astype(jnp.float32)
+    weights = jnp.where(is_padding, 0.0, 1.0)
 
     def step(state: TrainState, xs: tuple[jax.Array, ...]) -> tuple[TrainState, jax.Array]:
         return train_step(shard, state, *xs, vae=vae, optimizer=optimizer, objective=objective)
@@ -240,20 +234,6 @@ def train_step(
     ), -value * num_examples.astype(value.dtype)
 
 
-def batch_keys(
-    state: TrainState, num_examples: int, batch_size: int
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """What the next step draws its batch with.
-
-    Returns the key of the epoch's plan; positions [B] in the epoch; keys [B] to draw the examples;
-    keys [B] for their objective.
-    """
-    epoch, first, size = _batch_positions(state.step, num_examples, batch_size, 1)
-    plan_key, examples_key = jax.random.split(jax.random.fold_in(state.rng_key, epoch))
-    positions = first[0] + jnp.arange(int(size[0]))
-    return plan_key, positions, *_example_keys(examples_key, positions)
-
-
 def _batch_positions(
     step: jax.Array, num_examples: int, batch_size: int, num_steps: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -273,9 +253,10 @@ def explain_step(
     vae: VAE, objective: Objective, source: Source, state: TrainState, batch_size: int
 ) -> str:
     """What is not finite of the objective on the batch that follows this state, in words."""
-    plan_key, positions, draw_keys, objective_keys = batch_keys(
-        state, source.num_examples, batch_size
-    )
+    epoch, first, size = _batch_positions(state.step, source.num_examples, batch_size, 1)
+    plan_key, examples_key = jax.random.split(jax.random.fold_in(state.rng_key, epoch))
+    positions = first[0] + jnp.arange(int(size[0]))
+    draw_keys, objective_keys = _example_keys(examples_key, positions)
     x = draw_examples(source, source.begin_epoch(plan_key), draw_keys, positions)
     of_all = lambda params: jax.vmap(partial(objective, vae, params))(objective_keys, x)
     bad = np.flatnonzero(~np.isfinite(np.asarray(of_all(state.params))))

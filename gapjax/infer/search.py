@@ -15,9 +15,9 @@ import numpy as np
 
 from gapjax import optimizers, parallel
 from gapjax.infer.newton import Refiner, refine
-from gapjax.measure.bounds import Images
+from gapjax.measure.bounds import Images, check_finite
 from gapjax.model.bounds import elbo
-from gapjax.model.checks import check_inputs
+from gapjax.model.checks import check_inputs, check_integers
 from gapjax.model.free import from_free, to_free
 from gapjax.vae import VAE, Params, VAEParams, local_inference
 
@@ -101,6 +101,9 @@ def best_posteriors(
       `BestPosteriors`; none is worse than its start on the held-out noise. Measure them on
       fresh noise, see `gapjax.measure.bounds.posterior_bounds`.
 
+    Raises:
+      FloatingPointError: of an image neither a start nor a round has a finite bound.
+
     References:
       Cremer, Li, Duvenaud, Inference Suboptimality in Variational Autoencoders, 2018.
     """
@@ -108,6 +111,7 @@ def best_posteriors(
     starts: tuple[Params, ...] = (params.encoder,) if encoders is None else tuple(encoders)
     if not starts:
         raise ValueError("encoders is empty; give at least one to start from, or None")
+    check_integers(search)
     if batch_size < 1 or search.num_decays < 0 or min(search._replace(num_decays=1)) <= 0:
         raise ValueError(f"batch_size is {batch_size} and {search}; all must be positive")
     devices = parallel.all_devices(devices)
@@ -155,6 +159,9 @@ def best_posteriors(
         if not len(active):
             break
     state = parallel.unreplicate(state)
+    check_finite(
+        vae, params._replace(encoder=starts[0]), rng_key, images, np.asarray(state.best_value)
+    )
     return BestPosteriors(
         posteriors=_finish.on(vae=vae)(state.best, starts[0], images),
         kept_start=~np.asarray(state.improved),

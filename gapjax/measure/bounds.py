@@ -10,7 +10,8 @@ import numpy as np
 
 from gapjax import parallel
 from gapjax.model.bounds import elbo
-from gapjax.model.checks import check_inputs, check_integer, explain
+from gapjax.model.checks import check_inputs, check_positive, explain
+from gapjax.model.free import of_images
 from gapjax.vae import VAE, VAEParams, local_inference
 
 Images = jax.Array | np.ndarray  # [N, *event]
@@ -31,12 +32,7 @@ def per_image_bounds(
     devices: parallel.Devices | None = None,
 ) -> jax.Array:
     """The bound [N] of every image in nats, averaged over S posterior samples; see `evaluate`."""
-    check_integer("num_samples", num_samples)
-    check_integer("batch_size", batch_size)
-    if num_samples < 1 or batch_size < 1:
-        raise ValueError(
-            f"num_samples is {num_samples} and batch_size {batch_size}; both must be positive"
-        )
+    check_positive(num_samples=num_samples, batch_size=batch_size)
     check_inputs("this evaluation", vae, params, rng_key, images)
     return bounds(
         params, rng_key, jnp.asarray(images), devices=devices, vae=vae, num_samples=num_samples,
@@ -62,10 +58,12 @@ def encoder_gradient_norms(
     many do. The arguments are those of `evaluate`; a refit takes one sample.
     """
     check_inputs("encoder_gradient_norms", vae, params, rng_key, images, gradients=True)
-    return np.asarray(per_image_bounds(
+    norms = np.asarray(per_image_bounds(
         vae, params, rng_key, images, num_samples=num_samples, batch_size=_GRADIENTS,
         bound=_encoder_gradient_norm, devices=devices,
     ))  # fmt: skip
+    check_finite(vae, params, rng_key, images, norms, num_samples, what="the gradient's norm")
+    return norms
 
 
 def posterior_bounds(
@@ -77,46 +75,56 @@ def posterior_bounds(
     *,
     num_samples: int = 20,
     batch_size: int = 50,
+    bound: Bound = elbo,
     devices: parallel.Devices | None = None,
 ) -> np.ndarray:
-    """The ELBO [N] of every image with a posterior of its own, in nats.
+    """The bound [N] of every image with a posterior of its own, in nats.
 
     With the key that `evaluate` was given the noise is that of `evaluate`, so that a q and an
     encoder are compared on common noise.
 
     Args:
       params: its parameters; the encoder is not used.
-      posteriors: a q for every image, a pytree with a leading axis [N].
+      posteriors: a q for every image, a pytree with a leading axis [N]; see `model.free.of_images`.
+
+    Raises:
+      FloatingPointError: as in `evaluate`.
     """
+    posteriors = of_images(posteriors, images)
     check_inputs("posterior_bounds", vae, params, rng_key, images, posteriors=posteriors)
     nats = np.asarray(_posterior_bounds(
         params.decoder, rng_key, jnp.asarray(images), posteriors, devices=devices, vae=vae,
-        num_samples=num_samples, batch_size=min(batch_size, len(images)),
+        num_samples=num_samples, batch_size=min(batch_size, len(images)), bound=bound,
     ))  # fmt: skip
-    bad = np.flatnonzero(~np.isfinite(nats))
-    if len(bad):
-        raise FloatingPointError(
-            f"the bound of image {bad[0]} with its own posterior is {nats[bad[0]]} nats, and that "
-            f"of {len(bad)} of {len(nats)} images is not finite"
-        )
+    check_finite(vae, params, rng_key, images, nats, num_samples, posteriors=posteriors)
     return nats
 
 
 def check_finite(
     vae: VAE, params: VAEParams, rng_key: jax.Array, images: Images, nats: np.ndarray,
-    num_samples: int = 1,
+    num_samples: int = 1, *, posteriors: Any = None, what: str = "the bound",
 ) -> None:  # fmt: skip
-    """Raises FloatingPointError where one of the bounds [N] is NaN or infinite, and says why."""
+    """Raises FloatingPointError where one of the values [N] is NaN or infinite, and says why.
+
+    `posteriors` are a q for every image in place of the encoder's; `what` names the values.
+    """
     bad = np.flatnonzero(~np.isfinite(nats))
     if not len(bad):
         return
     index, reason = int(bad[0]), None
     if isinstance(vae, VAE):
         x, key = jnp.asarray(images[index]), jax.random.fold_in(rng_key, index)
+        if posteriors is not None:
+            own = jax.tree.map(lambda leaf: leaf[index], posteriors)
+            vae, params = local_inference(vae), VAEParams(own, params.decoder)
         reason = explain(vae, params, key, x, num_samples)
+    whose = f"image {index}"
+    if posteriors is not None:
+        whose += " with its own posterior"
+        reason = reason and reason.replace("params.encoder", "that posterior")
     raise FloatingPointError(
-        f"the bound of image {index} is {nats[index]} nats, and that of {len(bad)} of "
-        f"{len(nats)} images is not finite" + (f": {reason}" if reason else "")
+        f"{what} of {whose} is {nats[index]} nats, and that of {len(bad)} of {len(nats)} images is "
+        "not finite" + (f": {reason}" if reason else "")
     )
 
 
@@ -151,14 +159,14 @@ def _encoder_gradient_norm(
 
 @parallel.program
 def _posterior_bounds(
-    shard, decoder, rng_key, images, posteriors, *, vae, num_samples, batch_size
+    shard, decoder, rng_key, images, posteriors, *, vae, num_samples, batch_size, bound
 ) -> jax.Array:
     """See `posterior_bounds`."""
 
     def one(xs: tuple) -> jax.Array:
         index, x, posterior = xs
         key = jax.random.fold_in(rng_key, index)
-        return elbo(local_inference(vae), VAEParams(posterior, decoder), key, x, num_samples)
+        return bound(local_inference(vae), VAEParams(posterior, decoder), key, x, num_samples)
 
     xs = shard.split((jnp.arange(len(images)), images, posteriors))
     nats = jax.lax.map(one, xs, batch_size=-(-batch_size // shard.count))

@@ -17,7 +17,8 @@ class LogLikelihood(NamedTuple):
     # [N] nats; the mean of its exponential is p(x), so its own is at most log p(x)
     log_prob: ArrayLike
     ess: ArrayLike  # [N] effective number of samples (or chains) behind it, (sum w)^2 / sum w^2
-    acceptance: ArrayLike  # [N] mean acceptance rate of the chains; NaN where there are none
+    # [N] mean acceptance rate of the chains. Without chains it is None of one example, NaN of N
+    acceptance: ArrayLike | None
 
 
 def importance_sampling(
@@ -46,7 +47,7 @@ def importance_sampling(
     chunks = keys.reshape(-1, chunk_size), numbers.reshape(-1, chunk_size)
     (log_sum, log_squares), _ = jax.lax.scan(add, (-jnp.inf, -jnp.inf), chunks)
     ess = jnp.exp(2 * log_sum - log_squares)
-    return LogLikelihood(log_sum - math.log(num_samples), ess, jnp.full((), jnp.nan))
+    return LogLikelihood(log_sum - math.log(num_samples), ess, None)
 
 
 def add_weights(sums: tuple, log_weights: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -14,10 +14,11 @@ import numpy as np
 
 from gapjax import parallel
 from gapjax.measure.annealing import Annealing, annealed_importance_sampling, reverse_annealing
-from gapjax.measure.bounds import Images
+from gapjax.measure.bounds import Images, check_finite
 from gapjax.measure.importance import LogLikelihood, importance_sampling
 from gapjax.measure.statistics import mean_and_stderr
-from gapjax.model.checks import check_concrete, check_inputs, check_key, check_model
+from gapjax.model.checks import check_concrete, check_inputs, check_integers, check_key, check_model
+from gapjax.model.free import of_images
 from gapjax.vae import VAE, VAEParams, local_inference, sample, sample_model
 
 
@@ -63,22 +64,34 @@ def log_likelihood(
       chunk_size: samples at once for an image.
       batch_size: images at once; with `chunk_size` it bounds memory (but for the keys of all
         samples), and changes nothing else.
+
+    Raises:
+      FloatingPointError: an estimate is NaN or infinite; the message says why.
     """
     annealing = method if isinstance(method, Annealing) else None
     if annealing is None and method != "importance":
         raise ValueError(f"method is {method!r}; it must be 'importance' or an Annealing")
+    posteriors = of_images(posteriors, images)
     check_inputs("log_likelihood", vae, params, rng_key, images, posteriors=posteriors)
+    check_integers(annealing or Annealing())
     if min(num_samples, chunk_size, batch_size, *(annealing or ())) <= 0:
         raise ValueError(
             f"num_samples {num_samples}, chunk_size {chunk_size}, batch_size {batch_size} and "
             f"{method} must be positive"
         )
     inference = params.encoder if posteriors is None else posteriors
-    return _in_batches(
+    found: LogLikelihood = _in_batches(
         _log_likelihoods, (inference, params.decoder, rng_key, jnp.asarray(images)), len(images),
         batch_size, devices, on_progress, vae=vae, annealing=annealing,
         local=posteriors is not None, num_samples=num_samples, chunk_size=chunk_size,
     )  # fmt: skip
+    check_finite(
+        vae, params, rng_key, images, np.asarray(found.log_prob), posteriors=posteriors,
+        what="the estimate of log p(x)",
+    )  # fmt: skip
+    if found.acceptance is None:  # here, as no program may give a NaN under jax_debug_nans
+        found = found._replace(acceptance=np.full(len(images), np.nan))
+    return found
 
 
 def sandwich(
@@ -102,6 +115,7 @@ def sandwich(
       Grosse, Ghahramani, Adams, Sandwiching the Marginal Likelihood Using Bidirectional Monte
       Carlo, 2015.
     """
+    check_integers(annealing)
     if min(num_images, batch_size, *annealing) <= 0:
         raise ValueError(
             f"num_images {num_images}, batch_size {batch_size} and {annealing} must be positive"

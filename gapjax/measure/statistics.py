@@ -1,6 +1,10 @@
-"""Means over a set of images, with their standard errors."""
+"""Means and shares over a set of images, with their standard errors."""
+
+import math
 
 import numpy as np
+
+_Z = 1.96  # 95 % of a normal distribution lie within so many standard deviations
 
 
 def effective_number(weights: np.ndarray) -> float:
@@ -32,3 +36,31 @@ def ratio_of_means(numerator: np.ndarray, denominator: np.ndarray) -> tuple[floa
     ratio = numerator.mean() / mean
     stderr = mean_and_stderr(numerator - ratio * denominator)[1] / abs(mean)
     return float(ratio), float(stderr)
+
+
+def share_of_positive(values: np.ndarray) -> tuple[float, float, tuple[float, float]]:
+    """The share f of positive values of [N], zeros counted half; its error and a 95 % interval.
+
+    z^2 / 2 positive and as many negative values are added, z = 1.96, so that there is a width where
+    all values agree. With n = N + z^2, f' the share of them and t that of zeros,
+
+        e^2 = (f' (1 - f') - t / 4) / n,   interval f' +- z e,   error^2 = e^2 + (f' - f)^2
+
+    which is Agresti and Coull's interval (1998) where t is 0. NaN but for f where N is 1.
+    """
+    share, zeros = float((values > 0).mean() + (values == 0).mean() / 2), (values == 0).sum()
+    if len(values) < 2:
+        return share, math.nan, (math.nan, math.nan)
+    number = len(values) + _Z**2
+    centre = (share * len(values) + _Z**2 / 2) / number
+    width = math.sqrt((centre * (1 - centre) - zeros / number / 4) / number)
+    interval = (max(0.0, centre - _Z * width), min(1.0, centre + _Z * width))
+    return share, math.hypot(width, centre - share), interval
+
+
+def sign_test(values: np.ndarray) -> float:
+    """Two-sided exact p-value of "as many are positive as negative" (binomial, without zeros)."""
+    smaller, larger = sorted((int((values > 0).sum()), int((values < 0).sum())))
+    k = np.arange(1, smaller + 1)
+    log_ways = np.append(0.0, np.cumsum(np.log((smaller + larger + 1 - k) / k)))
+    return min(1.0, 2 * float(np.exp(log_ways - (smaller + larger) * math.log(2)).sum()))

@@ -12,7 +12,7 @@ import numpy as np
 import numpyro.distributions as dist
 from numpyro.distributions.kl import kl_divergence
 
-from gapjax.model.checks import check_scalar, one_log_prob
+from gapjax.model.checks import check_positive, check_scalar, innermost, one_log_prob, type_name
 from gapjax.vae import (
     VAE,
     Distribution,
@@ -106,6 +106,15 @@ def divergence(first: Distribution, second: Distribution, rng_key: jax.Array) ->
     return log_first - one_log_prob("posterior", second, z)
 
 
+def divergences(first: Distribution, second: Distribution) -> jax.Array:
+    """KL(first || second) of each latent [Z] in nats, where they are independent in both."""
+    kl = _analytic_kl(innermost(first), innermost(second), are_whole=False)
+    if kl is None or innermost(first).event_shape:
+        names = f"{type_name(first)} and {type_name(second)}"
+        raise ValueError(f"{names} have no KL in closed form for each latent by itself")
+    return jnp.broadcast_to(kl, second.event_shape)
+
+
 def sample_and_log_prob(posterior: Distribution, rng_key: jax.Array) -> tuple[jax.Array, jax.Array]:
     """One z ~ q and log q(z); a flow gives both in one pass, so that it need not be inverted."""
     if isinstance(posterior, dist.TransformedDistribution):
@@ -128,6 +137,7 @@ def bits_per_dim(nats: Nats, event_shape: tuple[int, ...]) -> Nats:
 
 def _sample_keys(rng_key: jax.Array, num_samples: int) -> jax.Array:
     """Keys [S]; one sample takes the key itself, which spares every training step a hash."""
+    check_positive(num_samples=num_samples)
     return rng_key[None] if num_samples == 1 else jax.random.split(rng_key, num_samples)
 
 
@@ -136,14 +146,16 @@ def _log_likelihood(vae: VAE, decoder_params: Params, x: jax.Array, z: jax.Array
     return one_log_prob("likelihood", vae.decode(decoder_params, z), observed(x))
 
 
-def _analytic_kl(posterior: Distribution, prior: Distribution) -> jax.Array | None:
+def _analytic_kl(
+    posterior: Distribution, prior: Distribution, are_whole: bool = True
+) -> jax.Array | None:
     """KL(q || p) where NumPyro has it in closed form for this pair; checked to be a scalar."""
     try:
         with library_promotion():
             kl = cast(jax.Array, kl_divergence(cast(Any, posterior), cast(Any, prior)))
     except NotImplementedError:
         return None
-    if jnp.shape(kl) != ():
+    if are_whole and jnp.shape(kl) != ():
         for role, distribution in (("posterior", posterior), ("prior", prior)):
             value = log_prob(distribution, sample(distribution, jax.random.key(0)))
             check_scalar(role, distribution, jnp.shape(value))

@@ -176,6 +176,21 @@ def check_integer(name: str, value: Any) -> None:
         raise ValueError(f"{name} is {value!r}; it must be an integer") from None
 
 
+def check_positive(**numbers: Any) -> None:
+    """Raises ValueError for a number that is not a positive integer."""
+    for name, number in numbers.items():
+        check_integer(name, number)
+        if number < 1:
+            raise ValueError(f"{name} is {number}; it must be positive")
+
+
+def check_integers(settings: Any) -> None:
+    """Raises ValueError where a `NamedTuple` has no integer in a field whose default is one."""
+    for name, default in settings._field_defaults.items():
+        if isinstance(default, int):
+            check_integer(name, getattr(settings, name))
+
+
 def one_log_prob(role: str, distribution: Any, value: jax.Array) -> jax.Array:
     """Log-probability of one whole example or latent, checked to be a scalar."""
     result = log_prob(distribution, value)

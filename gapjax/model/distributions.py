@@ -1,14 +1,17 @@
-"""The discretized logistic, a likelihood for integer pixel levels; and the layer of a flow."""
+"""The discretized logistic, the layer of a flow, and the values and dtypes of any likelihood."""
 
 import functools
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 from numpyro.distributions import Distribution, constraints
 from numpyro.distributions.flows import InverseAutoregressiveTransform
 from numpyro.distributions.util import promote_shapes
+
+from gapjax import vae
 
 # Beyond these (in units of one bin) float32 cannot hold the gradient (x - loc) / scale^2.
 _MAX_LOC = 1e12
@@ -156,6 +159,40 @@ class DiscretizedLogistic(Distribution):
         edges = jnp.expand_dims(edges, range(loc.ndim - 1))  # strict promotion of ranks allows it
         mean = jax.nn.sigmoid((loc - edges) / scale).sum(axis=-1)
         return mean + self.uniform_weight * ((self.levels - 1) / 2 - mean)
+
+
+def sample_beside(likelihood: vae.Distribution, rng_key: jax.Array, dtype: np.dtype) -> jax.Array:
+    """One sample of x in a dtype that holds it and values of `dtype`: in that itself if it can."""
+    x, known = vae.sample(likelihood, rng_key), integer_range(likelihood)
+    needed = x.dtype if known is None else np.result_type(*map(np.min_scalar_type, known))
+    return x.astype(common_dtype(needed, dtype))
+
+
+def common_dtype(*dtypes: np.dtype) -> np.dtype:
+    """The dtype that holds the values of two; integers go with floats of 32 bits."""
+    is_half = lambda dtype: jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize < 4
+    if len(set(dtypes)) == 1:
+        return dtypes[0]
+    exact = np.result_type(*(np.float32 if is_half(dtype) else dtype for dtype in dtypes))
+    dtype = jax.dtypes.canonicalize_dtype(exact)
+    if dtype != exact and not np.issubdtype(exact, np.floating):
+        raise TypeError("no dtype holds both {} and {}; give the data in another".format(*dtypes))
+    return dtype
+
+
+def integer_range(distribution: Any) -> tuple[int, int] | None:
+    """The least and the greatest value of a distribution over integers; None where not known."""
+    try:
+        support = distribution.support
+    except (AttributeError, NotImplementedError):
+        return None
+    while hasattr(support, "base_constraint"):
+        support = support.base_constraint
+    if support is constraints.boolean:
+        return 0, 1
+    bounds: Any = [getattr(support, name, None) for name in ("lower_bound", "upper_bound")]
+    is_known = getattr(support, "is_discrete", False) and all(map(np.isscalar, bounds))
+    return (int(bounds[0]), int(bounds[1])) if is_known else None
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))

@@ -1,34 +1,84 @@
-"""The free parameters of a distribution: its parameters as unconstrained real arrays, and back."""
+"""The free parameters of a distribution: its parameters as unconstrained real arrays, and back.
 
+NumPyro can write one distribution in several ways, by broadcasting or `expand`, and with a leading
+axis of its own; `written_out` and `of_images` give all of them one form.
+"""
+
+import contextlib
+import copy
 from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from numpyro.distributions import Distribution, biject_to, constraints
+from numpyro.distributions import Distribution, ExpandedDistribution, biject_to, constraints
 
 
 def to_free(distribution: Any) -> list[jax.Array]:
     """The parameters of a distribution as unconstrained real arrays, which an optimizer may move.
 
     A parameter that NumPyro knows a constraint of (a scale is positive) is mapped to the reals by
-    the bijection of that constraint; every other float leaf of the pytree is taken as it is. The
-    order is that of the leaves' paths, which is the same in every process.
+    the bijection of that constraint; every other float leaf of the pytree is taken as it is. All
+    are `written_out` first, and have one type, float32 at least. The order is that of the leaves'
+    paths, which is the same in every process.
     """
+    distribution = written_out(distribution)
     leaves, treedef = jax.tree.flatten(distribution)
-    return [
-        biject_to(constraint).inv(jnp.asarray(leaves[i], jnp.result_type(leaves[i])))
-        for i, constraint in _places(distribution, treedef, leaves)
-    ]
+    places = _places(distribution, treedef, leaves)
+    dtype = jnp.result_type(jnp.float32, *(jnp.result_type(leaves[i]) for i, _ in places))
+    return [biject_to(constraint).inv(jnp.asarray(leaves[i], dtype)) for i, constraint in places]
 
 
 def from_free(like: Any, free: list[jax.Array]) -> Any:
     """The distribution of the form of `like` with these free parameters; inverts `to_free`."""
+    like = written_out(like)
     leaves, treedef = jax.tree.flatten(like)
     for (i, constraint), value in zip(_places(like, treedef, leaves), free, strict=True):
         leaves[i] = biject_to(constraint)(value)
     return jax.tree.unflatten(treedef, leaves)
+
+
+def written_out(distribution: Any) -> Any:
+    """The same distribution with its parameters at their full shape, not broadcast or expanded.
+
+    So `Normal(loc, 0.5)` has a scale for each entry, which an optimizer may move by itself. What
+    is not NumPyro's stays as it is.
+    """
+    if not isinstance(distribution, Distribution):
+        return distribution
+    return _spread(distribution, distribution.batch_shape)
+
+
+def of_images(posteriors: Any, images: Any) -> Any:
+    """Posteriors of N images as `jax.vmap` of an encoder gives them: each leaf has an axis [N].
+
+    NumPyro's distributions that were made with a leading batch axis [N] are written out, and forget
+    that axis; all else stays as it is.
+    """
+    batch_shape = posteriors.batch_shape if isinstance(posteriors, Distribution) else ()
+    if not batch_shape or batch_shape[:1] != getattr(images, "shape", ())[:1]:
+        return posteriors
+    return _spread(posteriors, batch_shape, dropped=1)
+
+
+def _spread(given: Any, batch_shape: tuple[int, ...], dropped: int = 0) -> Any:
+    """`given` broadcast to a batch shape, of which it then forgets the first axes."""
+    if isinstance(given, ExpandedDistribution):
+        return _spread(given.base_dist, batch_shape, dropped)
+    made, ndim = copy.copy(given), len(given.batch_shape)
+    for name in given.gather_pytree_data_fields():
+        value = given.__dict__.get(name)
+        if isinstance(value, Distribution):  # its batch may have axes that are events out here
+            made.__dict__[name] = _spread(value, batch_shape + value.batch_shape[ndim:], dropped)
+        elif name in given.arg_constraints and value is not None:
+            with contextlib.suppress(NotImplementedError):  # its shape may be any
+                event_dim = given.arg_constraints[name].event_dim
+                shape = batch_shape + jnp.shape(value)[jnp.ndim(value) - event_dim :]
+                if jnp.shape(value) != shape and jnp.ndim(value) <= len(shape):
+                    made.__dict__[name] = jnp.broadcast_to(value, shape)
+    made._batch_shape = batch_shape[dropped:]
+    return made
 
 
 def _places(distribution: Any, treedef: Any, leaves: list) -> list[tuple[int, Any]]:

@@ -35,7 +35,7 @@ def mlp_vae(
     *,
     latent_dim: int = 10,
     hidden_sizes: tuple[int, ...] = (500, 500),
-    levels: int = 256,
+    levels: int | None = 256,
     uniform_weight: float = UNIFORM_WEIGHT,
     posterior: str = "diagonal",
 ) -> VAE:
@@ -71,6 +71,8 @@ def mlp_vae(
         raise ValueError(f"likelihood is {likelihood!r}; it must be one of {known}")
     if likelihood == "bernoulli":
         levels, uniform_weight = 2, 0.0
+    elif levels is None:
+        raise ValueError("levels is None, as for floats and counts; they need a model of your own")
     else:
         DiscretizedLogistic(0.0, 1.0, levels, uniform_weight=uniform_weight)  # checks the weight
     encode = _encoder(event_shape, latent_dim, hidden_sizes, levels, posterior)

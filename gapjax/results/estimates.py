@@ -1,5 +1,6 @@
 """From nats per image to the BPD of a set, paired differences of encoders, and gaps (eq. 11)."""
 
+import math
 import warnings
 from typing import NamedTuple
 
@@ -7,10 +8,12 @@ import jax
 import numpy as np
 
 from gapjax import parallel
+from gapjax.measure import statistics
 from gapjax.measure.bounds import Bound, Images, check_finite, per_image_bounds
-from gapjax.measure.statistics import effective_number, mean_and_stderr, ratio_of_means
 from gapjax.model.bounds import bits_per_dim, elbo
 from gapjax.vae import VAE, VAEParams
+
+MIN_SAMPLES = 100  # of the posterior, for shares and medians of images; see `Difference`
 
 
 class Evaluation(NamedTuple):
@@ -21,28 +24,40 @@ class Evaluation(NamedTuple):
       stderr: standard error of that mean over images (sample standard deviation over root N); NaN
         where N is 1.
       per_image: [N] float32, BPD of every image in the order given.
+      num_samples: posterior samples of each image; infinite where there is no such noise.
+      with_half: [N], the same with half of the samples; None of fewer than `MIN_SAMPLES`.
     """
 
     bpd: float
     stderr: float
     per_image: np.ndarray
+    num_samples: float = math.nan
+    with_half: np.ndarray | None = None
 
 
 class Difference(NamedTuple):
     """A paired difference over N images, with statistics that outliers do not move.
 
     A few images on which two encoders differ vastly can dominate the mean and its standard
-    error. The median and the fraction of improved images show whether they do.
+    error. The median and the fraction of improved images show whether they do. Unlike the mean
+    these are biased by the noise of each image's own bound, so they are NaN where an evaluation has
+    fewer than `MIN_SAMPLES` posterior samples. What is left of their bias is estimated as the value
+    with half of the samples minus the value: too small where the noise exceeds the differences.
 
     Attributes:
       bpd: mean over the images of first minus second, bits per dimension.
       stderr: standard error of that mean; NaN where N is 1.
       median: over the images, bits per dimension.
       fraction_improved: fraction of the images where `second` has the lower BPD; ties count half.
-      fraction_improved_stderr: its standard error, root of f (1 - f) / N; NaN where N is 1.
+      fraction_improved_stderr: its standard error, see `share_of_positive`; NaN where N is 1.
       num_effective: effective number of images behind `stderr`, (sum d^2)^2 / sum d^4 with d the
         deviations from the mean. It is N/3 for normal differences, 1 if all of the variance comes
         from one image, and N if there is none.
+      fraction_improved_interval: 95 %, also where all images agree.
+      fraction_improved_bias, median_bias: estimates of what is left of either's bias.
+      sign_test: p-value of "as many images improve as get worse", see `statistics.sign_test`.
+      num_samples: posterior samples of each image, of the evaluation with fewer.
+      num_images: N.
     """
 
     bpd: float
@@ -51,6 +66,12 @@ class Difference(NamedTuple):
     fraction_improved: float
     fraction_improved_stderr: float
     num_effective: float
+    fraction_improved_interval: tuple[float, float]
+    fraction_improved_bias: float
+    median_bias: float
+    sign_test: float
+    num_samples: float
+    num_images: int
 
 
 class Gaps(NamedTuple):
@@ -91,11 +112,10 @@ def evaluate(
     parameters, so that two encoders evaluated with one key are compared on common noise.
 
     Args:
-      vae: the model.
-      params: its parameters.
       rng_key: a key; it is folded with each image's index.
       images: [N, *event], any N: the last batch is padded and the padding dropped.
-      num_samples: S.
+      num_samples: S. From `MIN_SAMPLES` on, images are evaluated with half of them as well, which
+        says how biased shares and medians are.
       batch_size: images evaluated at once; bounds memory, changes nothing else.
       bound: `elbo`, `importance_weighted_bound`, or any function of that form, in nats.
       devices: among which the images are divided; all by default.
@@ -109,17 +129,25 @@ def evaluate(
       TypeError: an argument of another type, or one that is traced by `jax.jit`.
       FloatingPointError: the bound of an image is NaN or infinite; the message says why.
     """
-    nats = per_image_bounds(
-        vae, params, rng_key, images, num_samples=num_samples, batch_size=batch_size, bound=bound,
-        devices=devices,
-    )  # fmt: skip
-    check_finite(vae, params, rng_key, images, np.asarray(nats), num_samples)
-    return summarize(np.asarray(bits_per_dim(nats, np.shape(images)[1:])))
+
+    def bpds(samples: int) -> np.ndarray:
+        nats = per_image_bounds(
+            vae, params, rng_key, images, num_samples=samples, batch_size=batch_size, bound=bound,
+            devices=devices,
+        )  # fmt: skip
+        check_finite(vae, params, rng_key, images, np.asarray(nats), samples)
+        return np.asarray(bits_per_dim(nats, np.shape(images)[1:]))
+
+    whole, half = bpds(num_samples), num_samples // 2
+    return summarize(whole, num_samples, bpds(half) if num_samples >= MIN_SAMPLES else None)
 
 
-def summarize(per_image: np.ndarray) -> Evaluation:
-    """The `Evaluation` of BPDs per image [N]; of one image the standard error is NaN."""
-    return Evaluation(*mean_and_stderr(per_image), per_image)
+def summarize(
+    per_image: np.ndarray, num_samples: float = math.inf, with_half: np.ndarray | None = None
+) -> Evaluation:
+    """The `Evaluation` of BPDs per image [N], by default of exact ones; see there."""
+    with_half = per_image if num_samples == math.inf else with_half
+    return Evaluation(*statistics.mean_and_stderr(per_image), per_image, num_samples, with_half)
 
 
 def paired_difference(first: Evaluation, second: Evaluation) -> Difference:
@@ -143,13 +171,20 @@ def paired_difference(first: Evaluation, second: Evaluation) -> Difference:
             f"evaluations of {first.per_image.shape[0]} and {second.per_image.shape[0]} images "
             "cannot be paired"
         )
-    difference = first.per_image.astype(np.float64) - second.per_image.astype(np.float64)
-    improved = float((difference > 0).mean() + (difference == 0).mean() / 2)
-    squares = (difference - difference.mean()) ** 2
-    error = float(np.sqrt(improved * (1 - improved) / len(squares)))
+    difference = np.subtract(first.per_image, second.per_image, dtype=np.float64)
+    effective = statistics.effective_number((difference - difference.mean()) ** 2)
+    median = fraction = error = fraction_bias = median_bias = p_value = math.nan
+    interval = (math.nan, math.nan)
+    if first.with_half is not None and second.with_half is not None:
+        with_half = np.subtract(first.with_half, second.with_half, dtype=np.float64)
+        median, p_value = float(np.median(difference)), statistics.sign_test(difference)
+        fraction, error, interval = statistics.share_of_positive(difference)
+        fraction_bias = statistics.share_of_positive(with_half)[0] - fraction
+        median_bias = float(np.median(with_half)) - median
     return Difference(
-        *mean_and_stderr(difference), float(np.median(difference)), improved,
-        error if len(squares) > 1 else float("nan"), effective_number(squares),
+        *statistics.mean_and_stderr(difference), median, fraction, error, effective, interval,
+        fraction_bias, median_bias, p_value, min(first.num_samples, second.num_samples),
+        len(difference),
     )  # fmt: skip
 
 
@@ -182,7 +217,7 @@ def inference_gaps(
         paired_difference(test, self_consistent),
         paired_difference(control, self_consistent),
     )
-    share = ratio_of_means(
+    share = statistics.ratio_of_means(
         test.per_image - self_consistent.per_image, test.per_image - optimal.per_image
     )
     return Gaps(*differences, *share, converged)

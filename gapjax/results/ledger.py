@@ -31,7 +31,7 @@ class EncoderAccount(NamedTuple):
         log p(x) = elbo + amortization_gap + approximation_gap,
         amortization_gap = inference_gap_by_refit + capacity_gap   (on the test set)
 
-    The last three are of the test set alone.
+    The last three are of the test set alone. What has q* in it is a lower bound, as `optimal` is.
     """
 
     elbo: Estimate  # eq. 4 with this encoder
@@ -53,9 +53,10 @@ class SetAccount(NamedTuple):
     num_available: int  # how many there are
     # estimate of log p(x); its mean is not above the truth, however many samples
     log_prob: Estimate
-    # ELBO with the best posterior q* of each image (eq. 10); None where not looked for
+    # ELBO with the best posterior q* of each image (eq. 10) that a search found: its mean is not
+    # above that of the best of the family. None where not looked for
     optimal: Estimate | None
-    # `log_prob` minus `optimal`: the loss due to the posterior's family
+    # `log_prob` minus `optimal`, both from below: the loss due to the posterior's family
     approximation_gap: Estimate | None
     encoders: dict[str, EncoderAccount]  # an `EncoderAccount` by the name of each encoder
     # diagnostics: of q*, "kept_start" and "unconverged" (shares of the images) and "steps"; of log
@@ -100,7 +101,8 @@ def ledger(
         "as_trained".
       refit: the name of the one that was refitted on the test images (`optimal_inference`).
       num_images: most images of each set, a random subset by `subset_seed`; None takes all.
-      **options: of `gapjax.results.measurements.measure`; search=None does without q*.
+      **options: of `gapjax.results.measurements.measure`; search=None does without q*, and
+        `bound=importance_weighted_bound` puts that in the place of the ELBO.
     """
     train_key, test_key = jax.random.split(rng_key)
     encoders = {"as_trained": params.encoder, **(encoders or {})}

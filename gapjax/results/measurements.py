@@ -11,8 +11,9 @@ import numpy as np
 
 from gapjax.infer.search import BestPosteriors, PosteriorSearch, best_posteriors
 from gapjax.measure.annealing import Annealing
-from gapjax.measure.bounds import Images, per_image_bounds, posterior_bounds
+from gapjax.measure.bounds import Bound, Images, check_finite, per_image_bounds, posterior_bounds
 from gapjax.measure.log_likelihood import log_likelihood
+from gapjax.model.bounds import elbo
 from gapjax.vae import VAE, VAEParams
 
 
@@ -92,15 +93,13 @@ def measure(
     method: str | Annealing = Annealing(),  # noqa: B008 (an immutable tuple)
     num_importance_samples: int = 5000,
     batch_size: int = 50,
+    bound: Bound = elbo,
     on_progress: Callable[[str, int], None] | None = None,
 ) -> Measured:
     """Measures every image of a set: the ELBO of each encoder and of q*, and log p(x).
 
     Args:
-      vae: the model.
-      params: its parameters.
       rng_key: of the measurement; folded with each image's index.
-      images: [N, *event].
       encoders: parameters by name. The search for q* starts from the best of them, image by
         image.
       num_samples: posterior samples for every ELBO; all share their noise.
@@ -108,16 +107,14 @@ def measure(
       method: of log p(x), see `log_likelihood`; q* is its proposal where there is one.
       num_importance_samples: of the method "importance".
       batch_size: images at once; bounds memory, changes nothing else.
+      bound: what stands for the ELBO of encoders and q*; the search is by the ELBO.
       on_progress: called with what is being done and how many images are done.
-
-    Returns:
-      `Measured`.
     """
     bound_key, search_key, log_prob_key = jax.random.split(rng_key, 3)
     tell = (lambda what: lambda done: on_progress(what, done)) if on_progress else lambda _: None
     elbo, optimal, found = _bounds(
         vae, params, bound_key, search_key, images, encoders, num_samples=num_samples,
-        search=search, batch_size=batch_size, on_progress=tell("posteriors"),
+        search=search, batch_size=batch_size, bound=bound, on_progress=tell("posteriors"),
     )  # fmt: skip
     estimate = log_likelihood(
         vae, params, log_prob_key, images, posteriors=found.posteriors if found else None,
@@ -147,14 +144,15 @@ def subset(images: Images, num_images: int | None, seed: int) -> np.ndarray:
 def _bounds(
     vae: VAE, params: VAEParams, bound_key: jax.Array, search_key: jax.Array, images: Images,
     encoders: Mapping[str, Any], *, num_samples: int, search: PosteriorSearch | None,
-    batch_size: int, on_progress: Callable[[int], None] | None = None,
+    batch_size: int, bound: Bound = elbo, on_progress: Callable[[int], None] | None = None,
 ) -> tuple[dict[str, np.ndarray], np.ndarray | None, BestPosteriors | None]:  # fmt: skip
     """The ELBO [N] of each encoder and, on common noise, of q*; and what the search returned."""
-    options: Any = {"num_samples": num_samples, "batch_size": batch_size}
-    of = lambda encoder: per_image_bounds(
-        vae, params._replace(encoder=encoder), bound_key, images, **options
-    )
-    elbo = {name: np.asarray(of(encoder)) for name, encoder in encoders.items()}
+    options: Any = {"num_samples": num_samples, "batch_size": batch_size, "bound": bound}
+    elbo = {}
+    for name, encoder in encoders.items():
+        own = params._replace(encoder=encoder)
+        elbo[name] = np.asarray(per_image_bounds(vae, own, bound_key, images, **options))
+        check_finite(vae, own, bound_key, images, elbo[name], num_samples)
     if search is None:
         return elbo, None, None
     found = best_posteriors(

@@ -1,0 +1,186 @@
+"""Reading files and folders of the user's: archives, pairs of arrays, folders of images."""
+
+import hashlib
+import io
+import pathlib
+import re
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from gapjax.data.dataset import DatasetError, Stored, check_levels, one_line, reason
+
+PARTS = ("train", "test")
+_NAMES = (("train", "test"), ("x_train", "x_test"), ("train_data", "test_data"))
+_MODES = ("1", "L", "I;16", "I", "F", "RGB")  # of pillow, whose arrays are the pixels themselves
+_MOST = 2**31 - 1  # JAX holds int32
+_RARE = 0.02  # a level is in use if it has this share of the pixels that it would have on average
+
+
+def read(path: pathlib.Path, levels: int | None) -> Stored:
+    """Reads a file, or the folder or pair that it is of; `load_dataset` describes them."""
+    sums: dict[str, str] = {}
+    form = path.suffix.lower()
+    if path.is_dir() and form not in FORMS:
+        parts, own = [_read_images(path / part) for part in PARTS], None
+    elif form in _ARCHIVES:
+        parts, own = _parts(path, _opened(path, sums, _ARCHIVES[form]))
+    else:
+        parts, own = [_opened(each, sums, _ARRAYS[form]) for each in _pair(path)], None
+    if own is not None:
+        own = check_levels(f"'levels' of {path.name!r}: levels", np.asarray(own).squeeze()[()])
+        if levels not in (None, own):
+            raise DatasetError(
+                f"levels={levels} does not fit {path.name!r}, which says levels={own}; leave it out"
+            )
+        levels = own
+    source = f"the folder {path.name} of images"
+    if sums:
+        source = f"the file{'s' * (len(sums) > 1)} {' and '.join(sorted(sums))}"
+    train, test = _numbers(parts, path.name, levels)
+    if levels is None and train.dtype == np.uint8:
+        levels = _guess(train, test, path.name)
+    return Stored(path.name, train, test, levels, source, files=sums)
+
+
+def _read_npz(content: bytes) -> dict[str, Any]:
+    with np.load(io.BytesIO(content), allow_pickle=False) as archive:
+        names = {name for pair in _NAMES for name in pair} | {"levels"}
+        return {name: archive[name] if name in names else None for name in archive.files}
+
+
+def _read_mat(content: bytes) -> dict[str, Any]:
+    from scipy.io import loadmat
+
+    return {
+        name: _whole(x.toarray() if hasattr(x, "toarray") else x)  # sparse matrices have it
+        for name, x in loadmat(io.BytesIO(content)).items()
+        if hasattr(x, "dtype")
+    }
+
+
+def _read_npy(content: bytes) -> np.ndarray:
+    return np.load(io.BytesIO(content), allow_pickle=False)
+
+
+def _read_text(content: bytes) -> np.ndarray:
+    return _whole(np.loadtxt(io.BytesIO(content), ndmin=2))
+
+
+def _whole(x: np.ndarray) -> np.ndarray:
+    """Integers where all values are: text and MATLAB write them as floats."""
+    if x.dtype.kind != "f" or not (np.abs(x) <= _MOST).all():
+        return x
+    integers = x.astype(np.int64)
+    return integers if (integers == x).all() else x
+
+
+_ARCHIVES: dict[str, Callable[[bytes], dict[str, Any]]] = {".npz": _read_npz, ".mat": _read_mat}
+_ARRAYS: dict[str, Callable[[bytes], np.ndarray]] = {".npy": _read_npy, ".amat": _read_text}
+FORMS = (*_ARCHIVES, *_ARRAYS)
+
+
+def _opened(path: pathlib.Path, sums: dict[str, str], parse: Callable[[bytes], Any]) -> Any:
+    """What a file holds; adds its SHA-256 to `sums`."""
+    if not path.is_file():
+        problem = "is a directory" if path.is_dir() else "does not exist"
+        raise DatasetError(f"{str(path)!r} {problem}; give a {path.suffix} file")
+    # A damaged file raises errors of many types, from zipfile, zlib, SciPy and NumPy's parser.
+    try:
+        content = path.read_bytes()
+        result = parse(content)
+    except Exception as error:
+        raise DatasetError(
+            f"{str(path)!r} cannot be read: not a {path.suffix} file, truncated, corrupt or with "
+            f"Python objects ({reason(error)})"
+        ) from error
+    sums[path.name] = hashlib.sha256(content).hexdigest()
+    return result
+
+
+def _parts(path: pathlib.Path, held: dict[str, Any]) -> tuple[list[Any], Any]:
+    """The two parts in an archive, and its `levels` if it has them."""
+    for names in _NAMES:
+        if set(names) <= set(held):
+            return [held[name] for name in names], held.get("levels")
+    raise DatasetError(
+        f"{str(path)!r} holds {one_line(sorted(held))}; name the arrays 'train' and 'test', or "
+        "'x_train' and 'x_test'"
+    )
+
+
+def _pair(path: pathlib.Path) -> list[pathlib.Path]:
+    """The training and the test file, of which one is given."""
+    if found := re.fullmatch(r"(?s)(.*)(?:train|test)(.*)", path.name):
+        return [path.with_name(f"{found[1]}{part}{found[2]}") for part in PARTS]
+    raise DatasetError(
+        f"{path.name!r} holds one part; name two files like x_train{path.suffix} and "
+        f"x_test{path.suffix}, in one folder, and give either"
+    )
+
+
+def _read_images(folder: pathlib.Path) -> np.ndarray:
+    """The images in a folder and its subfolders, [N, *event], in the order of their paths."""
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise DatasetError(f"a folder of images needs pillow ({error}); pip install it") from error
+    known, images = Image.registered_extensions(), []
+    for path in sorted(path for path in folder.rglob("*") if path.suffix.lower() in known):
+        try:
+            with Image.open(path) as image:
+                mode, x = image.mode, np.asarray(image)
+        except Exception as error:  # pillow raises errors of many types
+            raise DatasetError(f"{str(path)!r} cannot be read ({reason(error)})") from error
+        if mode not in _MODES:
+            raise DatasetError(f"{str(path)!r} has colours of mode {mode}; save it as grey or RGB")
+        first = images[0] if images else x
+        if (x.shape, x.dtype) != (first.shape, first.dtype):
+            raise DatasetError(
+                f"{str(path)!r} is {x.dtype} {x.shape}, unlike the first image, {first.dtype} "
+                f"{first.shape}; give all the same size and kind"
+            )
+        images.append(x)
+    if not images:
+        raise DatasetError(f"{str(folder)!r} holds no images; give files that pillow reads")
+    return np.stack(images)
+
+
+def _numbers(parts: list[Any], name: str, levels: int | None) -> list[np.ndarray]:
+    """Both parts as the smallest of uint8, uint16 and int32 that holds them, or as float32."""
+    for part, x in zip(PARTS, parts, strict=True):
+        what, kind = f"{part!r} of {name!r}", getattr(x, "dtype", np.dtype(object))
+        if kind.kind not in "uibf":
+            raise DatasetError(f"{what} has dtype {kind}; give integers or floats")
+        if kind.kind == "f" and not (np.abs(x) <= np.finfo(np.float32).max).all():
+            raise DatasetError(f"{what} contains NaN or values that float32 does not hold")
+        if kind.kind != "f" and x.size and (x.min() < 0 or x.max() > _MOST):
+            raise DatasetError(
+                f"{what} has values from {x.min()} to {x.max()}; give integers from 0 to {_MOST}, "
+                "or floats"
+            )
+    if any(x.dtype.kind == "f" for x in parts):
+        return [np.array(x, np.float32, order="C") for x in parts]
+    highest = max((levels or 0) - 1, *(int(x.max(initial=0)) for x in parts))
+    dtype = np.uint8 if highest < 2**8 else np.uint16 if highest < 2**16 else np.int32
+    return [np.array(x, dtype, order="C") for x in parts]
+
+
+def _guess(train: np.ndarray, test: np.ndarray, name: str) -> int:
+    """The number of levels of uint8 images; warns where few of them are in use."""
+    counts = np.zeros(256, np.int64)
+    for flat in (train.ravel(), test.ravel()):
+        for start in range(0, flat.size, 2**20):  # it takes eight times the memory of these
+            counts += np.bincount(flat[start : start + 2**20], minlength=256)
+    levels = 256 if counts[2:].any() else 2
+    used = int((counts > _RARE * counts.sum() / levels).sum())
+    if used <= levels / 2 and counts.sum() >= 4 * levels:
+        warnings.warn(
+            f"{name} is taken to have {levels} levels, but nearly all pixels have {used} of them: "
+            "for 0 to n - 1 give levels=n, for 0 and 255 take x // 255, and for two levels of many "
+            "take x >= 128, not x // 255",
+            stacklevel=4,
+        )
+    return levels
