@@ -60,7 +60,8 @@ def _refit(pairs: Sequence[tuple[Run, float]], epoch: int, out: Path) -> None:
         return gapjax.Member(params, source, run.key("refit", epoch))
 
     title = f"alpha {','.join(f'{alpha:g}' for _, alpha in pairs)} epoch {epoch}"
-    with progress_bar(first, title, config.refit_epochs) as bar:
+    images = len(train) * len(pairs)
+    with progress_bar(first, title, config.refit_epochs, images=images) as bar:
         refits = gapjax.refit_members(
             first.vae, [member(*pair) for pair in pairs], num_epochs=config.refit_epochs,
             batch_size=config.refit_batch_size or config.batch_size,

@@ -22,6 +22,7 @@ from experiments.config import Config, UsageError
 from experiments.files import check_replaceable, replacing, write_atomically
 from experiments.results_json import AVERAGED, REFITS
 from experiments.run import Run, make_vae
+from experiments.show.formatting import listed
 from experiments.stores import ORIGIN, encoders
 from experiments.workdir import Workdir
 from gapjax import checkpoints
@@ -110,7 +111,7 @@ def _checkpoint(given: str) -> tuple[Workdir, int]:
     if epoch not in saved:
         raise UsageError(
             f"--checkpoint={given}: no checkpoint of epoch {epoch} in {path}; there are "
-            f"{', '.join(map(str, saved)) or 'none'}"
+            f"{listed(saved)}"
         )
     return workdir, epoch
 

@@ -82,8 +82,6 @@ def check_memory(config: Config, dataset: gapjax.Dataset) -> None:
 
 def describe(config: Config, cost: Cost, workdir: object) -> str:
     """What --dry_run prints: the configuration, the folder, and the estimates."""
-    speed = _EFFICIENCY * _product_speed()
-    phases = {name: duration(number / speed) for name, number in cost.operations.items()}
     given = {name: value for name, value in config._asdict().items() if value is not None}
     lines = [
         *(f"--{name}={_plain(value)}" for name, value in given.items()),
@@ -91,10 +89,16 @@ def describe(config: Config, cost: Cost, workdir: object) -> str:
         f"parameters: {cost.encoder:,} of the encoder, {cost.decoder:,} of the decoder",
         f"memory: about {_gib(cost.memory)}",
         "time, as a rough estimate from the speed of matrix products on one device: "
-        + ", ".join(f"{name} {text}" for name, text in phases.items())
-        + f"; in all {duration(sum(cost.operations.values()) / speed)}",
+        + describe_time(cost),
     ]
     return "\n".join(lines)
+
+
+def describe_time(cost: Cost) -> str:
+    """How long each phase may take, and all of them."""
+    speed = _EFFICIENCY * _product_speed()
+    phases = [f"{name} {duration(number / speed)}" for name, number in cost.operations.items()]
+    return f"{', '.join(phases)}; in all {duration(sum(cost.operations.values()) / speed)}"
 
 
 def _size(shapes: Any) -> int:

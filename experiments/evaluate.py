@@ -41,7 +41,7 @@ def evaluate_phase(run: Run, epochs: Sequence[int] | None = None) -> results_jso
             ("shares", shares.shares_like(run)),
         )
     }
-    with progress_bar(run, "evaluate", len(epochs)) as bar:
+    with progress_bar(run, "evaluate", len(epochs), unit="checkpoints") as bar:
         for index, epoch in enumerate(epochs):
             row, evaluated, records = _row(run, epoch, done)
             for phase, record in records:

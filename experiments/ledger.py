@@ -24,7 +24,7 @@ from experiments.config import epochs as config_epochs
 from experiments.draw import draw_phase
 from experiments.files import write_json
 from experiments.results_json import REFITS, plain
-from experiments.run import Run, environment, plain_bar
+from experiments.run import Bar, Run, environment
 from experiments.show import figures
 from experiments.show.formatting import text_table
 from experiments.stores import encoders
@@ -267,8 +267,8 @@ def _bars(run: Run, name: str, total: int) -> Iterator[Any]:
 
     def show(what: str, done: int) -> None:
         if what not in bars:
-            bars[what] = plain_bar(run, f"{name} {what}", total, unit="im")
-        bars[what].update(done - bars[what].n)
+            bars[what] = Bar(run, f"{name} {what}", total, "images", images=1)
+        bars[what].show(done)
         if run.interrupted():
             raise KeyboardInterrupt
 

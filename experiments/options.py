@@ -9,6 +9,7 @@ from absl import flags
 
 from experiments.config import Config, UsageError, check, known
 from experiments.presets import PRESETS
+from experiments.show.formatting import listed
 from gapjax.data import BINARIZATIONS, DATASETS, FILES
 from gapjax.fit.loop import SWEEPS
 from gapjax.fit.recipes import RECIPES
@@ -244,7 +245,5 @@ def checkpoints_of(flag: str, given: Iterable[str] | None, saved: Sequence[int])
     missing = [epoch for epoch in wanted if epoch not in saved]
     if missing or not wanted:
         which = f"epoch {missing[0]}" if missing else "any epoch"
-        raise UsageError(
-            f"--{flag}: no checkpoint of {which}; there are {', '.join(map(str, saved)) or 'none'}"
-        )
+        raise UsageError(f"--{flag}: no checkpoint of {which}; there are {listed(saved)}")
     return wanted

@@ -81,14 +81,25 @@ def run_program(
                 print(cost.describe(config, costs, workdir.path))
                 return
             hold(workdir)
-            phases(
-                start(
-                    prepared, workdir, data_dir=values.data_dir, saving=saving,
-                    sweep=values.sweep, cores=cores,
-                )
+            run = start(
+                prepared, workdir, data_dir=values.data_dir, saving=saving, sweep=values.sweep,
+                cores=cores,
             )  # fmt: skip
+            if not sys.stderr.isatty():
+                print(_begin_line(run, new_runs), flush=True)
+            phases(run)
 
     _run(work)
+
+
+def _begin_line(run: Run, new_runs: bool) -> str:
+    """What a log begins with: what is done, where, and for how long."""
+    config, words = run.config, [f"{Path(sys.argv[0]).stem} in {run.workdir.path}"]
+    words.append(f"{run.dataset.name}, {config.num_epochs} epochs, {len(run.epochs)} checkpoints")
+    if new_runs:
+        costs = cost.estimate(config, run.dataset, run.vae, max(1, len(run.cores)))
+        words.append(f"a whole run, roughly: {cost.describe_time(costs)}")
+    return "; ".join(words)
 
 
 def run_without_workdir(

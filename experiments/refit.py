@@ -84,7 +84,8 @@ def _refit(
     name = f"{kind} {epochs[0]}" + (f" to {epochs[-1]}" if len(epochs) > 1 else "")
     done = resume[0].curve.epoch[-1] if resume and resume[0].curve.epoch else 0
     sweep = run.sweep if run.sweep in SWEEPS else "auto"
-    with progress_bar(run, name, most, done) as bar:
+    images = sum(member.source.num_examples for member in members)
+    with progress_bar(run, name, most, done, images) as bar:
         refits = gapjax.refit_members(
             run.vae, members, on_epoch=bar, on_chunk=keep, sweep=sweep, **options
         )

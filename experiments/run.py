@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -22,6 +22,7 @@ import gapjax
 from experiments.config import Config, UsageError, epochs
 from experiments.cost import check_memory
 from experiments.options import Saving
+from experiments.show.formatting import duration
 from experiments.workdir import Workdir
 from gapjax import jobs, parallel
 from gapjax.fit.loop import SWEEPS
@@ -30,6 +31,7 @@ from gapjax.model.mlp import UNIFORM_WEIGHT
 
 _MOST_LEVELS = 256  # of the likelihoods that flags name
 _MOST_STEPS = 2**31 - 1  # a state counts them in int32
+_LINE_SECONDS = 60  # between two lines of a bar in a log
 OPTIMAL_NOTE = "Optimal inference is fitted on the test set. Its BPD is a diagnostic only."
 # The number of each purpose is a part of its key: a new purpose takes a new number.
 _PURPOSES = {
@@ -232,29 +234,59 @@ def commit() -> str | None:
     return f"{commit} with changes" if changed else commit
 
 
-def plain_bar(run: Run, name: str, total: int, **options: Any) -> tqdm.tqdm:
-    """A bar on the terminal, if there is one, of the process that writes."""
-    hidden = None if run.workdir.writes else True  # None leaves it to tqdm to find a terminal
-    return tqdm.tqdm(desc=name, total=total, dynamic_ncols=True, disable=hidden, **options)
+class Bar:
+    """A bar on the terminal; where there is none, a line a minute. Of the process that writes."""
+
+    def __init__(
+        self, run: Run, name: str, total: int, unit: str, initial: int = 0, images: int = 0
+    ):
+        """`images` is how many a unit has, for their number a second; 0 leaves that out."""
+        hidden = None if run.workdir.writes else True  # None leaves it to tqdm to find a terminal
+        self._bar = tqdm.tqdm(
+            desc=name, total=total, initial=initial, unit=unit, dynamic_ncols=True, disable=hidden
+        )
+        self.in_log = self._bar.disable and run.workdir.writes
+        self._said = time.monotonic()
+        self._name, self._total, self._unit, self._images = name, total, unit, images
+        self._done = initial  # at the last line
+
+    def show(self, done: int, note: str = "") -> None:
+        """Tells that so many of the units are done."""
+        if not self._bar.disable:
+            self._bar.set_postfix_str(note, refresh=False)
+            self._bar.update(done - self._bar.n)
+        now = time.monotonic()
+        if not self.in_log or now - self._said < _LINE_SECONDS or done >= self._total:
+            return
+        speed = (done - self._done) / (now - self._said)
+        self._said, self._done = now, done
+        words = [f"{self._name} {done} of {self._total} {self._unit}", note]
+        words += [f"{speed * self._images:,.0f} images/s"] if self._images else []
+        words += [f"{duration((self._total - done) / speed)} left"] if speed > 0 else []
+        print("  ".join(filter(None, words)), flush=True)
+
+    def close(self) -> None:
+        """Leaves the terminal to others."""
+        self._bar.close()
 
 
 @contextmanager
 def progress_bar(
-    run: Run, name: str, total: int, initial: int = 0
+    run: Run, name: str, total: int, initial: int = 0, images: int = 0, unit: str = "epochs"
 ) -> Iterator[Callable[[int, float], None]]:
-    """A bar with the BPD so far; one line at the end where there is no terminal."""
-    bar = plain_bar(run, f"{name:24}", total, initial=initial, unit="ep")
-    no_terminal = bar.disable  # closing a bar sets it
+    """A `Bar` with the BPD so far; one line more at the end where there is no terminal."""
+    bar = Bar(run, f"{name:24}", total, unit, initial, images)
     clock, last = time.monotonic(), None
 
-    def show(epoch: int, bpd: float) -> None:
+    def show(done: int, bpd: float) -> None:
         nonlocal last
         last = bpd
-        bar.set_postfix_str(f"{bpd:.4f} BPD", refresh=False)
-        bar.update(epoch - bar.n)
+        bar.show(done, f"{bpd:.4f} BPD")
 
-    with bar:
+    try:
         yield show
-    if no_terminal and last is not None:
+    finally:
+        bar.close()
+    if bar.in_log and last is not None:
         seconds = time.monotonic() - clock
         print(f"{name:24} {last:.4f} BPD  {seconds:6.1f} s", flush=True)

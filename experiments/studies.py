@@ -6,6 +6,7 @@ seed; the refits by a recipe that are under way have another.
 
 import dataclasses
 import math
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -63,6 +64,9 @@ def open_study(
     saved = checkpoints.numbers(runs[0].workdir.checkpoints / "train")
     epochs, out = checkpoints_of(flag, given, saved), Path(values.out)
     out.mkdir(parents=True, exist_ok=True)
+    if not sys.stderr.isatty():
+        seeds = ", ".join(str(run.config.seed) for run in runs)
+        print(f"{Path(sys.argv[0]).stem} in {out}; runs of seeds {seeds}", flush=True)
     return runs, epochs, out
 
 
@@ -229,7 +233,8 @@ def _refit_together(
     ]
     done = resume[0].curve.epoch[-1] if resume else 0
     title = f"{name} seed {','.join(map(str, seeds))}"
-    with progress_bar(first, title, recipe.num_epochs, done) as bar:
+    images = len(train) * len(members)
+    with progress_bar(first, title, recipe.num_epochs, done, images) as bar:
         refits = gapjax.refit_members(
             model,
             members,

@@ -44,7 +44,7 @@ def train_phase(run: Run) -> None:
             save_between(run, progress, clock)
             raise KeyboardInterrupt
 
-    with progress_bar(run, "train", config.num_epochs, newest // steps) as bar:
+    with progress_bar(run, "train", config.num_epochs, newest // steps, source.num_examples) as bar:
         progress, done = None, 0
         for epoch in missing:
             clock = time.monotonic()

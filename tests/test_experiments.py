@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import jax
@@ -96,6 +97,8 @@ def test_it_writes_every_file(finished):
         assert (path / f"{name}.png").stat().st_size > 1000
         assert (path / f"{name}.pdf").read_bytes().startswith(b"%PDF")
     assert str(path / "report.html") in out
+    first = out.splitlines()[0]
+    assert first.startswith(f"reproduce in {path}; digits, 4 epochs, 2 checkpoints; a whole run")
     assert list((path / "tensorboard").iterdir())
     lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
     trained = [line["epoch"] for line in lines if line["phase"] == "train"]
@@ -284,7 +287,7 @@ def test_a_damaged_checkpoint_is_one_line_for_a_person(finished, tmp_path):
 def test_refits_of_some_checkpoints_or_a_line_that_says_which_there_are(finished):
     path, _ = finished
     code, out, err = _run(f"--workdir={path}", "--checkpoints=2,3", program="refit")
-    assert (code, out) == (1, "")
+    assert code == 1 and len(out.splitlines()) == 1  # the line that a log begins with
     assert err == "refit: --checkpoints: no checkpoint of epoch 3; there are 2, 4\n"
 
 
@@ -705,3 +708,36 @@ def test_files_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
         files.write_json(path, {"a": 2})
     assert json.loads(path.read_text()) == {"a": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["results.json"]
+
+
+def test_a_log_has_a_line_a_minute_with_speed_and_time_left(tmp_path, monkeypatch, capsys):
+    """The tests' standard error is no terminal. Epochs of 25 s, resumed after 10 of 100."""
+    now = 0.0
+    monkeypatch.setattr(experiment.time, "monotonic", lambda: now)
+    run = types.SimpleNamespace(workdir=workdir.Workdir(tmp_path))
+    with experiment.progress_bar(run, "train", 100, 10, images=1000) as show:
+        for epoch in range(11, 17):
+            now += 25.0
+            show(epoch, epoch / 100)
+    lines = [line.split("  ") for line in capsys.readouterr().out.splitlines()]
+    lines = [[word.strip() for word in line if word] for line in lines]
+    assert lines == [
+        ["train", "13 of 100 epochs", "0.1300 BPD", "40 images/s", "36 min 15 s left"],
+        ["train", "16 of 100 epochs", "0.1600 BPD", "40 images/s", "35 min 0 s left"],
+        ["train", "0.1600 BPD", "150.0 s"],
+    ]
+
+
+def test_a_bar_without_images_says_nothing_of_their_speed(tmp_path, monkeypatch, capsys):
+    now = 0.0
+    monkeypatch.setattr(experiment.time, "monotonic", lambda: now)
+    bar = experiment.Bar(
+        types.SimpleNamespace(workdir=workdir.Workdir(tmp_path)), "evaluate", 4, "checkpoints"
+    )
+    for done in (1, 2, 3, 4):
+        now += 61.0
+        bar.show(done)
+    assert capsys.readouterr().out.splitlines() == [
+        f"evaluate {done} of 4 checkpoints  {left} left"
+        for done, left in ((1, "3 min 3 s"), (2, "2 min 2 s"), (3, "1 min 1 s"))
+    ]

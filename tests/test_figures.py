@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from experiments import results_json, show
-from experiments.show import figures
+from experiments.show import curves, figures, formatting
 from experiments.show.bars import LOSSES
 
 _ROOT = Path(show.__file__).parent.parent.parent
@@ -395,3 +395,28 @@ def test_the_example_of_the_folder_runs_on_committed_results(tmp_path, monkeypat
     for name, key in (("figure1a", "train"), ("figure1b", "optimal"), ("figure2", "control")):
         (axes,) = getattr(figures, name)(results).axes
         np.testing.assert_array_equal(_line(axes, key)[:, 1], _column(results, key))
+
+
+def test_hundreds_of_checkpoints_leave_a_curve_to_be_seen():
+    """Markers with white edges at all of 400 checkpoints covered the lines."""
+    figure = figures.figure1a(_results(range(1, 401)))
+    (axes,) = figure.axes
+    for key in ("train", "test"):
+        (line,) = [line for line in axes.lines if line.get_label() == key]
+        assert len(line.get_xdata()) == 400
+        assert len(line.get_xdata()[:: line.get_markevery()]) <= curves._MOST_MARKERS
+    (line,) = [line for line in figures.figure1a(_results()).axes[0].lines[:1]]
+    assert line.get_markevery() == 1
+
+
+def test_a_notebook_shows_a_figure_as_a_picture():
+    assert figures.figure1a(_results())._repr_png_().startswith(b"\x89PNG")
+
+
+def test_many_epochs_are_named_by_their_range():
+    assert formatting.at_epochs([200]) == "epoch 200"
+    assert formatting.at_epochs([200, 400]) == "epochs 200, 400"
+    assert formatting.at_epochs(range(1, 401)) == "400 epochs from 1 to 400"
+    assert formatting.listed([50, 100]) == "50, 100"
+    assert formatting.listed(range(1, 401)) == "400 from 1 to 400"
+    assert formatting.listed([]) == "none"

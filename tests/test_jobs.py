@@ -82,7 +82,7 @@ def work(values):
 sys.argv, arguments = sys.argv[:1], sys.argv[1:]
 sys.argv[0] = "program"
 program.flags.FLAGS.mark_as_parsed()
-program.run_without_workdir(lambda values: (sys.argv.extend(arguments), work(values)))
+program._run(lambda values, hold: (sys.argv.extend(arguments), work(values)))
 """
 
 

@@ -472,3 +472,11 @@ def test_the_uniform_of_the_grey_likelihood_is_explained(tmp_path, weight, expla
     (shown,) = re.findall(r"<dt>uniform_weight</dt><dd>(.*?)</dd>", text)
     assert shown.startswith("–" if weight is None else str(weight))
     assert ("mixture of a uniform distribution over all grey levels" in shown) == explained
+
+
+def test_a_table_of_hundreds_of_checkpoints_is_folded_and_whole(tmp_path):
+    text, page = _write(tmp_path, _results(range(1, 401)))
+    assert text.count("<summary>400 rows</summary>") == text.count("<details>") == 2
+    for epoch in (1, 200, 400):
+        assert any(row[0] == str(epoch) for row in page.rows if row)
+    assert "<details>" not in _write(tmp_path, _results())[0]

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from matplotlib.text import Annotation
 
 
+_MOST_MARKERS = 25  # of a curve; more would hide it, with their edges
+
+
 def as_runs(results: Results | Sequence[Results]) -> list[Results]:
     """The results of one run or of several as a list."""
     runs = [results] if isinstance(results, Mapping) else list(results)
@@ -206,7 +209,7 @@ def _curve(
         axes.vlines(epochs, bpd - error, bpd + error, color=ink.colour, linewidth=0.9, alpha=0.55)
     axes.plot(
         epochs, bpd, color=ink.colour, linestyle=ink.line, marker=ink.marker, markeredgecolor=PAPER,
-        markeredgewidth=0.6, label=key, zorder=3,
+        markeredgewidth=0.6, markevery=-(-len(epochs) // _MOST_MARKERS), label=key, zorder=3,
     )  # fmt: skip
     return end_label(axes, (epochs[-1], bpd[-1]), label, ink.colour)
 

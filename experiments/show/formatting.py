@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 _SPACE = "\N{NO-BREAK SPACE}"
+_MOST_NAMED = 10  # epochs one by one in a sentence
 BESIDE = f"{_SPACE}±{_SPACE}"  # between a number and its standard error
 
 
@@ -76,5 +77,14 @@ def text_table(heads: Sequence[str], rows: Sequence[Sequence[str]], first: int, 
 
 
 def at_epochs(epochs: Sequence[int]) -> str:
-    """Epochs as text: "epoch 200", or "epochs 200, 400"."""
-    return f"epoch{'s' if len(epochs) > 1 else ''} {', '.join(map(str, epochs))}"
+    """Epochs as text: "epoch 200", or "epochs 200, 400"; many as "12 epochs from 5 to 200"."""
+    if len(epochs) > _MOST_NAMED:
+        return f"{len(epochs)} epochs from {min(epochs)} to {max(epochs)}"
+    return f"epoch{'s' if len(epochs) > 1 else ''} {listed(epochs)}"
+
+
+def listed(numbers: Sequence[int]) -> str:
+    """Numbers as text: "50, 100", many as "400 from 1 to 400", "none"."""
+    if len(numbers) > _MOST_NAMED:
+        return f"{len(numbers)} from {min(numbers)} to {max(numbers)}"
+    return ", ".join(map(str, numbers)) or "none"
