@@ -64,6 +64,8 @@ class Saving(NamedTuple):
 
     every: int = 25  # epochs between two such states; 0 saves none
     keep: int = 1  # how many of them are kept, the newest
+    # epochs between the checkpoints whose weights stay when all is done; 0 keeps all
+    weights_every: int = 0
 
 
 _one_of = lambda names: functools.partial(flags.DEFINE_enum, enum_values=names)
@@ -107,6 +109,11 @@ _SAVING_FLAGS = (
     (
         flags.DEFINE_integer, "keep", Saving().keep,
         "How many of the states of --save_every are kept, the newest; checkpoints all are.",
+    ),
+    (
+        flags.DEFINE_integer, "keep_weights_every", Saving().weights_every,
+        "When all is done, keep the weights of the last checkpoint and of those at every so many "
+        "epochs, and of the others the results alone; 0 keeps all.",
     ),
 )  # fmt: skip
 _RUN_FLAGS = (
@@ -190,8 +197,9 @@ def _define(table: tuple, values: flags.FlagValues) -> None:
 
 def saving_from_flags(values: flags.FlagValues) -> Saving:
     """What the flags say of saving, checked."""
-    saving = Saving(every=values.save_every, keep=values.keep)
-    for name, value, least in (("save_every", saving.every, 0), ("keep", saving.keep, 1)):
+    saving = Saving(values.save_every, values.keep, values.keep_weights_every)
+    least_of = {"save_every": 0, "keep": 1, "keep_weights_every": 0}
+    for (name, least), value in zip(least_of.items(), saving, strict=True):
         if value < least:
             raise UsageError(f"--{name} is {value}; it must be at least {least}")
     return saving

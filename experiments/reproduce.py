@@ -7,7 +7,7 @@ The same command on the same workdir resumes. Read report.html first.
 
 from absl import flags
 
-from experiments import ledger, options, program
+from experiments import ledger, options, program, stores
 from experiments.draw import draw_phase
 from experiments.evaluate import evaluate_phase
 from experiments.refit import refit_phase
@@ -23,6 +23,7 @@ def reproduce(run: Run) -> None:
     if flags.FLAGS.ledger:
         print(ledger.table(ledger.ledger_phase(run, ledger.settings_from_flags(flags.FLAGS))))
     report = draw_phase(run, results)
+    stores.drop_weights(run)
     print(results["notes"][0])
     for claim in results["claims"]:
         verdict = {True: "holds", False: "DOES NOT HOLD", None: "NOT JUDGED"}[claim["holds"]]

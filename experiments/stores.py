@@ -216,6 +216,15 @@ def encoders(
     return trained, by_name
 
 
+def drop_weights(run: Run) -> None:
+    """Frees the weights that --keep_weights_every does not keep, of checkpoints and refits."""
+    every = run.saving.weights_every
+    surplus = [epoch for epoch in run.epochs[:-1] if every and epoch % every]
+    for store in ("train", *REFITS):
+        for epoch in set(surplus) & set(_saved(run, store)):
+            checkpoints.drop_tree(run.workdir.checkpoints / store, epoch)
+
+
 def _refitted(run: Run, kind: str, epoch: int) -> dict[str, Any]:
     """What is kept of a refit: its "encoder", and the one "averaged" over it."""
     if epoch not in _saved(run, kind):

@@ -30,7 +30,9 @@ def train_phase(run: Run) -> None:
     source = gapjax.data_source(run.dataset.train)
     steps = steps_per_epoch(source.num_examples, config.batch_size)
     optimizer = gapjax.adam(config.learning_rate)
-    saved = {epoch * steps: ("train", epoch) for epoch in good}
+    store = run.workdir.checkpoints / "train"
+    whole = [epoch for epoch in good if not checkpoints.is_dropped(store, epoch)]
+    saved = {epoch * steps: ("train", epoch) for epoch in whole}
     between = valid_entries(run, _BETWEEN, like, "an older one is used")
     saved |= {step: (_BETWEEN, step) for step in between if step not in saved}
     newest = max((step for step in saved if step < missing[0] * steps), default=0)

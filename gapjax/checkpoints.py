@@ -28,7 +28,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 _TREE, _SHAPES, _RECORD = "tree_sha256", "shapes", "record_sha256"
-_TREE_FILE, _RECORD_FILE = "tree.bin", "record.json"
+_TREE_FILE, _RECORD_FILE, _DROPPED_FILE = "tree.bin", "record.json", "tree.dropped"
 _NEW, _OLD = ".new", ".old"  # endings of an entry that waits for its place, and of one that left it
 _SCALARS = (bool, int, float, complex)
 Store: TypeAlias = str | os.PathLike[str]
@@ -130,6 +130,8 @@ def restore(store: Store, number: int, like: Any) -> tuple[Any, dict]:
     """
     where, record = f"entry {number} in {store}", _record(store, number)
     shapes = _shapes(like, where)
+    if is_dropped(store, number):
+        raise CheckpointError(f"{where} has its record alone; its arrays were dropped")
     for saved, asked in zip_longest(record[_SHAPES], shapes, fillvalue="nothing"):
         if saved != asked:
             raise CheckpointError(f"{where} does not fit: it has {saved}, not {asked}")
@@ -148,13 +150,15 @@ def restore(store: Store, number: int, like: Any) -> tuple[Any, dict]:
 def valid_steps(store: Store, like: Any) -> tuple[list[int], list[CorruptCheckpointError]]:
     """Restores every entry of a store: the numbers of the good ones, an error for each other one.
 
+    Of one whose pytree was dropped it is the record that must be good.
+
     Raises:
       CheckpointError: an entry does not fit `like`: it may be good, but is another's.
     """
     good, damaged = [], []
     for number in numbers(store):
         try:
-            restore(store, number, like)
+            _record(store, number) if is_dropped(store, number) else restore(store, number, like)
             good.append(number)
         except CorruptCheckpointError as error:
             damaged.append(error)
@@ -175,6 +179,21 @@ def numbers(store: Store) -> list[int]:
     """The numbers of the entries in a store, ascending; empty where there is no such folder."""
     names = [path.name for path in _folder(store).glob("*") if path.is_dir()]
     return sorted(int(name) for name in names if _NUMBER.fullmatch(name))
+
+
+@_alone()
+def drop_tree(store: Store, number: int) -> None:
+    """Frees the room of an entry's pytree; its record and its checksum stay."""
+    if jax.process_index() == 0:
+        path = _path(store, number)
+        (path / _DROPPED_FILE).touch()  # first, so that the missing file is never taken for damage
+        (path / _TREE_FILE).unlink(missing_ok=True)
+    _wait(_path(store, number))
+
+
+def is_dropped(store: Store, number: int) -> bool:
+    """Whether the pytree of an entry was dropped."""
+    return (_path(store, number) / _DROPPED_FILE).exists()
 
 
 @_alone()

@@ -42,6 +42,22 @@ def store(state, tmp_path_factory):
     return path
 
 
+def test_an_entry_without_its_tree_keeps_its_record_and_is_not_taken_for_damaged(
+    store, state, tmp_path
+):
+    copy = shutil.copytree(store, tmp_path / "store")
+    checkpoints.drop_tree(copy, 30)
+    assert checkpoints.is_dropped(copy, 30) and not checkpoints.is_dropped(store, 30)
+    assert checkpoints.record(copy, 30) == RECORD
+    assert checkpoints.checksum(copy, 30) == checkpoints.checksum(store, 30)
+    assert checkpoints.valid_steps(copy, state) == ([30], [])
+    with pytest.raises(CheckpointError, match="its arrays were dropped") as caught:
+        checkpoints.restore(copy, 30, state)
+    assert not isinstance(caught.value, CorruptCheckpointError)
+    checkpoints.save(copy, 30, state, RECORD)
+    assert not checkpoints.is_dropped(copy, 30)
+
+
 def test_a_train_state_comes_back_bit_for_bit(store, state):
     restored, record = checkpoints.restore(store, 30, state)
     assert_same_bits(restored, state)

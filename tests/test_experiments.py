@@ -28,6 +28,7 @@ from experiments import (
     program,
     refit,
     results_json,
+    stores,
     train,
     workdir,
 )
@@ -141,10 +142,17 @@ def test_results_follow_the_schema(finished):
     assert "threshold" in results["data"]["binarization"] and results["data"]["sha256"]
 
 
-def test_a_finished_workdir_only_redraws(finished, tmp_path):
+def test_a_finished_workdir_only_redraws_also_without_weights_that_are_not_kept(finished, tmp_path):
     path, _ = finished
     copy = tmp_path / "run"
     shutil.copytree(path, copy)
+    run = types.SimpleNamespace(
+        epochs=[2, 4], saving=options.Saving(weights_every=3), workdir=workdir.Workdir(copy)
+    )
+    stores.drop_weights(run)
+    for store in ("train", "self_consistent", "control", "optimal"):
+        dropped = [checkpoints.is_dropped(copy / "checkpoints" / store, epoch) for epoch in (2, 4)]
+        assert dropped == [True, False]
     (copy / "report.html").unlink()
     (copy / "figure2.png").unlink()
     code, out, err = _run(*_TINY, f"--workdir={copy}")
@@ -653,7 +661,14 @@ def test_the_command_line_ends_with_one_line_and_no_traceback(tmp_path):
 def test_help_explains_every_flag():
     code, out, _ = _run("--help")
     assert code in (0, 1)  # absl's --help ends with 1
-    for name in (*options.Config._fields, "workdir", "data_dir", "save_every", "keep"):
+    for name in (
+        *options.Config._fields,
+        "workdir",
+        "data_dir",
+        "save_every",
+        "keep",
+        "keep_weights_every",
+    ):
         assert f"--{name}" in out.replace("--[no]", "--"), name
 
 
