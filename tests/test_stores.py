@@ -15,7 +15,7 @@ from gapjax import checkpoints
 
 _OTHERS = {  # what makes the other run another one, and how its entries are named
     "seed": ({"seed": 1}, "--seed is 1 there and 0 here"),
-    "data": ({"threshold": 0.4}, "the data's checksum is another"),
+    "data": ({"threshold": 0.4}, "the data have changed: their checksum is"),
     "setting": ({"learning_rate": 2e-3}, "--learning_rate is 0.002 there and 0.001 here"),
 }
 _ALL = (
