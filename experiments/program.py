@@ -98,7 +98,7 @@ def _begin_line(run: Run, new_runs: bool) -> str:
     words.append(f"{run.dataset.name}, {config.num_epochs} epochs, {len(run.epochs)} checkpoints")
     if new_runs:
         costs = cost.estimate(config, run.dataset, run.vae, max(1, len(run.cores)))
-        words.append(f"a whole run, roughly: {cost.describe_time(costs)}")
+        words.append(f"a whole run, compilation aside, roughly: {cost.describe_time(costs)}")
     return "; ".join(words)
 
 
