@@ -121,7 +121,7 @@ def test_published_files_are_read_straight_whatever_lies_prepared(
     np.testing.assert_array_equal(dataset.train, train)
     assert "read straight" in dataset.provenance["source"] and "note" not in dataset.provenance
     (folder / f"{TRAIN}.gz").write_bytes(b"")
-    assert "truncated" in load_error("mnist", data_dir=folder)
+    assert "not the published" in load_error("mnist", data_dir=folder)
 
 
 def test_preparing_has_a_time_limit(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
-"""The type `Dataset`, and what turns any reader's arrays into one: checks and binarization."""
+"""The type `Dataset`, and what turns any reader's arrays into one."""
 
 import hashlib
+import numbers
 import operator
 from typing import Any, NamedTuple
 
@@ -58,8 +59,7 @@ class Stored(NamedTuple):
 
 
 def as_dataset(stored: Stored, binarization: str, threshold: float, seed: int) -> Dataset:
-    """Checks and binarizes what a reader returned, and adds the provenance."""
-    _check_arrays(stored)
+    """Binarizes what a reader returned, and adds the provenance."""
     stored = _binarized(stored, binarization, threshold, seed)
     provenance: dict[str, Any] = {
         "source": stored.source,
@@ -89,11 +89,7 @@ def check_binarization(binarization: str | None, threshold: float, binarization_
     if binarization is not None and binarization not in BINARIZATIONS:
         known = ", ".join(BINARIZATIONS)
         raise unusable("binarization", binarization, f"is unknown; give one of {known}")
-    try:
-        usable = 0.0 < float(threshold) <= 1.0  # False for NaN
-    except (TypeError, ValueError):
-        usable = False
-    if not usable:
+    if not isinstance(threshold, numbers.Real) or not 0 < threshold <= 1:
         problem = "is not usable; give a number above 0 and at most 1"
         raise unusable("threshold", threshold, problem)
     seed = _as_integer(binarization_seed)
@@ -116,26 +112,6 @@ def one_line(value: object, limit: int = 200) -> str:
 def reason(error: BaseException) -> str:
     """The type and message of an error on one line."""
     return one_line(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
-
-
-def _check_arrays(stored: Stored) -> None:
-    """Raises where shapes or values are not those of two parts of one set of images."""
-    for part, x in (("train", stored.train), ("test", stored.test)):
-        what = f"{part!r} of {stored.name!r}"
-        if x.ndim < 2:
-            raise DatasetError(f"{what} has shape {x.shape}; give at least two axes, [N, *event]")
-        if x.size == 0:
-            raise DatasetError(f"{what} has shape {x.shape} and is empty; give one image or more")
-        if stored.levels and not (x.dtype.kind in "ui" and x.max() < stored.levels):
-            raise DatasetError(
-                f"{what} has the value {x.max()}, which does not fit levels={stored.levels}; "
-                f"values must be integers from 0 to {stored.levels - 1}"
-            )
-    if stored.train.shape[1:] != stored.test.shape[1:]:
-        raise DatasetError(
-            f"'train' and 'test' of {stored.name!r} have images of different shapes, "
-            f"{stored.train.shape[1:]} and {stored.test.shape[1:]}; give both the same"
-        )
 
 
 def _binarized(stored: Stored, method: str, threshold: float, seed: int) -> Stored:

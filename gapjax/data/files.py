@@ -15,22 +15,30 @@ from gapjax.data.dataset import DatasetError, Stored, check_levels, one_line, re
 PARTS = ("train", "test")
 _NAMES = (("train", "test"), ("x_train", "x_test"), ("train_data", "test_data"))
 _MODES = ("1", "L", "I;16", "I", "F", "RGB")  # of pillow, whose arrays are the pixels themselves
-_MOST = 2**31 - 1  # JAX holds int32
 _RARE = 0.02  # a level is in use if it has this share of the pixels that it would have on average
 
 
 def read(path: pathlib.Path, levels: int | None) -> Stored:
     """Reads a file, or the folder or pair that it is of; `load_dataset` describes them."""
     sums: dict[str, str] = {}
+    held: dict[str, Any]
     form = path.suffix.lower()
     if path.is_dir() and form not in FORMS:
-        parts, own = [_read_images(path / part) for part in PARTS], None
+        held = {part: _read_images(path / part) for part in PARTS}
     elif form in _ARCHIVES:
-        parts, own = _parts(path, _opened(path, sums, _ARCHIVES[form]))
+        held = _opened(path, sums, _ARCHIVES[form])
     else:
-        parts, own = [_opened(each, sums, _ARRAYS[form]) for each in _pair(path)], None
-    if own is not None:
-        own = check_levels(f"'levels' of {path.name!r}: levels", np.asarray(own).squeeze()[()])
+        each = (_opened(file, sums, _ARRAYS[form]) for file in _pair(path))
+        held = dict(zip(PARTS, each, strict=True))
+    names = next((names for names in _NAMES if held.keys() >= set(names)), None)
+    if names is None:
+        raise DatasetError(
+            f"{str(path)!r} holds {one_line(sorted(held))}; name the arrays 'train' and 'test', "
+            "or 'x_train' and 'x_test'"
+        )
+    if "levels" in held:
+        own = np.asarray(held["levels"]).squeeze()[()]  # .mat files hold [[levels]]
+        own = check_levels(f"'levels' of {path.name!r}: levels", own)
         if levels not in (None, own):
             raise DatasetError(
                 f"levels={levels} does not fit {path.name!r}, which says levels={own}; leave it out"
@@ -39,7 +47,7 @@ def read(path: pathlib.Path, levels: int | None) -> Stored:
     source = f"the folder {path.name} of images"
     if sums:
         source = f"the file{'s' * (len(sums) > 1)} {' and '.join(sorted(sums))}"
-    train, test = _numbers(parts, path.name, levels)
+    train, test = _numbers([np.asarray(held[name]) for name in names], path.name, levels)
     if levels is None and train.dtype == np.uint8:
         levels = _guess(train, test, path.name)
     return Stored(path.name, train, test, levels, source, files=sums)
@@ -71,7 +79,7 @@ def _read_text(content: bytes) -> np.ndarray:
 
 def _whole(x: np.ndarray) -> np.ndarray:
     """Integers where all values are: text and MATLAB write them as floats."""
-    if x.dtype.kind != "f" or not (np.abs(x) <= _MOST).all():
+    if x.dtype.kind != "f" or not (np.abs(x) < 2**31).all():
         return x
     integers = x.astype(np.int64)
     return integers if (integers == x).all() else x
@@ -98,17 +106,6 @@ def _opened(path: pathlib.Path, sums: dict[str, str], parse: Callable[[bytes], A
         ) from error
     sums[path.name] = hashlib.sha256(content).hexdigest()
     return result
-
-
-def _parts(path: pathlib.Path, held: dict[str, Any]) -> tuple[list[Any], Any]:
-    """The two parts in an archive, and its `levels` if it has them."""
-    for names in _NAMES:
-        if set(names) <= set(held):
-            return [held[name] for name in names], held.get("levels")
-    raise DatasetError(
-        f"{str(path)!r} holds {one_line(sorted(held))}; name the arrays 'train' and 'test', or "
-        "'x_train' and 'x_test'"
-    )
 
 
 def _pair(path: pathlib.Path) -> list[pathlib.Path]:
@@ -148,32 +145,42 @@ def _read_images(folder: pathlib.Path) -> np.ndarray:
     return np.stack(images)
 
 
-def _numbers(parts: list[Any], name: str, levels: int | None) -> list[np.ndarray]:
+def _numbers(parts: list[np.ndarray], name: str, levels: int | None) -> list[np.ndarray]:
     """Both parts as the smallest of uint8, uint16 and int32 that holds them, or as float32."""
+    most = (levels or 2**31) - 1  # JAX holds int32
+    usable = f"integers from 0 to {most}" + (f" for levels={levels}" if levels else ", or floats")
     for part, x in zip(PARTS, parts, strict=True):
-        what, kind = f"{part!r} of {name!r}", getattr(x, "dtype", np.dtype(object))
-        if kind.kind not in "uibf":
-            raise DatasetError(f"{what} has dtype {kind}; give integers or floats")
-        if kind.kind == "f" and not (np.abs(x) <= np.finfo(np.float32).max).all():
-            raise DatasetError(f"{what} contains NaN or values that float32 does not hold")
-        if kind.kind != "f" and x.size and (x.min() < 0 or x.max() > _MOST):
-            raise DatasetError(
-                f"{what} has values from {x.min()} to {x.max()}; give integers from 0 to {_MOST}, "
-                "or floats"
-            )
-    if any(x.dtype.kind == "f" for x in parts):
-        return [np.array(x, np.float32, order="C") for x in parts]
-    highest = max((levels or 0) - 1, *(int(x.max(initial=0)) for x in parts))
-    dtype = np.uint8 if highest < 2**8 else np.uint16 if highest < 2**16 else np.int32
+        what = f"{part!r} of {name!r} has"
+        if x.dtype.kind not in "uibf":
+            raise DatasetError(f"{what} dtype {x.dtype}; give {usable}")
+        if x.ndim < 2 or not x.size:
+            raise DatasetError(f"{what} shape {x.shape}; give one image or more, [N, *event]")
+        low, high = x.min(), x.max()
+        if x.dtype.kind == "f":  # NaN is not below anything
+            fits = levels is None and max(-low, high) <= np.finfo(np.float32).max
+        else:
+            fits = 0 <= low and high <= most
+        if not fits:
+            raise DatasetError(f"{what} {x.dtype} values from {low} to {high}; give {usable}")
+    train, test = parts
+    if train.shape[1:] != test.shape[1:]:
+        raise DatasetError(
+            f"'train' and 'test' of {name!r} have images of different shapes, {train.shape[1:]} "
+            f"and {test.shape[1:]}; give both the same"
+        )
+    if "f" in (train.dtype.kind, test.dtype.kind):
+        dtype: type = np.float32
+    else:
+        highest = max((levels or 0) - 1, int(train.max()), int(test.max()))
+        dtype = np.uint8 if highest < 2**8 else np.uint16 if highest < 2**16 else np.int32
     return [np.array(x, dtype, order="C") for x in parts]
 
 
 def _guess(train: np.ndarray, test: np.ndarray, name: str) -> int:
     """The number of levels of uint8 images; warns where few of them are in use."""
     counts = np.zeros(256, np.int64)
-    for flat in (train.ravel(), test.ravel()):
-        for start in range(0, flat.size, 2**20):  # it takes eight times the memory of these
-            counts += np.bincount(flat[start : start + 2**20], minlength=256)
+    for piece in (p for x in (train, test) for p in np.array_split(x, len(x) // 1000 + 1)):
+        counts += np.bincount(piece.ravel(), minlength=256)  # takes eight times their memory
     levels = 256 if counts[2:].any() else 2
     used = int((counts > _RARE * counts.sum() / levels).sum())
     if used <= levels / 2 and counts.sum() >= 4 * levels:

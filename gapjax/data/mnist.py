@@ -8,7 +8,6 @@ import gzip
 import hashlib
 import io
 import pathlib
-import struct
 import zlib
 
 import numpy as np
@@ -30,8 +29,8 @@ _DOWNLOAD_URLS = {
     _BINARIZED_MNIST: "http://www.cs.toronto.edu/~larocheh/public/datasets/binarized_mnist/"
     "binarized_mnist_test.amat",
 }
+_HEADER = 16  # bytes of an IDX file before its pixels
 _MOST_BYTES = 48_000_000  # unpacked into memory; the largest file has 16 + 60,000 * 28 * 28
-_IDX_UINT8_RANK3_MAGIC = 0x00000803
 
 
 def read_mnist(name: str, folder: pathlib.Path | None) -> Stored:
@@ -47,7 +46,12 @@ def read_binarized_mnist(name: str, folder: pathlib.Path | None) -> Stored:
 def _read(name: str, folder: pathlib.Path | None, version: str) -> Stored:
     """Reads what TFDS prepared in the folder, or else the published files that are there."""
     if folder is None:
-        return _read_default(name, version)
+        files, ending = " and ".join(f"{base}.gz" for base in _IMAGES.values()), ""
+        if version == _BINARIZED_MNIST:
+            files = ", ".join(_BINARIZED_FILES)
+            ending = " (needs TensorFlow), or use 'binary_mnist'"
+        cure = f"put the files {files} in a FOLDER and pass --data_dir=FOLDER{ending}"
+        return _read_default(name, version, None, cure)
     if tfds.is_prepared(folder, version):
         return _read_prepared(name, folder, version)
     if not folder.is_dir():
@@ -56,28 +60,32 @@ def _read(name: str, folder: pathlib.Path | None, version: str) -> Stored:
             f"data_dir={str(folder)!r} {state}; give a folder that TFDS prepared or one with the "
             "files of the data set"
         )
-    read_files = _read_files if version == _MNIST else _prepare_binarized
-    return read_files(name, folder)
+    if version == _MNIST:
+        return _read_files(name, folder)
+    missing = [file for file in _BINARIZED_FILES if not (folder / file).is_file()]
+    if missing:
+        raise DatasetError(
+            f"data_dir={str(folder)!r} holds neither a prepared {version} nor "
+            f"{', '.join(missing)}; give a folder with either, leave data_dir out to download, or "
+            "use 'binary_mnist'"
+        )
+    return _read_default(name, version, folder, "use 'binary_mnist'")
 
 
-def _read_default(name: str, version: str) -> Stored:
-    """Reads from TFDS's default directory; TFDS first prepares the data if they are missing."""
+def _read_default(name: str, version: str, files: pathlib.Path | None, cure: str) -> Stored:
+    """Reads from TFDS's default directory, where TFDS first prepares what is missing.
+
+    It takes the published files from a folder, or downloads them.
+    """
     target = tfds.default_dir()
     if not tfds.is_prepared(target, version):
-        files, ending = " and ".join(f"{base}.gz" for base in _IMAGES.values()), ""
-        if version == _BINARIZED_MNIST:
-            files = ", ".join(_BINARIZED_FILES)
-            ending = " (needs TensorFlow), or use 'binary_mnist'"
-        cure = f"put the files {files} in a FOLDER and pass --data_dir=FOLDER{ending}"
-        where = f"data set {name!r} is not in {str(target)!r} and cannot be downloaded"
+        where = f"data set {name!r} is not in {str(target)!r} and cannot be prepared"
         if not tfds.has_tensorflow():
-            raise DatasetError(
-                f"{where} without TensorFlow; {cure}, or pip install tensorflow-cpu where there is "
-                "a network"
-            )
+            raise DatasetError(f"{where} without TensorFlow; {cure}, or pip install tensorflow-cpu")
         try:
-            tfds.check_network(_DOWNLOAD_URLS[version])
-            tfds.prepare(version, target, None, tfds.DOWNLOAD_TIMEOUT)
+            if files is None:
+                tfds.check_network(_DOWNLOAD_URLS[version])
+            tfds.prepare(version, target, files)
         except (DatasetError, OSError) as error:
             why = one_line(error) if isinstance(error, DatasetError) else reason(error)
             raise DatasetError(f"{where} ({why}); {cure}") from error
@@ -100,26 +108,6 @@ def _read_prepared(name: str, folder: pathlib.Path, version: str) -> Stored:
     return stored._replace(note="not the published 70,000 images; in the order that TFDS stores")
 
 
-def _prepare_binarized(name: str, folder: pathlib.Path) -> Stored:
-    """Has TFDS prepare the published files in a folder, and reads the result."""
-    missing = [f for f in _BINARIZED_FILES if not (folder / f).is_file()]
-    if missing:
-        raise DatasetError(
-            f"data_dir={str(folder)!r} holds neither a prepared {_BINARIZED_MNIST} nor "
-            f"{', '.join(missing)}; give a folder with either, leave data_dir out to download, or "
-            "use 'binary_mnist'"
-        )
-    target = tfds.default_dir()
-    if not tfds.is_prepared(target, _BINARIZED_MNIST):
-        if not tfds.has_tensorflow():
-            raise DatasetError(
-                f"preparing {name!r} from data_dir={str(folder)!r} needs TensorFlow; "
-                "pip install tensorflow-cpu, or use 'binary_mnist'"
-            )
-        tfds.prepare(_BINARIZED_MNIST, target, folder, tfds.PREPARE_TIMEOUT)
-    return _read_prepared(name, target, _BINARIZED_MNIST)
-
-
 def _read_files(name: str, folder: pathlib.Path) -> Stored:
     """Reads the published files in a folder."""
     files: dict[str, str] = {}
@@ -140,42 +128,25 @@ def _find_images(folder: pathlib.Path, base: str) -> pathlib.Path:
 
 
 def _read_idx_images(path: pathlib.Path, part: str, files: dict[str, str]) -> np.ndarray:
-    """The images uint8 [N, rows, columns] of an IDX file, verified; adds its SHA-256 to `files`."""
-    data, files[path.name] = _read_bytes(path)
-    if len(data) < 16:
-        raise _unusable(path, f"is truncated: {len(data)} bytes, an IDX header has 16")
-    magic, count, rows, columns = struct.unpack(">4I", data[:16])
-    if magic != _IDX_UINT8_RANK3_MAGIC:
-        numbers = f"magic number 0x{magic:08x}, not 0x{_IDX_UINT8_RANK3_MAGIC:08x}"
-        raise _unusable(path, f"is not an IDX file of uint8 images: {numbers}")
-    if len(data) != 16 + count * rows * columns:
-        sizes = f"{len(data) - 16} bytes of pixels, its header says {count} x {rows} x {columns}"
-        raise _unusable(path, f"is truncated or corrupt: {sizes}")
-    images = np.frombuffer(data, np.uint8, offset=16).reshape(count, rows, columns).copy()
-    actual, expected = _sha256(images.data), _PIXELS_SHA256[part]
-    if actual != expected:
-        error = _unusable(path, f"is not the published MNIST: SHA-256 {actual}, not {expected}")
-        raise DatasetError(f"{error}, or save other data as an .npz file and give its path")
-    return images
-
-
-def _read_bytes(path: pathlib.Path) -> tuple[bytes, str]:
-    """The contents of a file, unpacked if it is gzipped, and the SHA-256 of the file itself."""
+    """The images uint8 [N, 28, 28] of an IDX file, verified; adds its SHA-256 to `files`."""
     try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise _unusable(path, f"cannot be read ({reason(error)})") from error
-    if content[:2] != b"\x1f\x8b":
-        return content, _sha256(content)
-    try:
-        with gzip.open(io.BytesIO(content)) as file:
-            return file.read(_MOST_BYTES), _sha256(content)
+        content = data = path.read_bytes()
+        if content[:2] == b"\x1f\x8b":
+            with gzip.open(io.BytesIO(content)) as file:
+                data = file.read(_MOST_BYTES)
     except (OSError, EOFError, zlib.error) as error:
-        raise _unusable(path, f"is truncated or corrupt ({reason(error)})") from error
-
-
-def _unusable(path: pathlib.Path, problem: str) -> DatasetError:
-    return DatasetError(f"{str(path)!r} {problem}; replace it by the published file")
+        raise DatasetError(
+            f"{str(path)!r} cannot be read, is truncated or corrupt ({reason(error)}); replace it "
+            "by the published file"
+        ) from error
+    pixels, files[path.name] = data[_HEADER:], _sha256(content)
+    if _sha256(pixels) != _PIXELS_SHA256[part]:
+        raise DatasetError(
+            f"{str(path)!r} is not the published MNIST: {len(data)} bytes, whose pixels have the "
+            f"SHA-256 {_sha256(pixels)}, not {_PIXELS_SHA256[part]}; replace it by the published "
+            "file, or save other data as an .npz file and give its path"
+        )
+    return np.frombuffer(pixels, np.uint8).reshape(-1, 28, 28).copy()
 
 
 def _sha256(content: bytes | memoryview) -> str:

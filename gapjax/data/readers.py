@@ -86,17 +86,12 @@ def load_dataset(
 
     The digits are split into 1,437 and 360, stratified by label. No split depends on a seed.
 
-    MNIST is looked for
-
-    1. in `data_dir`, prepared by TensorFlow Datasets (TFDS): a folder `mnist/3.0.1`;
-    2. in `data_dir`, as the published IDX files of images, gzipped or not; their pixels are
-       verified;
-    3. without a `data_dir`, in TFDS's default directory (`TFDS_DATA_DIR`, by default
-       `~/tensorflow_datasets`). If it is not there, TFDS downloads and prepares it.
-
-    Only preparing needs TensorFlow. TFDS shuffles what it prepares. The published order is restored
-    and verified, so that every way gives the same arrays. `binarized_mnist` is looked for in the
-    same way, except that its files are not read directly.
+    MNIST is looked for in `data_dir`, prepared by TensorFlow Datasets (TFDS: a folder
+    `mnist/3.0.1`) or as the published IDX files of images, gzipped or not; without a `data_dir`, in
+    TFDS's default directory (`TFDS_DATA_DIR`, by default `~/tensorflow_datasets`), where TFDS
+    prepares it if it is not there. Preparing alone needs TensorFlow, and a network. The pixels are
+    verified in the published order, whichever way they came. `binarized_mnist` is looked for in the
+    same way, except that TFDS has to prepare its files.
 
     Files hold [N, *event] in one of these forms:
 
@@ -181,14 +176,14 @@ def _path_text(argument: str, value: object) -> str:
 
 
 def _unknown_name(name: str) -> DatasetError:
-    known = f"give one of {', '.join(DATASETS)}, or {FILES}"
-    if os.path.isdir(name):
-        return DatasetError(f"name_or_path={name!r} has no train/ and test/ in it; {known}")
-    if os.path.exists(name):
-        return DatasetError(f"name_or_path={name!r} is none of these files; {known}")
-    close = closest_name(name, DATASETS)
-    hint = f" (did you mean {close!r}?)" if close else ""
-    return DatasetError(f"unknown data set {one_line(repr(name))}{hint}; {known}")
+    problem = f"name_or_path={name!r} has no train/ and test/ in it"
+    if not os.path.isdir(name):
+        problem = f"name_or_path={name!r} is none of these files"
+    if not os.path.exists(name):
+        close = closest_name(name, DATASETS)
+        hint = f" (did you mean {close!r}?)" if close else ""
+        problem = f"unknown data set {one_line(repr(name))}{hint}"
+    return DatasetError(f"{problem}; give one of {', '.join(DATASETS)}, or {FILES}")
 
 
 def _check_named(name: str, binarization: str | None, levels: int | None) -> None:

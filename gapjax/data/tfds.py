@@ -21,9 +21,7 @@ import numpy as np
 
 from gapjax.data.dataset import DatasetError, one_line, reason
 
-PREPARE_TIMEOUT = 300.0  # seconds; preparing from files takes 10 to 30
-DOWNLOAD_TIMEOUT = 900.0  # seconds; binarized MNIST is 110 MB of text
-
+_TIMEOUT = 900.0  # seconds; binarized MNIST is 110 MB of text to download
 _NETWORK_TIMEOUT = 10.0  # seconds until a host that does not answer counts as unreachable
 
 _PREPARE_PROGRAM = """
@@ -67,7 +65,7 @@ def check_network(url: str) -> None:
 
 
 def prepare(
-    version: str, folder: pathlib.Path, manual_dir: pathlib.Path | None, timeout: float
+    version: str, folder: pathlib.Path, manual_dir: pathlib.Path | None, timeout: float = _TIMEOUT
 ) -> None:
     """Prepares a version in a folder by another process, from `manual_dir` or by a download."""
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "3"}
