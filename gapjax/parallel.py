@@ -86,12 +86,28 @@ WHOLE = Shard(0, 1, None)
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A function that is compiled once for equal static arguments and devices; see `program`."""
+    """A pure function of arrays and static keyword arguments, to be compiled.
+
+    It compiles when it is first called, once for equal static arguments and devices. Inside, dtypes
+    are promoted as JAX does by default, whatever the user's setting: the distributions and
+    optimizers of other libraries mix them.
+
+    Args:
+      function: with over="shards" `function(shard, *arrays, **static)`, whose results are the same
+        on every device, which is what `Shard.sum` and `Shard.merge` are for. With over="members"
+        `function(donated, split, shared, **static)`, where the first two and the results have a
+        leading axis of members, see `split_members`. With over="one" `function(*arrays, **static)`
+        on the default device.
+      over: what is divided among the devices.
+      donate: whether the buffers of the first array are donated.
+      commit: whether arrays are committed to a single device, see `replicate`.
+    """
 
     function: Callable[..., Any]
-    over: str
-    donate: bool
-    commit: bool
+    _: dataclasses.KW_ONLY
+    over: str = "shards"
+    donate: bool = False
+    commit: bool = False
 
     def __call__(self, *arrays: Any, devices: Devices | None = None, **static: Any) -> Any:
         """Places the arrays on the devices, runs, and returns the results on one of them."""
@@ -123,34 +139,10 @@ class Compiled(NamedTuple):
         return self.program.lower(*self.arrange(*arrays))
 
 
-def program(
-    function: Callable[..., Any],
-    *,
-    over: str = "shards",
-    donate: bool = False,
-    commit: bool = False,
-) -> Program:
-    """Makes a program of a pure function of arrays and static keyword arguments.
-
-    It compiles when it is first called. Inside, dtypes are promoted as JAX does by default,
-    whatever the user's setting: the distributions and optimizers of other libraries mix them.
-
-    Args:
-      function: with over="shards" `function(shard, *arrays, **static)`, whose results are the same
-        on every device, which is what `Shard.sum` and `Shard.merge` are for. With over="members"
-        `function(donated, split, shared, **static)`, where the first two and the results have a
-        leading axis of members, see `split_members`. With over="one" `function(*arrays, **static)`
-        on the default device.
-      over: what is divided among the devices.
-      donate: whether the buffers of the first array are donated.
-      commit: whether arrays are committed to a single device, see `replicate`.
-    """
-    return Program(function, over, donate, commit)
-
-
-on_one_device = functools.partial(program, over="one")
-donating = functools.partial(program, donate=True)
-donating_members = functools.partial(program, over="members", donate=True)
+program = Program  # as a decorator
+on_one_device = functools.partial(Program, over="one")
+donating = functools.partial(Program, donate=True)
+donating_members = functools.partial(Program, over="members", donate=True)
 
 
 class Static:

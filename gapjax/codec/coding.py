@@ -19,15 +19,7 @@ import numpy as np
 from gapjax.codec import container, stack
 from gapjax.codec.container import Header
 from gapjax.codec.stack import WRONG, CodecError, Stack
-from gapjax.codec.tables import (
-    Model,
-    Programs,
-    block_size,
-    check_finite,
-    describe,
-    numerics,
-    programs,
-)
+from gapjax.codec.tables import Model, Programs, block_size, describe, numerics, programs
 from gapjax.infer.newton import Refiner, check
 from gapjax.model.checks import check_integer
 from gapjax.vae import VAE, VAEParams
@@ -256,8 +248,9 @@ def _filled(rows: Sequence[np.ndarray] | np.ndarray, chains: int) -> np.ndarray:
 
 
 def _finite(output: jax.Array) -> np.ndarray:
-    """What a network gave, once it is computed and known to be numbers."""
-    check_finite(array := np.asarray(output))
+    """What a network gave, once it is computed; refuses what is no number."""
+    if not np.isfinite(array := np.asarray(output)).all():
+        raise CodecError("the model gives values that are not finite; it cannot code with them")
     return array
 
 

@@ -17,7 +17,7 @@ import numpyro.distributions as dist
 
 from gapjax import parallel
 from gapjax.codec import stack
-from gapjax.codec.stack import GRID, CodecError
+from gapjax.codec.stack import GRID
 from gapjax.infer.newton import Refiner, diagonal_normal, refine_one
 from gapjax.model.checks import innermost, type_name
 from gapjax.model.distributions import DiscretizedLogistic
@@ -124,12 +124,6 @@ def numerics(model: Model, compiled: Programs, params: VAEParams, num_chains: in
     for output in outputs:
         digest.update(np.asarray(output).tobytes())
     return hashlib.sha256(" ".join(versions).encode()).digest()[:2] + digest.digest()[:2]
-
-
-def check_finite(*arrays: np.ndarray) -> None:
-    """Refuses values that are not finite."""
-    if not all(np.isfinite(array).all() for array in arrays):
-        raise CodecError("the model gives values that are not finite; it cannot code with them")
 
 
 def num_levels(likelihood: Any) -> int:
