@@ -21,7 +21,7 @@ from gapjax.codec.container import Header
 from gapjax.codec.stack import WRONG, CodecError, Stack
 from gapjax.codec.tables import Model, Programs, block_size, describe, numerics, programs
 from gapjax.infer.newton import Refiner, check
-from gapjax.model.checks import check_integer
+from gapjax.model.checks import check_positive
 from gapjax.vae import VAE, VAEParams
 
 ENCODER = Refiner(num_steps=0)
@@ -69,19 +69,21 @@ def compress(
       Coding, 2019; Duda, Asymmetric Numeral Systems, 2009.
     """
     check(refiner)
+    if refiner.num_steps:  # as a file holds it, in 32 bits
+        rate = float(np.float32(refiner.learning_rate))
+        refiner = dataclasses.replace(refiner, learning_rate=rate)
+    else:
+        refiner = ENCODER
     model = describe(vae, params)
     images = _checked(images, model)
-    fewest = min(1, len(images))
     if num_chains is None:  # so few that what their starts cost does not show
         bits = images.size * math.log2(model.levels)
-        num_chains = int(np.clip(bits // _BITS_PER_CHAIN, fewest, _MOST_CHAINS))
-    check_integer("num_chains", num_chains)
-    if num_chains < fewest:
-        raise ValueError(f"num_chains is {num_chains}; it must be positive")
-    num_chains = min(num_chains, len(images), container.most_chains(_as_stored(refiner)))
+        num_chains = int(np.clip(bits // _BITS_PER_CHAIN, 1, _MOST_CHAINS))
+    check_positive(num_chains=num_chains)
+    num_chains = min(num_chains, len(images), container.most_chains(refiner))
     header = Header(
-        model.levels, model.event_shape, len(images), _as_stored(refiner), model.fingerprint,
-        b"\0" * 8, _checksum(images), left_out=0,
+        model.levels, model.event_shape, len(images), refiner, model.fingerprint, b"\0" * 8,
+        _checksum(images), left_out=0,
     )  # fmt: skip
     empty = container.pack(header, [np.zeros(0, np.uint32)] * num_chains)  # refuses too much
     if not len(images):
@@ -93,7 +95,7 @@ def compress(
         each = (programs(vae, refiner) for refiner in _probed(header))
         found = b"".join(numerics(model, compiled, params, num_chains) for compiled in each)
         header = header._replace(numerics=found.ljust(8, b"\0"))
-        _encode(model, programs(vae, header.refiner), params, stacks, images)
+        _encode(model, programs(vae, refiner), params, stacks, images)
     streams = [each.words() for each in stacks]
     common = min(map(_common, streams, starts))
     return container.pack(header._replace(left_out=common), [each[common:] for each in streams])
@@ -232,13 +234,6 @@ def _checked(images: np.ndarray, model: Model) -> np.ndarray:
             f"the levels 0 to {model.levels - 1}"
         )
     return images.astype(np.uint8)
-
-
-def _as_stored(refiner: Refiner) -> Refiner:
-    """The refiner as a file holds it: its learning rate in 32 bits, and no more than is used."""
-    if not refiner.num_steps:
-        return ENCODER
-    return dataclasses.replace(refiner, learning_rate=float(np.float32(refiner.learning_rate)))
 
 
 def _filled(rows: Sequence[np.ndarray] | np.ndarray, chains: int) -> np.ndarray:

@@ -151,11 +151,10 @@ def _read(reader: _Reader) -> tuple[Header, list[int], int]:
 def _check_sizes(header: Header, chains: int) -> None:
     """Raises CodecError for what would cost too much, or cannot be."""
     refiner = header.refiner
-    pixels = header.count * max(1, math.prod(header.event_shape))
+    pixels = max(1, header.count) * math.prod(header.event_shape)
     limits = {
         f"{header.levels} levels": 2 <= header.levels <= 256,
-        f"images of shape {header.event_shape}": 1 <= math.prod(header.event_shape) <= MAX_PIXELS,
-        f"{header.count} images, which are more than 2^30 pixels": pixels <= MAX_PIXELS,
+        f"{header.count} images of shape {header.event_shape}": 1 <= pixels <= MAX_PIXELS,
         f"{refiner.num_steps} steps of refinement": refiner.num_steps <= MAX_STEPS,
         f"refinement with {refiner}": (
             1 <= refiner.num_samples <= _MAX_POINTS

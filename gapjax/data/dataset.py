@@ -26,11 +26,10 @@ class Dataset(NamedTuple):
       levels: Number of pixel levels; pixels take the values 0 .. levels - 1. None for floats, and
         for counts above 255.
       provenance: Where the arrays come from and how they were processed, as values that JSON can
-        hold: `source` (a sentence), `num_train`, `num_test`, `binarization`, `sha256` (a checksum
-        of the shapes and values of both parts), `files` (the SHA-256 of each file that was read,
-        by name; absent if there is none) and `note` (a remark; absent if there is none). The same
-        data can come from different files, so compare `sha256` alone to find out whether two runs
-        used the same data.
+        hold: `source` (a sentence), `num_train`, `num_test`, `binarization`, `sha256` (of the
+        shapes and values of both parts: compare it to find out whether two runs used the same
+        data), and where there are any `files` (the SHA-256 of each that was read, by name) and
+        `note` (a remark).
     """
 
     name: str
@@ -130,8 +129,8 @@ def _binarized(stored: Stored, method: str, threshold: float, seed: int) -> Stor
         train, test = ((x >= lowest).astype(np.uint8) for x in (stored.train, stored.test))
         description = f"threshold {float(threshold):g}"
     else:
-        train = _stochastic(stored.train, levels, np.random.default_rng([seed, 0]))
-        test = _stochastic(stored.test, levels, np.random.default_rng([seed, 1]))
+        parts = enumerate((stored.train, stored.test))
+        train, test = (_stochastic(x, levels, np.random.default_rng([seed, i])) for i, x in parts)
         description = f"stochastic, seed {int(seed)}"
     return stored._replace(train=train, test=test, levels=2, binarization=description)
 

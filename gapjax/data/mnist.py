@@ -4,6 +4,7 @@ Every source gives the same arrays: the shuffle of TFDS is undone. The pixels ar
 the files that they came in.
 """
 
+import functools
 import gzip
 import hashlib
 import io
@@ -33,18 +34,9 @@ _HEADER = 16  # bytes of an IDX file before its pixels
 _MOST_BYTES = 48_000_000  # unpacked into memory; the largest file has 16 + 60,000 * 28 * 28
 
 
-def read_mnist(name: str, folder: pathlib.Path | None) -> Stored:
+def read_mnist(name: str, folder: pathlib.Path | None, version: str = _MNIST) -> Stored:
     """60,000 and 10,000 images in the published order; `load_dataset` says where it looks."""
-    return _read("mnist" if name == "grey_mnist" else name, folder, _MNIST)
-
-
-def read_binarized_mnist(name: str, folder: pathlib.Path | None) -> Stored:
-    """The published binarization: 50,000 and 10,000 images in the order that TFDS stores."""
-    return _read(name, folder, _BINARIZED_MNIST)
-
-
-def _read(name: str, folder: pathlib.Path | None, version: str) -> Stored:
-    """Reads what TFDS prepared in the folder, or else the published files that are there."""
+    name = "mnist" if name == "grey_mnist" else name
     if folder is None:
         files, ending = " and ".join(f"{base}.gz" for base in _IMAGES.values()), ""
         if version == _BINARIZED_MNIST:
@@ -70,6 +62,10 @@ def _read(name: str, folder: pathlib.Path | None, version: str) -> Stored:
             "use 'binary_mnist'"
         )
     return _read_default(name, version, folder, "use 'binary_mnist'")
+
+
+# The published binarization: 50,000 and 10,000 images in the order that TFDS stores.
+read_binarized_mnist = functools.partial(read_mnist, version=_BINARIZED_MNIST)
 
 
 def _read_default(name: str, version: str, files: pathlib.Path | None, cure: str) -> Stored:

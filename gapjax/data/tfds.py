@@ -40,8 +40,7 @@ except Exception as error:
 
 def default_dir() -> pathlib.Path:
     """The directory where TFDS prepares data by default."""
-    default = os.path.join("~", "tensorflow_datasets")
-    return pathlib.Path(os.environ.get("TFDS_DATA_DIR") or default).expanduser()
+    return pathlib.Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
 
 
 def is_prepared(folder: pathlib.Path, version: str) -> bool:
@@ -51,10 +50,7 @@ def is_prepared(folder: pathlib.Path, version: str) -> bool:
 
 def has_tensorflow() -> bool:
     """Whether TensorFlow is installed; it is not imported."""
-    try:
-        return importlib.util.find_spec("tensorflow") is not None
-    except (ImportError, ValueError):  # an entry of sys.modules that is None or has no spec
-        return False
+    return importlib.util.find_spec("tensorflow") is not None
 
 
 def check_network(url: str) -> None:
@@ -81,8 +77,6 @@ def prepare(
             )  # fmt: skip
         except subprocess.TimeoutExpired as error:
             raise DatasetError(f"{what} within {timeout:g} seconds") from error
-        except OSError as error:
-            raise DatasetError(f"{what} ({reason(error)})") from error
     if done.returncode != 0 or not is_prepared(folder, version):
         lines = done.stderr.decode(errors="replace").strip().splitlines()
         last = lines[-1] if lines else f"exit code {done.returncode}"
