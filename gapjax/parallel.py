@@ -300,11 +300,10 @@ def expose_cpu_cores() -> tuple[Device, ...]:
     there is an accelerator or a single core, if this is one of several processes, or if the number
     of CPU devices is configured already.
     """
-    already: int = jax.config.jax_num_cpu_devices  # type: ignore[attr-defined]
+    configured: int = jax.config.jax_num_cpu_devices  # type: ignore[attr-defined]
     in_flags = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
-    configured = in_flags or already > 0
     number = min(_num_cores(), _MOST_CORES)
-    if configured or number == 1 or jax.distributed.is_initialized():
+    if in_flags or configured > 0 or number == 1 or jax.distributed.is_initialized():
         return ()
     jax.config.update("jax_num_cpu_devices", number)
     everything = all_devices()

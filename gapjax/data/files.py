@@ -133,11 +133,10 @@ def _read_images(folder: pathlib.Path) -> np.ndarray:
             raise DatasetError(f"{str(path)!r} cannot be read ({reason(error)})") from error
         if mode not in _MODES:
             raise DatasetError(f"{str(path)!r} has colours of mode {mode}; save it as grey or RGB")
-        first = images[0] if images else x
-        if (x.shape, x.dtype) != (first.shape, first.dtype):
+        if images and (x.shape, x.dtype) != (images[0].shape, images[0].dtype):
             raise DatasetError(
-                f"{str(path)!r} is {x.dtype} {x.shape}, unlike the first image, {first.dtype} "
-                f"{first.shape}; give all the same size and kind"
+                f"{str(path)!r} is {x.dtype} {x.shape}, unlike the first image, {images[0].dtype} "
+                f"{images[0].shape}; give all the same size and kind"
             )
         images.append(x)
     if not images:
@@ -155,6 +154,8 @@ def _numbers(parts: list[np.ndarray], name: str, levels: int | None) -> list[np.
             raise DatasetError(f"{what} dtype {x.dtype}; give {usable}")
         if x.ndim < 2 or not x.size:
             raise DatasetError(f"{what} shape {x.shape}; give one image or more, [N, *event]")
+        if x.shape[1:] != (event := parts[0].shape[1:]):
+            raise DatasetError(f"{what} images of shape {x.shape[1:]}, not {event}; give the same")
         low, high = x.min(), x.max()
         if x.dtype.kind == "f":  # NaN is not below anything
             fits = levels is None and max(-low, high) <= np.finfo(np.float32).max
@@ -162,16 +163,10 @@ def _numbers(parts: list[np.ndarray], name: str, levels: int | None) -> list[np.
             fits = 0 <= low and high <= most
         if not fits:
             raise DatasetError(f"{what} {x.dtype} values from {low} to {high}; give {usable}")
-    train, test = parts
-    if train.shape[1:] != test.shape[1:]:
-        raise DatasetError(
-            f"'train' and 'test' of {name!r} have images of different shapes, {train.shape[1:]} "
-            f"and {test.shape[1:]}; give both the same"
-        )
-    if "f" in (train.dtype.kind, test.dtype.kind):
+    if any(x.dtype.kind == "f" for x in parts):
         dtype: type = np.float32
     else:
-        highest = max((levels or 0) - 1, int(train.max()), int(test.max()))
+        highest = max((levels or 0) - 1, *(int(x.max()) for x in parts))
         dtype = np.uint8 if highest < 2**8 else np.uint16 if highest < 2**16 else np.int32
     return [np.array(x, dtype, order="C") for x in parts]
 

@@ -38,11 +38,10 @@ def read_mnist(name: str, folder: pathlib.Path | None, version: str = _MNIST) ->
     """60,000 and 10,000 images in the published order; `load_dataset` says where it looks."""
     name = "mnist" if name == "grey_mnist" else name
     if folder is None:
-        files, ending = " and ".join(f"{base}.gz" for base in _IMAGES.values()), ""
+        files, ending = tuple(f"{base}.gz" for base in _IMAGES.values()), ""
         if version == _BINARIZED_MNIST:
-            files = ", ".join(_BINARIZED_FILES)
-            ending = " (needs TensorFlow), or use 'binary_mnist'"
-        cure = f"put the files {files} in a FOLDER and pass --data_dir=FOLDER{ending}"
+            files, ending = _BINARIZED_FILES, " (needs TensorFlow), or use 'binary_mnist'"
+        cure = f"put the files {', '.join(files)} in a FOLDER and pass --data_dir=FOLDER{ending}"
         return _read_default(name, version, None, cure)
     if tfds.is_prepared(folder, version):
         return _read_prepared(name, folder, version)

@@ -89,9 +89,9 @@ def load_dataset(
     MNIST is looked for in `data_dir`, prepared by TensorFlow Datasets (TFDS: a folder
     `mnist/3.0.1`) or as the published IDX files of images, gzipped or not; without a `data_dir`, in
     TFDS's default directory (`TFDS_DATA_DIR`, by default `~/tensorflow_datasets`), where TFDS
-    prepares it if it is not there. Preparing alone needs TensorFlow, and a network. The pixels are
-    verified in the published order, whichever way they came. `binarized_mnist` is looked for in the
-    same way, except that TFDS has to prepare its files.
+    prepares it if it is not there; that alone needs TensorFlow. The images come in the published
+    order and are verified either way. `binarized_mnist` is looked for in the same way, except that
+    TFDS has to prepare its files.
 
     Files hold [N, *event] in one of these forms:
 
