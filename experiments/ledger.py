@@ -125,15 +125,19 @@ def ledger_phase(run: Run, settings: Settings) -> dict:
                 made_from=[(name, epoch) for name in ("train", *kinds)],
             )  # fmt: skip
         tree, record = stores.load(run, _STORE, epoch, _like(run, settings, kinds))
-        book = results_ledger.balance(
+        book = plain(results_ledger.balance(
             tree["train"], tree["test"], refit=refit,
             num_available=(len(run.dataset.train), len(run.dataset.test)),
-        )  # fmt: skip
+        ))  # fmt: skip
+        for name in ("train", "test"):  # eq. 11 with q*, of the test set
+            for account in book[name]["encoders"].values():
+                gap = account["amortization_gap"] if name == "test" else None
+                account["inference_gap_by_posteriors"] = gap
         seconds += record["seconds"]
         others = {name: record.get(name) for name in ("sandwich", "seconds")}
         paths = [run.workdir.checkpoints / name for name in ("train", *kinds, _STORE)]
         made_by = {path.name: checkpoints.record(path, epoch).get("commit") for path in paths}
-        rows.append({"epoch": epoch, **plain(book), **plain(others), "commits": made_by})
+        rows.append({"epoch": epoch, **book, **plain(others), "commits": made_by})
     results = {
         "schema": 1, "unit": "nats per image", "dataset": run.dataset.name,
         "preset": run.config.preset, "subset_seed": run.config.seed,

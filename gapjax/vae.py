@@ -53,9 +53,8 @@ class Frozen(NamedTuple):
 class VAE(NamedTuple):
     """A latent variable model and its inference model: three pure functions and a prior.
 
-    Any pure functions will do; `mlp_vae` makes the paper's. A distribution is NumPyro's or any
-    object that has `log_prob`, `sample(rng_key)` and `event_shape`; see `Distribution`. Models
-    whose functions are equal share compiled programs, so make them once, or as frozen dataclasses.
+    Any pure functions will do; `mlp_vae` makes the paper's. Models whose functions are equal share
+    compiled programs, so make them once, or as frozen dataclasses. See `Distribution`.
 
     Attributes:
       init: `init(rng_key) -> VAEParams`.
@@ -80,8 +79,7 @@ class Encoder(NamedTuple):
 def with_encoder(vae: VAE, encoder: Encoder) -> VAE:
     """The same generative model with another encoder: fresh, wider, deeper, of any architecture.
 
-    A refit of it starts from `VAEParams(encoder.init(rng_key), params.decoder)`. The KL of a q of
-    another family to the prior may have no closed form, and is then estimated.
+    A refit of it starts from `VAEParams(encoder.init(rng_key), params.decoder)`.
     """
     return vae._replace(init=_InitBoth(encoder.init, vae.init), encode=encoder.encode)
 

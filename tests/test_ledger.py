@@ -83,6 +83,8 @@ def test_it_writes_the_ledger_and_goes_on_where_it_was(run, measured):
     assert (path / "ledger.png").stat().st_size > 1000
     first, last = results["checkpoints"]
     assert first["test"]["encoders"]["as_trained"]["inference_gap_by_refit"] is None
+    account = last["test"]["encoders"]["as_trained"]
+    assert account["inference_gap_by_posteriors"] == account["amortization_gap"]
     gap = last["test"]["encoders"]["as_trained"]["inference_gap_by_refit"]
     assert gap["fitted_on_test"] and np.isfinite(gap["nats"])
     assert (last["train"]["num_images"], last["train"]["num_available"]) == (30, 1437)

@@ -200,9 +200,9 @@ def test_bad_arguments_are_named(linear):
         log_likelihood(*arguments, linear.images, method="ais")
     with pytest.raises(ValueError, match="empty"):
         log_likelihood(*arguments, linear.images[:0])
-    with pytest.raises(ValueError, match="num_samples 0"):
+    with pytest.raises(ValueError, match="num_samples is 0"):
         log_likelihood(*arguments, linear.images, num_samples=0)
-    with pytest.raises(ValueError, match="num_chains=0"):
+    with pytest.raises(ValueError, match="num_chains is 0"):
         sandwich(*arguments, 3, annealing=Annealing(num_chains=0))
     with pytest.raises(ValueError, match=r"num_chains is 2\.0; it must be an integer"):
         sandwich(*arguments, 3, annealing=Annealing(num_chains=2.0))

@@ -44,7 +44,6 @@ def test_the_ledger_adds_up():
     for name, encoder in book.test.encoders.items():
         amortization = encoder.inference_gap_by_refit.nats + encoder.capacity_gap.nats
         assert encoder.amortization_gap.nats == pytest.approx(amortization)
-        assert encoder.inference_gap_by_posteriors == encoder.amortization_gap
         lost = book.model_gap.nats + book.test.approximation_gap.nats + amortization
         assert book.train.log_prob.nats - encoder.elbo.nats == pytest.approx(lost)
         elbo_gap = book.train.encoders[name].elbo.nats - encoder.elbo.nats
@@ -185,7 +184,6 @@ class _Correlated:
                 f"{name}.bound_gap": log_prob(name) - of(name, trained),
             }
         return truth | {
-            "test.inference_gap_by_posteriors": optimal("test") - of("test", trained),
             "test.inference_gap_by_refit": of("test", "refit") - of("test", trained),
             "test.capacity_gap": optimal("test") - of("test", "refit"),
             "elbo_gap": of("train", trained) - of("test", trained),

@@ -121,11 +121,11 @@ def test_models_made_alike_are_equal(likelihood, posterior):
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        ({"likelihood": "gaussian"}, "gaussian.*bernoulli, discretized_logistic"),
-        ({"latent_dim": 0}, "latent_dim 0"),
-        ({"hidden_sizes": (10, 0)}, r"hidden_sizes \(10, 0\)"),
+        ({"likelihood": "gaussian"}, "gaussian.*bernoulli or discretized_logistic"),
+        ({"latent_dim": 0}, "latent_dim is 0"),
+        ({"hidden_sizes": (10, 0)}, r"hidden_sizes is \(10, 0\)"),
         ({"likelihood": "discretized_logistic", "uniform_weight": 1.5}, "uniform_weight is 1.5"),
-        ({"event_shape": (8, -1)}, r"event_shape \(8, -1\)"),
+        ({"event_shape": (8, -1)}, r"event_shape is \(8, -1\)"),
     ],
 )
 def test_bad_arguments_are_named(arguments, words):

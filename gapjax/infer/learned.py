@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from gapjax.infer.newton import diagonal_normal
 from gapjax.model import networks
 from gapjax.model.bounds import log_joint
+from gapjax.model.checks import check_positive
 from gapjax.model.free import from_free
 from gapjax.vae import VAE, Distribution, Frozen, Params, VAEParams
 
@@ -42,7 +43,7 @@ def with_refinement(vae: VAE, num_steps: int = 1, hidden_sizes: tuple[int, ...] 
     changes the scale by more than a factor of e^2, so that the slope after a step that went too far
     neither dominates f nor overflows. f is zero at first, so that training starts at the encoder's
     own q. No gradient passes through g. A step costs a pass through the decoder and one back, at
-    test time too: this is no encoder of the cost of the one that it starts from.
+    test time too.
 
     The encoder's parameters are `RefinementParams`; `refinement_params` says where a refit starts.
     Do not `train` from scratch with it: the steps would use the decoder as it was at the start.
@@ -51,10 +52,7 @@ def with_refinement(vae: VAE, num_steps: int = 1, hidden_sizes: tuple[int, ...] 
       Marino, Yue, Mandt, Iterative Amortized Inference, 2018; Kim et al., Semi-Amortized
       Variational Autoencoders, 2018.
     """
-    if num_steps < 1 or any(size < 1 for size in hidden_sizes):
-        raise ValueError(
-            f"num_steps is {num_steps} and hidden_sizes {hidden_sizes}; all must be positive"
-        )
+    check_positive(num_steps=num_steps, hidden_sizes=hidden_sizes)
     (latent_dim,) = vae.prior.event_shape
     network = networks.Refinement(tuple(hidden_sizes), latent_dim)
     return vae._replace(init=_Init(vae, num_steps, network), encode=_Encode(vae, network))

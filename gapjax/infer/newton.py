@@ -1,8 +1,7 @@
 """Test-time inference: an encoder's posterior of each image, improved by a few steps of its own.
 
-Between the encoder, which costs one pass, and `best_posteriors`, which costs hundreds. The
-mathematics is written for one example; `_refine_all` is where images are vmapped and divided among
-the devices.
+Between the encoder, which costs one pass, and `best_posteriors`, which costs hundreds. Images are
+vmapped and divided among the devices in `_refine_all`.
 """
 
 import dataclasses
@@ -17,7 +16,7 @@ import numpyro.distributions as dist
 from gapjax import parallel
 from gapjax.measure.bounds import Images, check_finite
 from gapjax.model.bounds import bound_at, elbo, log_joint
-from gapjax.model.checks import check_inputs, innermost, type_name
+from gapjax.model.checks import check_inputs, check_positive, innermost, type_name
 from gapjax.model.distributions import DiscretizedLogistic
 from gapjax.model.free import from_free, to_free, written_out
 from gapjax.optimizers import adam
@@ -56,8 +55,8 @@ class Refined(NamedTuple):
     """The improved posteriors of N images."""
 
     posteriors: Any  # a pytree as `encode` returns it, every leaf with a leading axis [N]
-    # [N] nats, the ELBO of the encoder's posterior and of the improved one on the same samples. No
-    # step and no choice has seen these, so the mean of `bound - start` is unbiased
+    # [N] nats, the ELBO of the encoder's posterior and of the improved one on the same samples,
+    # which no step and no choice has seen
     start: np.ndarray | jax.Array
     bound: np.ndarray | jax.Array
 
@@ -80,18 +79,15 @@ def refine(
         H = E_q[J' F J] + diag(s0^-2),   g = E_q[grad_z log p(x given z)] - (m - m0) / s0^2,
         m' = m + H^-1 g,   s'_i = H_ii^(-1/2),
 
-    which is the optimum where log p(x, z) is quadratic in z: in a linear Gaussian model one step
-    gives the best diagonal q, which is the exact posterior if that is diagonal. The new (m, log s)
-    is the best of m + t (m' - m), log s + t (log s' - log s) with t of 1, 1/2, 1/5 and 0, judged
-    by the ELBO. Expectations are taken at points m + s u. The u come in pairs +-u on a sphere of
-    radius sqrt(Z), in orthogonal directions that `rng_key` rotates. Z pairs are exact for
-    polynomials of degree 3. The Jacobian, which costs most, is taken at the first of them alone.
-    Every step of an image has the same u. So no step makes the ELBO worse at these points, which
-    flatter what was won; on fresh noise some images may have lost.
+    which is the best diagonal q where log p(x, z) is quadratic in z. The new (m, log s) is the best
+    of m + t (m' - m), log s + t (log s' - log s) with t of 1, 1/2, 1/5 and 0, judged by the ELBO.
+    Expectations are taken at points m + s u. The u come in pairs +-u on a sphere of radius sqrt(Z),
+    in orthogonal directions that `rng_key` rotates. Z pairs are exact for polynomials of degree 3.
+    The Jacobian, which costs most, is taken at the first of them alone. Every step of an image has
+    the same u, so none makes the ELBO worse there; on fresh noise some images may have lost.
 
     "adam" takes K gradient steps on fresh samples, as the extended paper does. It takes every q and
-    every likelihood. An image keeps its start where the result is not better on other samples; they
-    are few, so of two that are nearly as good the wrong one may be chosen.
+    every likelihood. An image keeps its start where the result is no better on a few other samples.
 
     Args:
       rng_key: of all noise; folded with each image's index, so an error over images covers it.
@@ -105,8 +101,7 @@ def refine(
       Kalman Filters, 2009.
     """
     check_inputs("refine", vae, params, rng_key, images, gradients=refiner.method == "adam")
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}; it must be positive")
+    check_positive(batch_size=batch_size)
     check(refiner)
     refined = _refine_all(
         params, rng_key, jnp.asarray(images), devices=devices, vae=vae, refiner=refiner,
@@ -188,11 +183,8 @@ def _full_step(
     _, prior_scale = diagonal_normal(vae.prior, "the prior")
 
     def curvature_at(z: jax.Array) -> jax.Array:
-        def outputs(z: jax.Array) -> tuple[jax.Array, jax.Array]:
-            known = information(vae.decode(decoder, z))
-            return known.parameters, known.fisher
-
-        jacobian, fisher = jax.jacfwd(outputs, has_aux=True)(z)
+        known = lambda z: information(vae.decode(decoder, z))
+        jacobian, fisher = jax.jacfwd(known, has_aux=True)(z)
         size = len(fisher)
         jacobian = jacobian.reshape(size, -1, len(z))
         weighted = jnp.einsum("pqd,qdz->pdz", fisher.reshape(size, size, -1), jacobian)
@@ -267,12 +259,11 @@ def diagonal_normal(distribution: Any, role: str) -> tuple[jax.Array, jax.Array]
 def information(likelihood: Any) -> Information:
     """Parameters and Fisher information of a likelihood p(x given z) at one z.
 
-    The information does not depend on x, and with J = d eta/dz
+    With J = d eta/dz the positive semi-definite
 
         J' F J = E[grad_z log p(x given z) grad_z log p(x given z)'],   x ~ p(x given z),
 
-    is the Gauss-Newton approximation of the negative Hessian of log p(x given z) by z. It is
-    positive semi-definite.
+    is the Gauss-Newton approximation of the negative Hessian of log p(x given z) by z.
 
     Of a discretized logistic with more than 12 levels it is the information of 12 cells of
     neighbouring levels: never more than that of the levels, and about a tenth less where the cells
@@ -283,13 +274,13 @@ def information(likelihood: Any) -> Information:
     """
     base = innermost(written_out(likelihood))
     if isinstance(base, dist.BernoulliLogits):
-        logits = jnp.asarray(base.logits)
+        logits = jnp.asarray(base.logits)[None]
         mean = jax.nn.sigmoid(logits)
-        return _scalar(logits, mean * (1.0 - mean))
+        return Information(logits, (mean * (1.0 - mean))[None])
     if isinstance(base, dist.BernoulliProbs):
-        probs = jnp.asarray(base.probs)
+        probs = jnp.asarray(base.probs)[None]
         variance = jnp.maximum(probs * (1.0 - probs), jnp.finfo(probs.dtype).tiny)
-        return _scalar(probs, 1.0 / variance)
+        return Information(probs, 1.0 / variance[None])
     if isinstance(base, dist.Normal):
         loc, scale = jnp.broadcast_arrays(jnp.asarray(base.loc), jnp.asarray(base.scale))
         precision = scale**-2
@@ -337,7 +328,3 @@ def _logistic_information(likelihood: DiscretizedLogistic) -> Information:
 def _by_loc_and_scale(loc, scale, by_loc, mixed, by_scale) -> Information:
     rows = [jnp.stack([by_loc, mixed]), jnp.stack([mixed, by_scale])]
     return Information(jnp.stack([loc, scale]), jnp.stack(rows))
-
-
-def _scalar(parameter: jax.Array, fisher: jax.Array) -> Information:
-    return Information(parameter[None], fisher[None, None])

@@ -1,8 +1,7 @@
 """The best posterior of each image by itself, as an encoder of unlimited capacity would give it.
 
 `_walk` and `_judge` are where images are vmapped and divided among the devices. All randomness is
-a function of (rng_key, image, step): not of the batch size, the devices, or when other images were
-finished.
+a function of (rng_key, image, step), whenever other images are finished.
 """
 
 import functools
@@ -17,7 +16,7 @@ from gapjax import optimizers, parallel
 from gapjax.infer.newton import Refiner, refine
 from gapjax.measure.bounds import Images, check_finite
 from gapjax.model.bounds import elbo
-from gapjax.model.checks import check_inputs, check_integers
+from gapjax.model.checks import check_inputs, check_positive
 from gapjax.model.free import from_free, to_free
 from gapjax.vae import VAE, Params, VAEParams, local_inference
 
@@ -30,10 +29,10 @@ class PosteriorSearch(NamedTuple):
     Adam on the free parameters of q (see `model.free`), with `num_samples` fresh posterior samples
     for each gradient, in at most `max_rounds` rounds of `steps_per_round` steps. After a round the
     mean of its iterates is judged by the ELBO on `num_heldout` samples whose noise is the same in
-    every round. If it does not improve on the best so far by `tolerance` nats, that is a plateau:
-    the learning rate of the image is multiplied by `decay`, and at the (`num_decays` + 1)th plateau
-    the image is finished and takes part in no more rounds. If it is worse than the best, the
-    image continues from the best. The result is the best candidate, the start included.
+    every round. If it does not improve on the best so far by `tolerance` nats, the learning rate of
+    the image is multiplied by `decay`, and at the (`num_decays` + 1)th time the image is finished.
+    If it is worse than the best, the image continues from the best. The result is the best
+    candidate, the start included.
     """
 
     num_samples: int = 8
@@ -85,16 +84,14 @@ def best_posteriors(
 
         q*(z given x) = argmax over q of E_q[log p(x, z) - log q(z)]
 
-    The family is that of the distributions which `vae.encode` returns. On unseen images q is
-    fitted to them. So this measures the loss due to the encoder, like optimal inference, but for
-    an encoder of unlimited capacity.
+    The family is that of the distributions which `vae.encode` returns. Like optimal inference it
+    measures the loss due to the encoder, but for an encoder of unlimited capacity.
 
     Args:
       encoders: parameters of encoders to start from, by default that of `params` alone. Each
         image starts from the best of them, judged on held-out noise.
       refiner: what it makes of each encoder's posterior is another start (see `gapjax.refine`).
-      batch_size: images that are searched for together, on all devices; bounds memory and changes
-        nothing else.
+      batch_size: images at once, on all devices; bounds memory and changes nothing else.
       on_progress: called after every round with the number of images that are finished.
 
     Returns:
@@ -111,9 +108,7 @@ def best_posteriors(
     starts: tuple[Params, ...] = (params.encoder,) if encoders is None else tuple(encoders)
     if not starts:
         raise ValueError("encoders is empty; give at least one to start from, or None")
-    check_integers(search)
-    if batch_size < 1 or search.num_decays < 0 or min(search._replace(num_decays=1)) <= 0:
-        raise ValueError(f"batch_size is {batch_size} and {search}; all must be positive")
+    check_positive(search, zeros=("num_decays",), batch_size=batch_size)
     devices = parallel.all_devices(devices)
     place = functools.partial(parallel.replicate, devices=devices, commit=False)
     on_all = place((rng_key, starts, params.decoder, jnp.asarray(images)))

@@ -25,10 +25,8 @@ class Annealing(NamedTuple):
     num_temperatures: int = 70  # T
     num_chains: int = 8  # C, independent chains for each image
     num_leapfrog: int = 4  # steps of each Hamiltonian trajectory
-    # of the first one, in standard deviations of q; a pilot run of half the chains adapts it along
-    # the path to `acceptance`, and all chains use what the pilot found
-    step_size: float = 0.5
-    acceptance: float = 0.75  # the acceptance rate that the pilot aims at
+    step_size: float = 0.5  # the first, in standard deviations of q
+    acceptance: float = 0.75  # to which a pilot run of half the chains adapts it along the path
 
 
 def annealed_importance_sampling(
@@ -44,8 +42,8 @@ def annealed_importance_sampling(
 
         log w = sum_t log f_(b_t)(z_(t-1)) - log f_(b_(t-1))(z_(t-1)),   E[w] = p(x).
 
-    The step sizes are adapted on a pilot run with noise of its own, so E[w] = p(x) is exact. z may
-    have any shape but must be unconstrained reals. `log_prob` is the log of the mean weight.
+    The pilot run has noise of its own, so E[w] = p(x) is exact. z may have any shape but must be
+    unconstrained reals. `log_prob` is the log of the mean weight.
 
     References:
       Neal, Annealed Importance Sampling, 2001; Wu et al., On the Quantitative Analysis of
@@ -82,17 +80,13 @@ def reverse_annealing(
 
 
 class _Path(NamedTuple):
-    """A path of densities of z as a flat vector [D], with the transitions that go along it.
+    """A path of densities of z as a flat vector [D], with the transitions that go along it."""
 
-    `difference` is log f_1 - log f_0, and `start` samples f_0 = q. `temperatures` are [T + 1],
-    `step_sizes` [T] those of the transitions at temperatures[1:].
-    """
-
-    start: Callable
-    difference: Callable
+    start: Callable  # samples f_0 = q
+    difference: Callable  # log f_1 - log f_0
     transition: Callable
-    temperatures: jax.Array
-    step_sizes: jax.Array
+    temperatures: jax.Array  # [T + 1]
+    step_sizes: jax.Array  # [T], of the transitions at temperatures[1:]
 
 
 def _path(

@@ -53,9 +53,8 @@ def encoder_gradient_norms(
 
         g(x) = || grad_phi ELBO(x, theta, phi) ||
 
-    A step of a refit takes the mean of such gradients over a batch. If a few images have far
-    larger ones, these dominate the mean; `statistics.effective_number` of the squares estimates how
-    many do. The arguments are those of `evaluate`; a refit takes one sample.
+    A step of a refit takes the mean of such gradients, of one sample, over a batch.
+    `statistics.effective_number` of the squares estimates how many images dominate it.
     """
     check_inputs("encoder_gradient_norms", vae, params, rng_key, images, gradients=True)
     norms = np.asarray(per_image_bounds(
@@ -84,8 +83,7 @@ def posterior_bounds(
     encoder are compared on common noise.
 
     Args:
-      params: its parameters; the encoder is not used.
-      posteriors: a q for every image, a pytree with a leading axis [N].
+      posteriors: a q for every image, a pytree with a leading axis [N], in place of the encoder's.
 
     Raises:
       FloatingPointError: as in `evaluate`.

@@ -27,8 +27,7 @@ def importance_sampling(
 ) -> LogLikelihood:  # fmt: skip
     """`gapjax.importance_weighted_bound` of one example with any number of samples.
 
-    `chunk_size` samples are drawn at once: it bounds memory and, but for rounding, changes nothing
-    else.
+    `chunk_size`, samples at once, bounds memory and, but for rounding, changes nothing else.
     """
     posterior = vae.encode(params.encoder, x)
     chunk_size = min(chunk_size, num_samples)

@@ -4,7 +4,6 @@ The mathematics of one example is in `importance` and `annealing`; here images a
 divided among the devices.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -17,7 +16,7 @@ from gapjax.measure.annealing import Annealing, annealed_importance_sampling, re
 from gapjax.measure.bounds import Images, check_finite
 from gapjax.measure.importance import LogLikelihood, importance_sampling
 from gapjax.measure.statistics import mean_and_stderr
-from gapjax.model.checks import check_concrete, check_inputs, check_integers, check_key, check_model
+from gapjax.model.checks import check_concrete, check_inputs, check_key, check_model, check_positive
 from gapjax.model.free import of_images
 from gapjax.vae import VAE, VAEParams, local_inference, sample, sample_model
 
@@ -25,10 +24,9 @@ from gapjax.vae import VAE, VAEParams, local_inference, sample, sample_model
 class Sandwich(NamedTuple):
     """Bounds of log p(x) [N] from both sides on images [N, *event] simulated from the model, nats.
 
-    `lower` is by annealed importance sampling, `upper` by the reverse chain from the exact
-    posterior. No estimate is further from the truth, on average, than `gap`, the mean of upper
-    minus lower, whose standard error is over the images. `ess` and `acceptance` are those of
-    `lower`.
+    `lower` is by annealed importance sampling, as `ess` and `acceptance`, `upper` by the reverse
+    chain from the exact posterior. No estimate is further from the truth, on average, than `gap`,
+    the mean of upper minus lower, whose standard error is over the images.
     """
 
     images: np.ndarray
@@ -58,12 +56,11 @@ def log_likelihood(
 
     Args:
       posteriors: a q for every image, as `best_posteriors` finds them, a pytree with a leading
-        axis [N]; what the encoder gives by default. A better q makes a tighter bound.
+        axis [N]; by default the encoder's. A better q makes a tighter bound.
       method: "importance", or an `Annealing`.
       num_samples: S of importance sampling.
       chunk_size: samples at once for an image.
-      batch_size: images at once; with `chunk_size` it bounds memory (but for the keys of all
-        samples), and changes nothing else.
+      batch_size: images at once; with `chunk_size` it bounds memory and changes nothing else.
 
     Raises:
       FloatingPointError: an estimate is NaN or infinite; the message says why.
@@ -73,12 +70,7 @@ def log_likelihood(
         raise ValueError(f"method is {method!r}; it must be 'importance' or an Annealing")
     posteriors = of_images(posteriors, images)
     check_inputs("log_likelihood", vae, params, rng_key, images, posteriors=posteriors)
-    check_integers(annealing or Annealing())
-    if min(num_samples, chunk_size, batch_size, *(annealing or ())) <= 0:
-        raise ValueError(
-            f"num_samples {num_samples}, chunk_size {chunk_size}, batch_size {batch_size} and "
-            f"{method} must be positive"
-        )
+    check_positive(annealing, num_samples=num_samples, chunk_size=chunk_size, batch_size=batch_size)
     inference = params.encoder if posteriors is None else posteriors
     found: LogLikelihood = _in_batches(
         _log_likelihoods, (inference, params.decoder, rng_key, jnp.asarray(images)), len(images),
@@ -105,24 +97,18 @@ def sandwich(
 ) -> Sandwich:
     """Bidirectional Monte Carlo: log p(x) of simulated images from both sides.
 
-    How well annealing with these settings works on this model: the truth lies between the two.
-
-    The N images are simulated: z ~ p(z), x ~ p(x given z).
+    How well annealing with these settings works on this model: the truth lies between the two. The
+    N images are simulated: z ~ p(z), x ~ p(x given z).
 
     References:
       Grosse, Ghahramani, Adams, Sandwiching the Marginal Likelihood Using Bidirectional Monte
       Carlo, 2015.
     """
-    check_integers(annealing)
-    if min(num_images, batch_size, *annealing) <= 0:
-        raise ValueError(
-            f"num_images {num_images}, batch_size {batch_size} and {annealing} must be positive"
-        )
+    check_positive(annealing, num_images=num_images, batch_size=batch_size)
     check_concrete("sandwich", "there use reverse_annealing", params=params, rng_key=rng_key)
     check_key(rng_key)
-    check_model(
-        vae, params, jax.eval_shape(functools.partial(sample_model, vae), params.decoder, rng_key)
-    )
+    x = jax.eval_shape(lambda key: sample_model(vae, params.decoder, key), rng_key)
+    check_model(vae, params, x)
     images, upper, (lower, ess, acceptance) = _in_batches(
         _sandwiches, (params, rng_key), num_images, batch_size, devices, on_progress, vae=vae,
         annealing=annealing,

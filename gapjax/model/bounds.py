@@ -37,11 +37,7 @@ def elbo(
     KL is analytic where NumPyro has it for this pair, and estimated on the same samples of z
     where it has not.
 
-    Args:
-      num_samples: S, samples of z over which the expectation is averaged.
-
-    Returns:
-      A scalar, an unbiased estimate of the ELBO.
+    It is estimated without bias as the mean over `num_samples` S of z.
     """
     posterior = vae.encode(params.encoder, x)
     kl = _analytic_kl(posterior, vae.prior)

@@ -1,8 +1,4 @@
-"""Checks of models, images and arguments before the work, and why a bound is not finite.
-
-A model is traced with shapes alone, so that checking computes nothing. Every message names the
-argument or the function that is at fault, its value, and what would do.
-"""
+"""Checks of models, images and arguments before the work, and why a bound is not finite."""
 
 import functools
 import math
@@ -49,20 +45,17 @@ def check_inputs(
 ) -> None:
     """Checks what a measurement of images is given; a `vae` of another type is not looked at.
 
-    `posteriors` are a q for every image in place of the encoder's; `gradients` says whether they
-    are taken through samples of q.
+    `posteriors` replace the encoder's; `gradients` says whether they pass through samples of q.
     """
     instead = "there use jax.vmap over gapjax.elbo, which is a function of one example"
     check_concrete(function, instead, params=params, rng_key=rng_key, images=images)
     check_array("images", images)
     check_key(rng_key)
     if posteriors is not None:
-        for leaf in jax.tree.leaves(posteriors):
-            if np.shape(leaf)[:1] != images.shape[:1]:
-                raise ValueError(
-                    f"posteriors has an array of shape {np.shape(leaf)}; each needs a leading axis "
-                    f"of {images.shape[0]}, as there are {images.shape[0]} images"
-                )
+        for shape in map(np.shape, jax.tree.leaves(posteriors)):
+            if shape[:1] != images.shape[:1]:
+                wanted = f"a leading axis of {images.shape[0]}, one for each image"
+                raise ValueError(f"posteriors has an array of shape {shape}; it needs {wanted}")
         first = jax.tree.map(lambda leaf: leaf[0], posteriors)
         vae, params = local_inference(vae), VAEParams(first, params.decoder)
     if isinstance(vae, VAE):
@@ -73,7 +66,7 @@ def check_inputs(
 
 
 def check_model(vae: VAE, params: VAEParams, x: Any) -> Model:
-    """Checks the three distributions of a model on x, one example or its shape and dtype."""
+    """Checks the distributions of a model on x, one example, by shapes and dtypes alone."""
     if not (hasattr(params, "encoder") and hasattr(params, "decoder")):
         hint = "; give its .params" if hasattr(params, "params") else ""
         raise TypeError(f"params is of type {type(params).__name__}, not a VAEParams{hint}")
@@ -92,19 +85,14 @@ def check_reparameterized(model: Model) -> None:
     """Raises TypeError where no gradient passes through the samples of q(z given x)."""
     if not model.has_rsample:
         raise TypeError(
-            f"the posterior that encode returns, {model.posterior}, cannot be reparameterized: no "
-            "gradient passes through its samples. Take another family, or an objective with "
-            "another estimator of the gradient that says so by an attribute needs_rsample = False"
+            f"the posterior that encode returns, {model.posterior}, cannot be reparameterized; "
+            "take another, or an objective with its own gradient that says needs_rsample = False"
         )
 
 
 def check_images(name: str, images: Any, model: Model) -> None:
     """Raises ValueError where an image is not in the support of the likelihood, if it is known."""
     support, images = model.support, np.asarray(images)
-    if support is None:
-        return
-    while hasattr(support, "base_constraint"):
-        support = support.base_constraint
     if support is None:
         return
     block = max(1, _BLOCK // max(1, math.prod(images.shape[1:])))
@@ -131,19 +119,13 @@ def check_trainable(params: VAEParams) -> None:
     for path, leaf in tree_leaves_with_path(params, is_leaf=is_variable):
         name = keystr(path)
         dtype = getattr(leaf, "dtype", None) or np.result_type(leaf)
-        if is_variable(leaf) and "Param" not in kinds(leaf):
-            what = f"is a {type(leaf).__name__} of Flax NNX and "
-        elif not jnp.issubdtype(dtype, jnp.floating):
-            what = f"is of type {dtype} and "
-        elif "batch_stats" in name:
-            what = ""
-        else:
-            continue
-        raise TypeError(
-            f"params{name} {what}would be trained as a weight; keep statistics, counters, keys and "
-            "other state out of the parameters: freeze them into encode and decode (with NNX by "
-            "nnx.split(module, nnx.Param, ...))"
-        )
+        is_state = is_variable(leaf) and "Param" not in kinds(leaf)
+        if is_state or "batch_stats" in name or not jnp.issubdtype(dtype, jnp.floating):
+            what = f"a {type(leaf).__name__} of Flax NNX" if is_state else f"of type {dtype}"
+            raise TypeError(
+                f"params{name} is {what} and would be trained as a weight; freeze what is state "
+                "into encode and decode (with NNX by nnx.split(module, nnx.Param, ...))"
+            )
 
 
 def check_array(name: str, images: Any) -> None:
@@ -181,15 +163,12 @@ def check_concrete(function: str, instead: str, **arguments: Any) -> None:
 def check_key(rng_key: Any, name: str = "rng_key") -> None:
     """Raises TypeError unless this is one key, and ValueError where it is an array of keys."""
     dtype = rng_key.dtype if _is_array(rng_key) else None
-    if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key):
-        number = rng_key.shape
-    elif dtype == jnp.uint32 and rng_key.ndim:  # of the old kind, an array [2]
-        number = rng_key.shape[:-1]
-    else:
+    is_old = dtype == jnp.uint32 and rng_key.ndim > 0  # an array [2]
+    if dtype is None or not (is_old or jnp.issubdtype(dtype, jax.dtypes.prng_key)):
         kind = f"of type {type(rng_key).__name__}" if dtype is None else f"an array of {dtype}"
         raise TypeError(f"{name} is {kind}, not a key; see jax.random.key")
-    if number:
-        raise ValueError(f"{name} holds keys of the shape {number}; one key is needed")
+    if shape := rng_key.shape[: rng_key.ndim - is_old]:
+        raise ValueError(f"{name} holds keys of the shape {shape}; one key is needed")
 
 
 def check_integer(name: str, value: Any) -> None:
@@ -200,19 +179,19 @@ def check_integer(name: str, value: Any) -> None:
         raise ValueError(f"{name} is {value!r}; it must be an integer") from None
 
 
-def check_positive(**numbers: Any) -> None:
-    """Raises ValueError for a number that is not a positive integer."""
+def check_positive(settings: Any = None, *, zeros: tuple[str, ...] = (), **numbers: Any) -> None:
+    """Raises ValueError for what is no positive integer, nor several; or 0, where `zeros` has it.
+
+    What a `NamedTuple` of settings has is a float where its default is one.
+    """
+    defaults = {} if settings is None else settings._field_defaults
+    numbers |= {name: getattr(settings, name) for name in defaults}
     for name, number in numbers.items():
-        check_integer(name, number)
-        if number < 1:
-            raise ValueError(f"{name} is {number}; it must be positive")
-
-
-def check_integers(settings: Any) -> None:
-    """Raises ValueError where a `NamedTuple` has no integer in a field whose default is one."""
-    for name, default in settings._field_defaults.items():
-        if isinstance(default, int):
-            check_integer(name, getattr(settings, name))
+        for each in number if isinstance(number, tuple | list) else (number,):
+            if not isinstance(defaults.get(name), float):
+                check_integer(name, each)
+            if not (each > 0 or (each == 0 and name in zeros)):
+                raise ValueError(f"{name} is {number}; it must be positive")
 
 
 def one_log_prob(role: str, distribution: Any, value: jax.Array) -> jax.Array:
@@ -225,11 +204,10 @@ def one_log_prob(role: str, distribution: Any, value: jax.Array) -> jax.Array:
 def check_scalar(role: str, distribution: Any, shape: tuple[int, ...]) -> None:
     """Raises ValueError unless the log-probability of one value has the shape ()."""
     if shape != ():
+        one = "example" if role == "likelihood" else "latent"
         raise ValueError(
-            f"{_ROLES[role]} is not a distribution of one whole "
-            f"{'example' if role == 'likelihood' else 'latent'}: log_prob of "
-            f"{type_name(distribution)} has the shape {shape} where a scalar is needed; with "
-            f"NumPyro declare its axes as one event by .to_event({len(shape)})"
+            f"{_ROLES[role]} is not over one {one}: log_prob of {type_name(distribution)} has the "
+            f"shape {shape} and not (); with NumPyro declare its axes by .to_event({len(shape)})"
         )
 
 
@@ -237,18 +215,15 @@ def explain(
     vae: VAE, params: VAEParams, rng_key: jax.Array, x: jax.Array, num_samples: int = 1
 ) -> str | None:
     """Which part of a bound, of this key and number of samples, is not finite; None if all are."""
-    for name in ("encoder", "decoder"):
-        if _has_nan(getattr(params, name)):
-            return f"params.{name} has a NaN"
-    if not jnp.isfinite(x).all():
-        return "x has a value that is not finite"
+    inputs = {"params.encoder": params.encoder, "params.decoder": params.decoder, "x": x}
+    for name, tree in inputs.items():
+        if _has_nan(tree):
+            return f"{name} has a NaN"
     # One sample takes the key itself, see `bounds`.
     keys = [rng_key] if num_samples == 1 else jax.random.split(rng_key, num_samples)
     doing = "encode"
     try:  # NumPyro raises ValueError for parameters that it takes for invalid, such as a NaN
         posterior = vae.encode(params.encoder, x)
-        if _has_nan(posterior):
-            return f"encode returns a {type_name(posterior)} whose parameters are NaN"
         for key in keys:
             z = sample(posterior, key)
             if not jnp.isfinite(z).all():
@@ -260,8 +235,7 @@ def explain(
             if not jnp.isfinite(log_prob(likelihood, observed(x))):
                 return _explain_likelihood(likelihood, observed(x))
             for role, distribution in (("prior", vae.prior), ("posterior", posterior)):
-                value = log_prob(distribution, z)
-                if not jnp.isfinite(value):
+                if not jnp.isfinite(value := log_prob(distribution, z)):
                     return f"log_prob of the {role}, a {type_name(distribution)}, is {float(value)}"
     except ValueError as error:
         return f"{doing} raises: {error}"
@@ -278,7 +252,7 @@ def _explain_likelihood(likelihood: Any, x: jax.Array) -> str:
     """Names the first pixel whose log-probability is not finite, where there is one for each."""
     single = innermost(likelihood)
     values = np.asarray(log_prob(single, x))
-    if single is likelihood or values.shape != x.shape:
+    if values.shape != x.shape or not values.shape:
         return f"log p(x given z) is {float(log_prob(likelihood, x))}: {type_name(likelihood)}"
     place = tuple(map(int, np.argwhere(~np.isfinite(values))[0]))
     return (
@@ -294,10 +268,12 @@ def _inspect(static: parallel.Static) -> Model:
 
     def infer(encoder: Any, x: jax.Array, rng_key: jax.Array) -> tuple[jax.Array, ...]:
         where = f"one example x of shape {x.shape} and dtype {x.dtype}, without a batch axis"
-        found["posterior"] = _call("encode", vae.encode, encoder, x, where)
+        posterior = _call("encode", vae.encode, encoder, x, where)
+        found["posterior"] = type_name(posterior)
+        found["has_rsample"] = bool(getattr(posterior, "has_rsample", True))
         out = []
-        for role, distribution in (("prior", vae.prior), ("posterior", found["posterior"])):
-            _check_type(role, distribution, ("sample", "log_prob"))
+        for role, distribution in (("prior", vae.prior), ("posterior", posterior)):
+            _check_type(role, distribution, "sample", "log_prob")
             out.append(sample(distribution, rng_key))
             out.append(one_log_prob(role, distribution, out[-1]))
         if out[0].shape != out[2].shape:
@@ -305,34 +281,31 @@ def _inspect(static: parallel.Static) -> Model:
                 f"latents of the posterior have the shape {out[2].shape}, those of the prior "
                 f"{out[0].shape}; they must be the same"
             )
-        found["has_rsample"] = bool(getattr(found["posterior"], "has_rsample", True))
         return out[2], out[3]
 
     def generate(decoder: Any, z: jax.Array, x: jax.Array) -> jax.Array:
         likelihood = _call("decode", vae.decode, decoder, z, f"one z of shape {z.shape}")
-        _check_type("likelihood", likelihood, ("log_prob",))
-        event_shape = getattr(likelihood, "event_shape", None)
-        is_whole = not getattr(likelihood, "batch_shape", ())
-        if is_whole and event_shape is not None and tuple(event_shape) != x.shape:
+        _check_type("likelihood", likelihood, "log_prob")
+        shape = tuple(getattr(likelihood, "event_shape", x.shape))
+        if shape != x.shape and not getattr(likelihood, "batch_shape", ()):
             raise ValueError(
-                f"{_ROLES['likelihood']} is over an x of shape {tuple(event_shape)}, but an "
-                f"example has the shape {x.shape}"
+                f"{_ROLES['likelihood']} has an x of shape {shape}, but an example has {x.shape}"
             )
-        found.update(likelihood=type_name(likelihood), support=_support(likelihood))
+        found.update(likelihood=type_name(likelihood), support=support_of(likelihood))
         return one_log_prob("likelihood", likelihood, observed(x))
 
     (z, _), (of_z, of_q) = _dependence(infer, params.encoder, x, jax.random.key(0))
     _, (of_p,) = _dependence(generate, params.decoder, z, x)
     if not of_z[-1]:
         raise ValueError(
-            f"{_ROLES['posterior']} is a point mass: samples of {type_name(found['posterior'])} do "
-            "not depend on the key; take one with a density, such as dist.Normal(loc, scale)"
+            f"{_ROLES['posterior']} is a point mass: samples of {found['posterior']} do not depend "
+            "on the key; take one with a density, such as dist.Normal(loc, scale)"
         )
     names = ["params" + keystr(path) for path, _ in tree_leaves_with_path(params)]
     of_q = list(map(operator.or_, of_z, of_q))
-    used = dict(zip([*names, "x", "z"], of_q[:-2] + of_p[:-2] + [of_q[-2], of_p[-2]], strict=True))
-    found["posterior"] = type_name(found["posterior"])
-    return Model(**found, unused=tuple(name for name in used if not used[name]))
+    is_used = of_q[:-2] + of_p[:-2] + [of_q[-2], of_p[-2]]
+    unused = (name for name, used in zip([*names, "x", "z"], is_used, strict=True) if not used)
+    return Model(**found, unused=tuple(unused))
 
 
 def _dependence(function: Any, params: Any, *inputs: Any) -> tuple[Any, list[list[bool]]]:
@@ -340,11 +313,10 @@ def _dependence(function: Any, params: Any, *inputs: Any) -> tuple[Any, list[lis
 
     It is traced under vmap as in every program, where a module that changes its state fails.
     """
-
-    def batched(params: Any, *inputs: Any) -> Any:
-        return jax.vmap(lambda *one: function(params, *one))(*(x[None] for x in inputs))
-
-    closed, shapes = jax.make_jaxpr(batched, return_shape=True)(params, *inputs)
+    of_one = lambda params, *inputs: jax.vmap(functools.partial(function, params))(
+        *(x[None] for x in inputs)
+    )
+    closed, shapes = jax.make_jaxpr(of_one, return_shape=True)(params, *inputs)
     each = np.eye(len(closed.jaxpr.outvars), dtype=bool).tolist()
     used = [dce_jaxpr(closed.jaxpr, output)[1] for output in each]
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), shapes), used
@@ -359,11 +331,11 @@ def _call(name: str, function: Any, params: Any, value: jax.Array, where: str) -
         raise ValueError(f"{name} fails on {where}: {type(error).__name__}: {told}") from error
 
 
-def _check_type(role: str, distribution: Any, methods: tuple[str, ...]) -> None:
+def _check_type(role: str, distribution: Any, *methods: str) -> None:
     missing = [name for name in methods if not callable(getattr(distribution, name, None))]
     if missing:
         kind = type(distribution).__name__
-        if hasattr(distribution, "shape") and hasattr(distribution, "dtype"):
+        if _is_array(distribution):
             kind = f"array of shape {distribution.shape},"
         raise TypeError(
             f"{_ROLES[role]} must be a distribution, such as those of numpyro.distributions; this "
@@ -384,12 +356,13 @@ def type_name(distribution: Any) -> str:
     return type(innermost(distribution)).__name__
 
 
-def _support(likelihood: Any) -> Any:
-    """Its constraint on x, if it holds no traced parameters."""
+def support_of(distribution: Any) -> Any:
+    """The constraint on each value; None where it does not say, or holds traced parameters."""
     try:
-        support = getattr(likelihood, "support", None)
+        support: Any = getattr(distribution, "support", None)
     except NotImplementedError:
         return None
-    leaves = jax.tree.leaves(support)
-    is_known = callable(support) and not any(isinstance(leaf, Tracer) for leaf in leaves)
-    return support if is_known else None
+    while hasattr(support, "base_constraint"):
+        support = support.base_constraint
+    is_traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(support))
+    return support if callable(support) and not is_traced else None

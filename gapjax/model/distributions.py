@@ -12,6 +12,7 @@ from numpyro.distributions.flows import InverseAutoregressiveTransform
 from numpyro.distributions.util import promote_shapes, validate_sample
 
 from gapjax import vae
+from gapjax.model.checks import support_of
 
 # Beyond these (in units of one bin) float32 cannot hold the gradient (x - loc) / scale^2.
 _MAX_LOC = 1e12
@@ -23,38 +24,33 @@ _BEYOND = 1e30  # the outer edge of an end bin, in scales: farther than any othe
 class DiscretizedLogistic(Distribution):
     r"""A logistic variable rounded to one of `levels` equally spaced levels.
 
-    The continuous variable lives where a network puts it: level k of K sits at k/(K-1) in
-    [0, 1]. One bin per level, centred on it; the two end bins take the tails:
+    Level k of K sits at k/(K-1) in [0, 1]. One bin per level, centred on it; the two end bins take
+    the tails:
 
         P(k) = sigma((k + 1/2 - m) / s) - sigma((k - 1/2 - m) / s),   0 < k < K-1,
         P(0) = sigma((1/2 - m) / s),   P(K-1) = sigma((m - K + 3/2) / s),
 
-    with m = (K-1) loc and s = (K-1) scale. The probabilities sum to 1 exactly, and `sample`
-    draws from exactly these bins. With a = (k + 1/2 - m)/s and b = (k - 1/2 - m)/s the interior
-    is computed as
+    with m = (K-1) loc and s = (K-1) scale. These sum to 1, and `sample` draws from them. With
+    a = (k + 1/2 - m)/s and b = (k - 1/2 - m)/s the interior is computed as
 
         log P(k) = log sigma(a) + log sigma(-b) + log(1 - exp(b - a)),   b - a = -1/s,
 
     which is exact in log space: no epsilon is added and no two near-equal numbers are
-    subtracted. Its derivatives are given in closed form, which spares the gradient every
-    exponential and logarithm that the value has not computed already. Values and gradients are
-    finite for every finite float32 `loc` and positive `scale`: |m| is clipped to 1e12 and s to
-    [1e-9, 1e12].
+    subtracted. Values and gradients are finite for every finite float32 `loc` and positive `scale`:
+    |m| is clipped to 1e12 and s to [1e-9, 1e12].
 
     With `uniform_weight` u the distribution is the mixture
 
         P'(k) = (1 - u) P(k) + u / K,
 
-    which is normalised as well, and no pixel costs more than log(K/u) nats. The logarithm of this
-    sum is exact for u > 0, because the sum cannot underflow.
+    and no pixel costs more than log(K/u) nats. For u > 0 the sum cannot underflow.
 
     Args:
       loc: mean of the logistic variable, any real, in units where the levels span [0, 1].
       scale: its scale, positive, same units. Standard deviation is scale * pi / sqrt(3).
       levels: number of levels K >= 2.
       uniform_weight: u, 0 or in [1e-30, 1].
-      validate_args: as NumPyro's: whether `log_prob` of what is no level is -inf, with a warning
-        outside of compiled functions, and not the value of the formula. On by default.
+      validate_args: as NumPyro's: whether `log_prob` of what is no level is -inf. On by default.
 
     References:
       Kingma et al., Improved Variational Inference with Inverse Autoregressive Flow, 2016
@@ -118,14 +114,10 @@ class DiscretizedLogistic(Distribution):
         With n = last - first + 1 levels, a = (last + 1/2 - m)/s and b = (first - 1/2 - m)/s it is
         `log_prob` with exp(-n/s) in place of exp(-1/s), and n u/K in place of u/K.
         """
-        levels = (jnp.asarray(level).astype(jnp.float32) for level in (first, last))
-        low, high, loc, scale = map(jnp.asarray, promote_shapes(*levels, *self.in_bins()))
-        inverse = 1.0 / scale
-        above = jnp.where(high >= self.levels - 1, _BEYOND, (high + 0.5 - loc) * inverse)
-        below = jnp.where(low <= 0, -_BEYOND, (low - 0.5 - loc) * inverse)
+        ends = (jnp.asarray(level).astype(jnp.float32) for level in (first, last))
+        low, high, loc, scale = map(jnp.asarray, promote_shapes(*ends, *self.in_bins()))
         number = high - low + 1.0
-        outer = (low <= 0) | (high >= self.levels - 1)
-        width = jnp.where(outer, 1.0, -jnp.expm1(-number * inverse))
+        width, above, below = _edges(self.levels, (low, high), loc, 1.0 / scale, number)
         if self.uniform_weight == 0:
             return jnp.log(width) + (jax.nn.log_sigmoid(above) + jax.nn.log_sigmoid(-below))
         logistic = width * jax.nn.sigmoid(above) * jax.nn.sigmoid(-below)
@@ -135,17 +127,14 @@ class DiscretizedLogistic(Distribution):
     def sample(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, key: jax.Array, sample_shape: tuple[int, ...] = ()
     ) -> jax.Array:
-        """Draws levels as int32, shape `sample_shape + batch_shape`.
-
-        Of the same key, the levels that the uniform does not take are those of weight 0.
-        """
+        """Draws levels as int32, shape `sample_shape + batch_shape`."""
         loc, scale = self.in_bins()
         noise = jax.random.logistic(key, (*sample_shape, *self.batch_shape), loc.dtype)
         loc, scale = (jnp.broadcast_to(x, noise.shape) for x in (loc, scale))
         level = jnp.floor(loc + scale * noise + 0.5)
         level = jnp.clip(level, 0, self.levels - 1).astype(jnp.int32)
         # One random word decides both: whether it is among the first `count` of the 2^32, and
-        # if so which part of these it falls in.
+        # if so which part of these it falls in. Other levels are those of weight 0.
         count = round(self.uniform_weight * 2**32)
         if count == 0:
             return level
@@ -177,18 +166,13 @@ class DiscretizedLogistic(Distribution):
 
     def icdf(self, q: ArrayLike) -> jax.Array:
         """The least level, as a float, whose `cdf` is q or more, up to rounding; else NaN."""
-        q = jnp.asarray(q, self.in_bins()[0].dtype)
-        shape = jnp.broadcast_shapes(q.shape, self.batch_shape)
-        reached = q * (1.0 - 8 * jnp.finfo(q.dtype).eps)  # a program may round `cdf` otherwise
-
-        def halve(_: int, ends: tuple) -> tuple:
-            low, high = ends
-            middle = jnp.floor((low + high) / 2)
-            is_below = self.cdf(middle) < reached
-            return jnp.where(is_below, middle + 1, low), jnp.where(is_below, high, middle)
-
-        ends = jnp.zeros(shape, q.dtype), jnp.full(shape, self.levels - 1, q.dtype)
-        _, level = jax.lax.fori_loop(0, (self.levels - 1).bit_length(), halve, ends)
+        shape = jnp.broadcast_shapes(jnp.shape(q), self.batch_shape)
+        q = jnp.broadcast_to(jnp.asarray(q, self.in_bins()[0].dtype), shape)
+        below = jnp.arange(self.levels - 1, dtype=q.dtype).reshape(-1, *(1 for _ in shape))
+        reached = q[None] * (
+            1.0 - 8 * jnp.finfo(q.dtype).eps
+        )  # a program may round `cdf` otherwise
+        level = (self.cdf(below) < reached).sum(axis=0, dtype=q.dtype)
         return jnp.where((q >= 0) & (q <= 1), level, jnp.nan)
 
     def enumerate_support(self, expand: bool = True) -> jax.Array:
@@ -218,12 +202,7 @@ def common_dtype(*dtypes: np.dtype) -> np.dtype:
 
 def integer_range(distribution: Any) -> tuple[int, int] | None:
     """The least and the greatest value of a distribution over integers; None where not known."""
-    try:
-        support = distribution.support
-    except (AttributeError, NotImplementedError):
-        return None
-    while hasattr(support, "base_constraint"):
-        support = support.base_constraint
+    support = support_of(distribution)
     if support is constraints.boolean:
         return 0, 1
     bounds: Any = [getattr(support, name, None) for name in ("lower_bound", "upper_bound")]
@@ -238,7 +217,7 @@ def _log_prob(
     """Log-probability of the level `value`; everything in units of one bin."""
     if uniform_weight == 0:
         return _log_prob_and_slopes(levels, uniform_weight, value, loc, scale)[0]
-    width, above, below = _edges(levels, value, loc, 1.0 / scale)
+    width, above, below = _edges(levels, (value, value), loc, 1.0 / scale)
     # Where an exponential overflows, P is 0 and the uniform remains. Only values may take this
     # path: its derivative there is not a number.
     logistic = width / ((1.0 + jnp.exp(-above)) * (1.0 + jnp.exp(below)))
@@ -273,7 +252,7 @@ def _log_prob_and_slopes(
         log P' = log((1 - u) P + u/K),   d log P' = (1 - u) P / P' d log P.
     """
     inverse = 1.0 / scale
-    width, above, below = _edges(levels, value, loc, inverse)
+    width, above, below = _edges(levels, (value, value), loc, inverse)
     exp_above, exp_below = jnp.exp(-jnp.abs(above)), jnp.exp(-jnp.abs(below))
     excess = exp_above + exp_below + exp_above * exp_below
     share = 1.0 / (1.0 + excess)
@@ -294,13 +273,13 @@ def _log_prob_and_slopes(
 
 
 def _edges(
-    levels: int, value: jax.Array, loc: jax.Array, inverse: jax.Array
+    levels: int, ends: tuple, loc: jax.Array, inverse: jax.Array, number: jax.Array | float = 1.0
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """w, a and b of the bin of level `value`, where `inverse` is 1/s."""
-    first, last = value <= 0, value >= levels - 1
-    above = jnp.where(last, _BEYOND, (value + 0.5 - loc) * inverse)
-    below = jnp.where(first, -_BEYOND, (value - 0.5 - loc) * inverse)
-    return jnp.where(first | last, 1.0, -jnp.expm1(-inverse)), above, below
+    """w, a and b of the `number` bins between two levels, `ends`, where `inverse` is 1/s."""
+    first, last = ends[0] <= 0, ends[1] >= levels - 1
+    above = jnp.where(last, _BEYOND, (ends[1] + 0.5 - loc) * inverse)
+    below = jnp.where(first, -_BEYOND, (ends[0] - 0.5 - loc) * inverse)
+    return jnp.where(first | last, 1.0, -jnp.expm1(-number * inverse)), above, below
 
 
 class AutoregressiveFlow(InverseAutoregressiveTransform):

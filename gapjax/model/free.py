@@ -1,7 +1,4 @@
-"""The free parameters of a distribution: its parameters as unconstrained real arrays, and back.
-
-Whatever way of NumPyro it is written in, by broadcasting or `expand`, it has the same ones.
-"""
+"""The free parameters of a distribution: its parameters as unconstrained real arrays, and back."""
 
 import contextlib
 import copy
@@ -18,9 +15,8 @@ def to_free(distribution: Any) -> list[jax.Array]:
     """The parameters of a distribution as unconstrained real arrays, which an optimizer may move.
 
     A parameter that NumPyro knows a constraint of (a scale is positive) is mapped to the reals by
-    the bijection of that constraint; every other float leaf of the pytree is taken as it is. All
-    are `written_out` first, and have one type, float32 at least. The order is that of the leaves'
-    paths, which is the same in every process.
+    the bijection of that constraint; every other float leaf is taken as it is. All are first
+    `written_out`; they are in the order of their paths and have one type, float32 at least.
     """
     distribution = written_out(distribution)
     leaves, treedef = jax.tree.flatten(distribution)
@@ -39,16 +35,13 @@ def from_free(like: Any, free: list[jax.Array]) -> Any:
 
 
 def written_out(distribution: Any) -> Any:
-    """The same distribution; if it is NumPyro's, with every parameter at its full shape."""
+    """The same distribution; of NumPyro's, however expanded, every parameter has its full shape."""
     is_known = isinstance(distribution, Distribution)
     return _spread(distribution, distribution.batch_shape) if is_known else distribution
 
 
 def of_images(posteriors: Any, images: Any) -> Any:
-    """Posteriors of N images as `jax.vmap` of an encoder gives them: each leaf has an axis [N].
-
-    NumPyro's that were made with a batch axis [N] are written out, and forget that it is one.
-    """
+    """Posteriors of N images, whose batch axis [N] if any is forgotten as `jax.vmap` forgets it."""
     batch_shape = posteriors.batch_shape if isinstance(posteriors, Distribution) else ()
     if not batch_shape or batch_shape[:1] != getattr(images, "shape", ())[:1]:
         return posteriors

@@ -30,8 +30,7 @@ class MLPEncoder(nn.Module):
     """x [*event] in [0, 1] -> (loc [Z], scale [Z], rest [num_more]) of q(z given x).
 
     The scale is softplus of a linear output, as in the authors' code, plus 1e-6, so that its
-    logarithm and the gradient of it are finite for every float32 output. The rest is linear: what
-    a richer family than the diagonal Gaussian needs.
+    logarithm has finite gradients for every float32 output. The rest is for a richer family.
     """
 
     hidden_sizes: Sequence[int]
@@ -49,8 +48,7 @@ class MLPEncoder(nn.Module):
 class Refinement(nn.Module):
     """inputs [I] -> (shift [Z], growth [Z]): a step of learned refinement.
 
-    ReLU layers, then a linear layer that sees the inputs beside the last of them. It starts at
-    zero, so that the step starts as the identity.
+    ReLU layers, then a linear layer that sees the last of them and the inputs. It starts at zero.
     """
 
     hidden_sizes: Sequence[int]
@@ -69,8 +67,7 @@ class Refinement(nn.Module):
 class Autoregressive(nn.Module):
     """z [Z], context [H] -> (shift [Z], log_scale [Z]), entry i of which sees z_j for j < i alone.
 
-    One hidden layer of H units whose weights are masked; both outputs start at zero, so that the
-    flow starts as the identity.
+    One hidden layer of H units; both outputs start at zero, and so the flow as the identity.
     """
 
     hidden_size: int

@@ -21,8 +21,7 @@ class Evaluation(NamedTuple):
 
     Attributes:
       bpd: mean over the images, bits per dimension, lower is better.
-      stderr: standard error of that mean over images (sample standard deviation over root N); NaN
-        where N is 1.
+      stderr: standard error of that mean over images; NaN where N is 1.
       per_image: [N] float32, BPD of every image in the order given.
       num_samples: posterior samples of each image; infinite where there is no such noise.
       with_half: [N], the same with half of the samples; None of fewer than `MIN_SAMPLES`.
@@ -41,20 +40,19 @@ class Difference(NamedTuple):
     A few images on which two encoders differ vastly can dominate the mean and its standard
     error. The median and the fraction of improved images show whether they do. Unlike the mean
     these are biased by the noise of each image's own bound, so they are NaN where an evaluation has
-    fewer than `MIN_SAMPLES` posterior samples. What is left of their bias is estimated as the value
-    with half of the samples minus the value: too small where the noise exceeds the differences.
+    fewer than `MIN_SAMPLES` posterior samples.
 
     Attributes:
       bpd: mean over the images of first minus second, bits per dimension.
       stderr: standard error of that mean; NaN where N is 1.
       median: over the images, bits per dimension.
       fraction_improved: fraction of the images where `second` has the lower BPD; ties count half.
-      fraction_improved_stderr: its standard error, see `share_of_positive`; NaN where N is 1.
+      fraction_improved_stderr: its standard error; NaN where N is 1.
       num_effective: effective number of images behind `stderr`, (sum d^2)^2 / sum d^4 with d the
-        deviations from the mean. It is N/3 for normal differences, 1 if all of the variance comes
-        from one image, and N if there is none.
-      fraction_improved_interval: 95 %, also where all images agree.
-      fraction_improved_bias, median_bias: estimates of what is left of either's bias.
+        deviations from the mean: N/3 for normal ones, 1 if one image has all of the variance.
+      fraction_improved_interval: 95 %, also where all images agree; see `share_of_positive`.
+      fraction_improved_bias, median_bias: what is left of either's bias, estimated as the value
+        with half of the samples minus the value: too small where the noise exceeds the differences.
       sign_test: p-value of "as many images improve as get worse", see `statistics.sign_test`.
       num_samples: posterior samples of each image, of the evaluation with fewer.
       num_images: N.
@@ -83,8 +81,7 @@ class Gaps(NamedTuple):
       gain_over_control: control minus self-consistent, BPD: what the model's samples did.
       gap_closed: gain / inference_gap, a share.
       gap_closed_stderr: its standard error, by the delta method; NaN of one image.
-      converged: whether the optimal inference had converged; None where that is not known. If it
-        is False, the gap is larger than `inference_gap` and the share smaller than `gap_closed`.
+      converged: as given to `inference_gaps`.
     """
 
     inference_gap: Difference
@@ -113,19 +110,16 @@ def evaluate(
 
     Args:
       rng_key: a key; it is folded with each image's index.
-      images: [N, *event], any N: the last batch is padded and the padding dropped.
+      images: [N, *event], any N.
       num_samples: S. From `MIN_SAMPLES` on, images are evaluated with half of them as well, which
         says how biased shares and medians are.
       batch_size: images evaluated at once; bounds memory, changes nothing else.
       bound: `elbo`, `importance_weighted_bound`, or any function of that form, in nats.
       devices: among which the images are divided; all by default.
 
-    Returns:
-      An `Evaluation`.
-
     Raises:
       ValueError: no images, images outside of the support of the likelihood, a distribution that
-        is not of one whole example, or a number of samples or batch size that is not positive.
+        is not of one whole example, or a size that is not positive.
       TypeError: an argument of another type, or one that is traced by `jax.jit`.
       FloatingPointError: the bound of an image is NaN or infinite; the message says why.
     """
@@ -151,26 +145,14 @@ def summarize(
 
 
 def paired_difference(first: Evaluation, second: Evaluation) -> Difference:
-    """First minus second over the same images: its mean, with the standard error, and its spread.
+    """First minus second of the same N images in the same order, evaluated with the same key.
 
     Two encoders' BPDs go up and down together from image to image; the standard error of their
-    paired difference is far smaller than that of either.
-
-    Args:
-      first: an evaluation of N images.
-      second: an evaluation of the same N images in the same order, with the same key.
-
-    Returns:
-      A `Difference`, positive where `second` is better.
-
-    Raises:
-      ValueError: the two are of different sets.
+    paired difference is far smaller than that of either. It is positive where `second` is better.
     """
-    if first.per_image.shape != second.per_image.shape:
-        raise ValueError(
-            f"evaluations of {first.per_image.shape[0]} and {second.per_image.shape[0]} images "
-            "cannot be paired"
-        )
+    if len(first.per_image) != len(second.per_image):
+        sizes = f"{len(first.per_image)} and {len(second.per_image)}"
+        raise ValueError(f"evaluations of {sizes} images cannot be paired")
     difference = np.subtract(first.per_image, second.per_image, dtype=np.float64)
     effective = statistics.effective_number((difference - difference.mean()) ** 2)
     median = fraction = error = fraction_bias = median_bias = p_value = math.nan
@@ -203,8 +185,8 @@ def inference_gaps(
       optimal: after optimal inference (fitted on these images).
       self_consistent: after self-consistent training.
       control: after the same refit with alpha = 0.
-      converged: `Refit.converged` of the optimal inference. If it is False, a `UserWarning` says
-        that the gap is larger than measured.
+      converged: `Refit.converged` of the optimal inference; None where that is not known. If it is
+        False, a `UserWarning` says that the gap is larger than measured and the share smaller.
     """
     if converged is False:
         warnings.warn(

@@ -17,12 +17,8 @@ class Estimate(NamedTuple):
     """A mean over images, or a difference of two, in nats."""
 
     nats: float  # mean over the images, or a difference of such means
-    # its standard error over images. Of a difference on one set it is that of the paired
-    # difference; of one between two sets, the root of the sum of squares
-    stderr: float
-    # whether it involves a posterior or an encoder that was fitted to the test images. Such a
-    # number is a diagnostic only
-    fitted_on_test: bool
+    stderr: float  # over images; of a difference on one set that of the paired difference
+    fitted_on_test: bool  # a posterior or an encoder in it was, so it is a diagnostic only
 
 
 class EncoderAccount(NamedTuple):
@@ -31,18 +27,16 @@ class EncoderAccount(NamedTuple):
         log p(x) = elbo + amortization_gap + approximation_gap,
         amortization_gap = inference_gap_by_refit + capacity_gap   (on the test set)
 
-    The last three are of the test set alone. What has q* in it is a lower bound, as `optimal` is.
+    The last two are of the test set alone. What has q* in it is a lower bound, as `optimal` is; on
+    the test set `amortization_gap` is the gap of eq. 11 with q*.
     """
 
     elbo: Estimate  # eq. 4 with this encoder
     amortization_gap: Estimate | None  # ELBO with q* minus `elbo`; None where q* was not looked for
     bound_gap: Estimate  # log p(x) minus `elbo`: the whole loss due to inference
-    # eq. 11 with q*: the amortization gap
-    inference_gap_by_posteriors: Estimate | None
     # eq. 11 with the encoder refitted on it (eq. 12): what over-fitting costs
     inference_gap_by_refit: Estimate | None
-    # ELBO with q* minus that with the refitted encoder: the loss due to the
-    # encoder's capacity, or to a refit that has not converged
+    # ELBO with q* minus that of the refitted encoder: its capacity, or a refit that goes on
     capacity_gap: Estimate | None
 
 
@@ -53,8 +47,8 @@ class SetAccount(NamedTuple):
     num_available: int  # how many there are
     # estimate of log p(x); its mean is not above the truth, however many samples
     log_prob: Estimate
-    # ELBO with the best posterior q* of each image (eq. 10) that a search found: its mean is not
-    # above that of the best of the family. None where not looked for
+    # ELBO with the best posterior q* of each image (eq. 10) that a search found, which is not above
+    # that of the best of the family. None where not looked for
     optimal: Estimate | None
     # `log_prob` minus `optimal`, both from below: the loss due to the posterior's family
     approximation_gap: Estimate | None
@@ -93,9 +87,6 @@ def ledger(
 ) -> Ledger:
     """The whole account of one model: how far is the ELBO from log p(x), and why.
 
-    It needs `encode`, `decode` and `prior` of the VAE and nothing else; a KL without a closed
-    form is estimated on the samples.
-
     Args:
       encoders: parameters of other encoders for the same decoder, by name; that of `params` is
         "as_trained".
@@ -126,8 +117,7 @@ def balance(
 ) -> Ledger:
     """The ledger of what was measured of training and of test images, by the same encoders.
 
-    `refit` is the name of the encoder that was refitted on the test images, and `num_available`
-    says how many images there are of each set: by default as many as were measured.
+    `refit` is as for `ledger`; `num_available` says how many images there are of each set.
     """
     available = num_available or (len(train.log_prob), len(test.log_prob))
     of_train = _account(train, False, refit, available[0])
@@ -142,21 +132,16 @@ def balance(
 def _account(measured: Measured, of_test: bool, refit: str | None, available: int) -> SetAccount:
     """The account of one set."""
     log_prob, optimal = measured.log_prob, measured.optimal
-
-    def gap(upper: np.ndarray | None, lower: np.ndarray | None, fitted: bool) -> Estimate | None:
-        return None if upper is None or lower is None else _gap(upper, lower, fitted)
-
+    refitted = measured.elbo[refit] if of_test and refit is not None else None
     encoders = {}
     for name, elbo in measured.elbo.items():
         fitted = name == refit  # on the test images, whatever the images it is measured on
-        refitted = measured.elbo[refit] if of_test and refit is not None else None
         encoders[name] = EncoderAccount(
-            elbo=_estimate(elbo, fitted),
-            amortization_gap=gap(optimal, elbo, of_test or fitted),
+            elbo=_mean(elbo, fitted),
+            amortization_gap=_gap(optimal, elbo, of_test or fitted),
             bound_gap=_gap(log_prob, elbo, fitted),
-            inference_gap_by_posteriors=gap(optimal, elbo, True) if of_test else None,
-            inference_gap_by_refit=gap(refitted, elbo, True),
-            capacity_gap=gap(optimal, refitted, True),
+            inference_gap_by_refit=_gap(refitted, elbo, True),
+            capacity_gap=_gap(optimal, refitted, True),
         )
     quality = {
         "ess": float(np.median(measured.ess)),
@@ -170,22 +155,23 @@ def _account(measured: Measured, of_test: bool, refit: str | None, available: in
     return SetAccount(
         num_images=len(log_prob),
         num_available=available,
-        log_prob=_estimate(log_prob, False),
-        optimal=None if optimal is None else _estimate(optimal, of_test),
-        approximation_gap=gap(log_prob, optimal, of_test),
+        log_prob=_mean(log_prob, False),
+        optimal=None if optimal is None else _mean(optimal, of_test),
+        approximation_gap=_gap(log_prob, optimal, of_test),
         encoders=encoders,
         quality=quality,
     )
 
 
-def _gap(upper: np.ndarray, lower: np.ndarray, fitted_on_test: bool) -> Estimate:
-    """Mean of upper minus lower over the same images, paired."""
-    difference = np.asarray(upper, np.float64) - np.asarray(lower, np.float64)
-    return _estimate(difference, fitted_on_test)
-
-
-def _estimate(values: np.ndarray, fitted_on_test: bool) -> Estimate:
+def _mean(values: np.ndarray, fitted_on_test: bool) -> Estimate:
     return Estimate(*mean_and_stderr(values), fitted_on_test)
+
+
+def _gap(upper: np.ndarray | None, lower: np.ndarray | None, fitted_on_test: bool) -> Any:
+    """Mean of upper minus lower over the same images, paired; None where one is not known."""
+    if upper is None or lower is None:
+        return None
+    return _mean(np.subtract(upper, lower, dtype=np.float64), fitted_on_test)
 
 
 def _between(first: Estimate, second: Estimate) -> Estimate:

@@ -1,7 +1,4 @@
-"""Nats of every image of a set, of each encoder and of its best posterior q*.
-
-It is what the ledger is made from. How far an encoder is from q* can be asked of any images.
-"""
+"""Nats of every image of a set, of each encoder and of its best posterior q*."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -20,25 +17,20 @@ from gapjax.vae import VAE, VAEParams
 class AmortizationGaps(NamedTuple):
     """The amortization gaps of several encoders on one set of N images."""
 
-    # by the name of each encoder [N], the ELBO with q* minus that of the encoder, nats. It may be
-    # below zero by the noise of the samples
-    per_image: dict[str, np.ndarray]
+    per_image: dict[str, np.ndarray]  # by encoder [N], the ELBO with q* minus its own, nats
     converged: np.ndarray  # [N] bool, whether the search for q* was finished
 
 
 class Measured(NamedTuple):
     """What was measured of every image [N] of one set; a `Ledger` is means and differences of it.
 
-    The ELBO by the name of each encoder, with q* on fresh noise, and log p(x) are in nats; `ess`
-    and `acceptance` are of the estimate of log p(x). What belongs to q* is None where it was not
-    looked for: whether it is where the search started, whether the search was finished, and its
-    steps.
+    What belongs to q* is None where it was not looked for; see `BestPosteriors`.
     """
 
-    elbo: dict[str, np.ndarray]
-    optimal: np.ndarray | None
+    elbo: dict[str, np.ndarray]  # by the name of each encoder, nats
+    optimal: np.ndarray | None  # the ELBO with q* on fresh noise
     log_prob: np.ndarray
-    ess: np.ndarray
+    ess: np.ndarray  # of `log_prob`, as `acceptance`
     acceptance: np.ndarray
     kept_start: np.ndarray | None
     converged: np.ndarray | None
@@ -58,14 +50,13 @@ def amortization_gaps(
 ) -> AmortizationGaps:
     """How far encoders are from q* (eq. 10), image by image.
 
-    On images that an encoder was not fitted to it says what is left to gain there; on those it was,
-    what the encoder cannot say. Where q* is fitted to test images it is a diagnostic only.
+    A gap may be below zero by the noise of the samples. Where q* is fitted to test images it is a
+    diagnostic only.
 
     Args:
       encoders: parameters of other encoders for the same decoder, by name; that of `params` is
         "as_trained". The search starts from the best of all, image by image.
       num_samples: posterior samples for every ELBO; all share their noise.
-      search: how q* is looked for.
 
     References:
       Cremer, Li, Duvenaud, Inference Suboptimality in Variational Autoencoders, 2018.
@@ -99,14 +90,11 @@ def measure(
     """Measures every image of a set: the ELBO of each encoder and of q*, and log p(x).
 
     Args:
-      rng_key: of the measurement; folded with each image's index.
-      encoders: parameters by name. The search for q* starts from the best of them, image by
-        image.
+      encoders: parameters by name. The search for q* starts from the best for each image.
       num_samples: posterior samples for every ELBO; all share their noise.
       search: how q* is looked for; None leaves it out.
       method: of log p(x), see `log_likelihood`; q* is its proposal where there is one.
       num_importance_samples: of the method "importance".
-      batch_size: images at once; bounds memory, changes nothing else.
       bound: what stands for the ELBO of encoders and q*; the search is by the ELBO.
       on_progress: called with what is being done and how many images are done.
     """
@@ -127,11 +115,7 @@ def measure(
 
 
 def subset(images: Images, num_images: int | None, seed: int) -> np.ndarray:
-    """At most `num_images` of the images, chosen at random by `seed`, in their own order.
-
-    Raises:
-      ValueError: num_images is less than 2, which leave no standard error.
-    """
+    """At most `num_images` of the images, chosen at random by `seed`, in their own order."""
     images = np.asarray(images)
     if num_images is None or num_images >= len(images):
         return images
