@@ -222,12 +222,7 @@ def _refit_together(
     model = recipe_model(recipe, first.vae, train)
     members = [
         recipe_member(
-            recipe,
-            first.vae,
-            stores.trained_params(run, epoch),
-            train,
-            run.key("refit", epoch),
-            model=model,
+            recipe, first.vae, stores.trained_params(run, epoch), train, run.key("refit", epoch)
         )._replace(resume=resumed)
         for run, resumed in zip(together, resume or [None] * len(together), strict=True)
     ]

@@ -57,7 +57,7 @@ def adam(learning_rate: float) -> optax.GradientTransformation:
 
 @_as_value
 def cosine_adam(
-    learning_rate: float, num_steps: int, *, warmup: float = 0.0, clip: float | None = None
+    learning_rate: float, num_steps: int, *, warmup: float = 0.0
 ) -> optax.GradientTransformation:
     """Adam whose learning rate falls to 0 as half a cosine, so that no noise is left at the end.
 
@@ -65,15 +65,10 @@ def cosine_adam(
       learning_rate: the highest.
       num_steps: number of steps in all; see `fit.step.steps_per_epoch`.
       warmup: share of the steps in which the rate rises from 0 to `learning_rate`.
-      clip: largest global norm of the gradient; None for any.
     """
     rising = int(warmup * num_steps)
-    schedule = optax.warmup_cosine_decay_schedule(
-        0.0 if rising else learning_rate, learning_rate, rising, num_steps
-    )
-    if clip is None:
-        return optax.adam(schedule)
-    return optax.chain(optax.clip_by_global_norm(clip), optax.adam(schedule))
+    start = 0.0 if rising else learning_rate
+    return optax.adam(optax.warmup_cosine_decay_schedule(start, learning_rate, rising, num_steps))
 
 
 @_as_value
@@ -95,10 +90,8 @@ def encoder_only(optimizer: optax.GradientTransformation) -> optax.GradientTrans
 
 
 def scale_learning_rate(opt_state: optax.OptState, factor: ArrayLike) -> optax.OptState:
-    """Multiplies the learning rate held in `opt_state`, see `adam`; KeyError without one."""
+    """Multiplies the learning rate held in `opt_state`; see `adam` and `check_learning_rate`."""
     learning_rate = optax.tree.get(opt_state, "learning_rate")
-    if learning_rate is None:
-        raise KeyError("opt_state holds no learning_rate; wrap with optax.inject_hyperparams")
     return optax.tree.set(opt_state, learning_rate=learning_rate * factor)
 
 

@@ -4,6 +4,7 @@ Optimal inference and self-consistent training are a `refit_encoder`, which is a
 one member. Training runs the same loop on the whole VAE.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -89,21 +90,17 @@ def train(
       num_epochs: epochs in all, those of a given `state` counted in.
       batch_size: examples in a step; the last step of an epoch takes the examples that are left.
       optimizer: optax transformation over `VAEParams`; Adam at 1e-3 by default.
-      state: continue from it instead of from new parameters; it is not changed. In the midst of
-        an epoch the loss of that epoch is the mean over its remaining examples; with `resume` it
-        is the mean over all.
+      state: continue from it instead of from new parameters; it is not changed.
       resume: continue from a `Progress` that `on_chunk` was given, at any step of an epoch.
       on_epoch: called with (epochs done, mean loss of that epoch in BPD).
-      on_chunk: called after every compiled call with the `Progress`. The arrays of its state are
-        donated to the next call: save or copy them. It may raise to end the run.
+      on_chunk: called after every compiled call with the `Progress`; it may raise to end the run.
 
     Returns:
       The state after `num_epochs` epochs, and the curve of the epochs run here.
 
     Raises:
       ValueError: a size that is not a positive integer or does not fit, neither key nor state, a
-        distribution that is not of one whole example, or data outside of the support of the
-        likelihood.
+        distribution not of one whole example, or data outside of the likelihood's support.
       TypeError: an argument of another type or one that is traced, or a q that cannot be
         reparameterized, unless the objective has `needs_rsample = False`.
       FloatingPointError: the loss or a parameter became NaN or infinite.
@@ -134,9 +131,8 @@ def train(
     executor = Executor(
         [source], devices, vae=vae, optimizer=optimizer, batch_size=batch_size, objective=objective
     )
-    (done,) = run_members(
-        executor, [begin], num_epochs, Measuring([None]), on_epoch, _of_one(on_chunk)
-    )
+    each = on_chunk and (lambda members: on_chunk(members[0]))
+    (done,) = run_members(executor, [begin], num_epochs, Measuring([None]), on_epoch, each)
     return done.state, done.curve
 
 
@@ -161,9 +157,8 @@ def refit_encoder(
     """Trains the encoder alone on `source`, from given parameters; the decoder is frozen.
 
     The one operation behind optimal inference (eq. 12: the source is the test set) and
-    self-consistent training (eqs. 14-16: the source is a mixture of model and training data).
-
-    The decoder that is returned is the one given, bit for bit.
+    self-consistent training (eqs. 14-16: the source is a mixture of model and training data). The
+    decoder that is returned is the one given, bit for bit.
 
     Args:
       num_epochs: epochs of `source` to run; with `until`, at most.
@@ -171,9 +166,8 @@ def refit_encoder(
       **options: see `refit_members`.
     """
     member = Member(params, source, rng_key, monitor, resume)
-    return refit_members(
-        vae, [member], num_epochs=num_epochs, on_chunk=_of_one(on_chunk), **options
-    )[0]
+    each = on_chunk and (lambda members: on_chunk(members[0]))
+    return refit_members(vae, [member], num_epochs=num_epochs, on_chunk=each, **options)[0]
 
 
 def refit_members(
@@ -193,17 +187,17 @@ def refit_members(
 ) -> list[Refit]:
     """Several refits of one model in one compiled program; of one member it is `refit_encoder`.
 
+    What is not named here is as in `train`.
+
     Args:
       members: the refits. Their sources differ in their arrays alone; arrays that they share are
         kept once.
       num_epochs: epochs of each source to run; with `until`, at most.
-      batch_size: examples in a step; the last step of an epoch takes the examples that are left.
-      optimizer: optax transformation over `VAEParams`; it is restricted to the encoder here.
-        Adam at 1e-3 by default.
+      optimizer: as in `train`; it is restricted to the encoder here.
       monitor_every: epochs between two measurements.
       until: end each by this rule on its monitored BPD, and keep its best parameters.
       on_epoch: called with (epochs done, mean loss of that epoch in BPD over the members).
-      on_chunk: called after every compiled call with the `Progress` of every member; see `train`.
+      on_chunk: called with the `Progress` of every member.
       devices: among which the members are divided; all by default. One member is data-parallel.
       sweep: how one device computes its members: "vmap" together, "map" one after another, or
         "auto", which is "vmap" on GPUs and TPUs and "map" on a CPU.
@@ -241,7 +235,7 @@ def refit_members(
     )  # fmt: skip
     done = run_members(
         executor,
-        [lambda member=member: begin(member) for member in members],
+        [functools.partial(begin, member) for member in members],
         num_epochs,
         Measuring([member.monitor for member in members], monitor_every, until),
         on_epoch,
@@ -348,10 +342,7 @@ def self_consistent(
 def self_consistent_source(
     vae: VAE, params: VAEParams, train_images: Images, alpha: ArrayLike, stratified: bool
 ) -> Source:
-    """The mixture of eq. 14, of which `self_consistent` draws x.
-
-    For members that differ in alpha give arrays: the Python numbers 0 and 1 make other programs.
-    """
+    """The source of `self_consistent`; for members that differ in alpha give alphas as arrays."""
     check_concrete("self_consistent", "alpha has no gradient", alpha=alpha)
     check_array("train_images", train_images)
     data = data_source(train_images)
@@ -372,7 +363,3 @@ def _refit(done: Progress, decoder: Any, until: Convergence | None, num_steps: i
         converged=until and bool(is_finished(until, done.plateaus) and best(measured) < np.inf),
         last_improvement=until and best(measured[:-1]) - measured[-1],
     )
-
-
-def _of_one(on_chunk: Callable[[Progress], None] | None) -> Callable[[list], None] | None:
-    return None if on_chunk is None else lambda members: on_chunk(members[0])

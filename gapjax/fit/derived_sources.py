@@ -6,7 +6,10 @@ during a refit, so a source is the same from its first epoch to its last.
 """
 
 import dataclasses
+import functools
 import math
+from collections.abc import Callable
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -14,18 +17,15 @@ from jax.scipy.ndimage import map_coordinates
 from jax.typing import ArrayLike
 
 from gapjax import parallel
-from gapjax.fit.sources import OfModel, Plan, Source, as_source
+from gapjax.fit.sources import Plan, Source, data_source
 from gapjax.measure.bounds import Images
 from gapjax.model.distributions import sample_beside
 from gapjax.vae import VAE, VAEParams, sample
 
 _STATIC = {"static": True}
-PARTNERS = ("data", "prior")
 
 
-def reconstruction_source(
-    vae: VAE, params: VAEParams, images: Images | Source
-) -> "ReconstructionSource":
+def reconstruction_source(vae: VAE, params: VAEParams, images: Images | Source) -> "DerivedSource":
     """Reconstructions: z ~ q(z given x_0), x ~ p(x given z), with x_0 a training image.
 
     A step from the training data towards the model's own samples: with the exact posterior in
@@ -35,7 +35,7 @@ def reconstruction_source(
       params: encoder and decoder that make the reconstructions.
       images: training images [N, *event], or a source of them, whose number they have.
     """
-    return ReconstructionSource(params, as_source(images), parallel.Static({"vae": vae}))
+    return _derived(_reconstruct, images, params, vae=vae)
 
 
 def interpolation_source(
@@ -45,7 +45,7 @@ def interpolation_source(
     *,
     partner: str = "data",
     max_angle: ArrayLike = math.pi / 4,
-) -> "InterpolationSource":
+) -> "DerivedSource":
     """Decoded codes between a training image's and another code.
 
         z = cos(t) z_1 + sin(t) z_2,   t ~ U(0, max_angle),   x ~ p(x given z)
@@ -61,11 +61,10 @@ def interpolation_source(
       partner: what z_2 is, "data" or "prior".
       max_angle: largest t, in radians; a number, or an array that may be traced.
     """
-    if partner not in PARTNERS:
-        raise ValueError(f"partner is {partner!r}; it must be one of {', '.join(PARTNERS)}")
+    if partner not in ("data", "prior"):
+        raise ValueError(f"partner is {partner!r}; it must be one of data, prior")
     angle = jnp.asarray(max_angle, jnp.float32)
-    static = parallel.Static({"vae": vae})
-    return InterpolationSource(params, as_source(images), angle, static, partner)
+    return _derived(_interpolate, images, params, angle, vae=vae, partner=partner)
 
 
 def augmented_source(
@@ -75,7 +74,7 @@ def augmented_source(
     max_rotation: ArrayLike = 0.0,
     max_scale: ArrayLike = 0.0,
     max_shear: ArrayLike = 0.0,
-) -> "AugmentedSource":
+) -> "DerivedSource":
     """Images [H, W] or [H, W, C] of another source, each moved by a random small affine map.
 
     Every image is rotated by at most so many radians, scaled by at most e^max_scale along either
@@ -85,13 +84,11 @@ def augmented_source(
     """
     if max_shift < 0:
         raise ValueError(f"max_shift is {max_shift}; it must be at least 0")
-    rotation, scale, shear = (
-        jnp.asarray(limit, jnp.float32) for limit in (max_rotation, max_scale, max_shear)
-    )
-    return AugmentedSource(source, rotation, scale, shear, max_shift=max_shift)
+    limits = (jnp.asarray(limit, jnp.float32) for limit in (max_rotation, max_scale, max_shear))
+    return _derived(_augment, source, *limits, max_shift=max_shift)
 
 
-def noisy_source(source: Source, rate: ArrayLike) -> "NoisySource":
+def noisy_source(source: Source, rate: ArrayLike) -> "DerivedSource":
     """Images of another source, some of whose pixels are those of another of its images.
 
     Each pixel is replaced with probability `rate`, which may be traced, by the pixel at the same
@@ -99,13 +96,18 @@ def noisy_source(source: Source, rate: ArrayLike) -> "NoisySource":
     between pixels is disturbed. On binary images it flips pixels, the more often the more they
     differ between images.
     """
-    return NoisySource(source, jnp.asarray(rate, jnp.float32))
+    return _derived(_add_noise, source, jnp.asarray(rate, jnp.float32))
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class DerivedSource:
-    """What sources made from another one share: its number of examples, and its plan."""
+    """Draws that `make` makes of those of another source, whose number and whose plan it has."""
 
     source: Source
+    arrays: tuple  # arguments of `make`, which the members of a sweep may differ in
+    make: Callable[..., jax.Array] = dataclasses.field(metadata=_STATIC)
+    static: parallel.Static = dataclasses.field(metadata=_STATIC)  # its further arguments
 
     @property
     def num_examples(self) -> int:
@@ -116,94 +118,69 @@ class DerivedSource:
         """The plan of the other source."""
         return self.source.begin_epoch(rng_key)
 
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class ReconstructionSource(DerivedSource, OfModel):
-    """See `reconstruction_source`. The plan is that of the source of images."""
-
-    params: VAEParams
-    source: Source
-    static: parallel.Static = dataclasses.field(metadata=_STATIC)
-
     def draw(self, plan: Plan, rng_key: jax.Array, position: jax.Array) -> jax.Array:
-        """An image, encoded and decoded."""
-        source_key, chain_key = jax.random.split(rng_key)
-        x = self.source.draw(plan, source_key, position)
-        latent_key, pixel_key = jax.random.split(jax.random.split(chain_key, 1)[0])
-        z = sample(self.vae.encode(self.params.encoder, x), latent_key)
-        return sample_beside(self.vae.decode(self.params.decoder, z), pixel_key, x.dtype)
+        """`make(source, plan, rng_key, position, *arrays, **static)`."""
+        made = functools.partial(self.make, self.source, plan, rng_key, position)
+        return made(*self.arrays, **self.static.values)
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class InterpolationSource(DerivedSource, OfModel):
-    """See `interpolation_source`. The plan is that of the source of images."""
+def _derived(
+    make: Callable[..., jax.Array], images: Images | Source, *arrays: Any, **static: Any
+) -> DerivedSource:
+    source = cast(Any, images) if hasattr(images, "begin_epoch") else data_source(cast(Any, images))
+    return DerivedSource(source, arrays, make, parallel.Static(static))
 
-    params: VAEParams
-    source: Source
-    max_angle: jax.Array
-    static: parallel.Static = dataclasses.field(metadata=_STATIC)
-    partner: str = dataclasses.field(metadata=_STATIC)
 
-    def draw(self, plan: Plan, rng_key: jax.Array, position: jax.Array) -> jax.Array:
-        """A decoded code between two."""
-        first_key, second_key, angle_key, pixel_key = jax.random.split(rng_key, 4)
-        z_1, dtype = self._code(plan, first_key, position)
-        if self.partner == "prior":
-            z_2 = sample(self.vae.prior, second_key)
-        else:
-            other_key, second_key = jax.random.split(second_key)
-            other = jax.random.randint(other_key, (), 0, self.num_examples)
-            z_2, _ = self._code(plan, second_key, other)
-        angle = self.max_angle * jax.random.uniform(angle_key)
-        z = jnp.cos(angle) * z_1 + jnp.sin(angle) * z_2
-        return sample_beside(self.vae.decode(self.params.decoder, z), pixel_key, dtype)
+# What `make` is, for each of the sources above.
 
-    def _code(
-        self, plan: Plan, rng_key: jax.Array, position: jax.Array
-    ) -> tuple[jax.Array, jnp.dtype]:
-        """A code z ~ q(z given x) of the image at a position, and the dtype of images."""
+
+def _reconstruct(source, plan, rng_key, position, params, *, vae: VAE) -> jax.Array:
+    source_key, chain_key = jax.random.split(rng_key)
+    x = source.draw(plan, source_key, position)
+    latent_key, pixel_key = jax.random.split(jax.random.split(chain_key, 1)[0])
+    z = sample(vae.encode(params.encoder, x), latent_key)
+    return sample_beside(vae.decode(params.decoder, z), pixel_key, x.dtype)
+
+
+def _interpolate(
+    source, plan, rng_key, position, params, max_angle, *, vae: VAE, partner: str
+) -> jax.Array:
+    first_key, second_key, angle_key, pixel_key = jax.random.split(rng_key, 4)
+
+    def code(rng_key: jax.Array, position: jax.Array) -> tuple[jax.Array, jnp.dtype]:
         source_key, latent_key = jax.random.split(rng_key)
-        x = self.source.draw(plan, source_key, position)
-        return sample(self.vae.encode(self.params.encoder, x), latent_key), x.dtype
+        x = source.draw(plan, source_key, position)
+        return sample(vae.encode(params.encoder, x), latent_key), x.dtype
+
+    z_1, dtype = code(first_key, position)
+    if partner == "prior":
+        z_2 = sample(vae.prior, second_key)
+    else:
+        other_key, second_key = jax.random.split(second_key)
+        other = jax.random.randint(other_key, (), 0, source.num_examples)
+        z_2, _ = code(second_key, other)
+    angle = max_angle * jax.random.uniform(angle_key)
+    z = jnp.cos(angle) * z_1 + jnp.sin(angle) * z_2
+    return sample_beside(vae.decode(params.decoder, z), pixel_key, dtype)
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class AugmentedSource(DerivedSource):
-    """See `augmented_source`. The plan is that of the source."""
-
-    source: Source
-    max_rotation: jax.Array
-    max_scale: jax.Array
-    max_shear: jax.Array
-    max_shift: int = dataclasses.field(metadata=_STATIC)
-
-    def draw(self, plan: Plan, rng_key: jax.Array, position: jax.Array) -> jax.Array:
-        """One image of the source, moved."""
-        source_key, shift_key, map_key = jax.random.split(rng_key, 3)
-        x = self.source.draw(plan, source_key, position)
-        most = self.max_shift
-        shift = jax.random.randint(shift_key, (2,), -most, most + 1).astype(jnp.float32)
-        return affine(x, _random_matrix(self, map_key), shift)
+def _augment(source, plan, rng_key, position, rotation, scale, shear, *, max_shift) -> jax.Array:
+    source_key, shift_key, map_key = jax.random.split(rng_key, 3)
+    x = source.draw(plan, source_key, position)
+    shift = jax.random.randint(shift_key, (2,), -max_shift, max_shift + 1).astype(jnp.float32)
+    turned, sheared, *logs = jax.random.uniform(map_key, (4,), minval=-1.0, maxval=1.0)
+    angle = rotation * turned
+    turn = jnp.array([[jnp.cos(angle), -jnp.sin(angle)], [jnp.sin(angle), jnp.cos(angle)]])
+    stretch = jnp.diag(jnp.exp(scale * jnp.stack(logs)))
+    return affine(x, turn @ stretch @ jnp.eye(2).at[0, 1].set(shear * sheared), shift)
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class NoisySource(DerivedSource):
-    """See `noisy_source`. The plan is that of the source."""
-
-    source: Source
-    rate: jax.Array
-
-    def draw(self, plan: Plan, rng_key: jax.Array, position: jax.Array) -> jax.Array:
-        """One image of the source, with pixels of another."""
-        first_key, second_key, other_key, mask_key = jax.random.split(rng_key, 4)
-        x = self.source.draw(plan, first_key, position)
-        other = jax.random.randint(other_key, (), 0, self.num_examples)
-        replaced = jax.random.bernoulli(mask_key, self.rate, x.shape)
-        return jnp.where(replaced, self.source.draw(plan, second_key, other), x)
+def _add_noise(source, plan, rng_key, position, rate: jax.Array) -> jax.Array:
+    first_key, second_key, other_key, mask_key = jax.random.split(rng_key, 4)
+    x = source.draw(plan, first_key, position)
+    other = jax.random.randint(other_key, (), 0, source.num_examples)
+    replaced = jax.random.bernoulli(mask_key, rate, x.shape)
+    return jnp.where(replaced, source.draw(plan, second_key, other), x)
 
 
 def affine(x: jax.Array, matrix: jax.Array, shift: jax.Array) -> jax.Array:
@@ -223,12 +200,3 @@ def affine(x: jax.Array, matrix: jax.Array, shift: jax.Array) -> jax.Array:
 
     out = moved(x) if x.ndim == 2 else jax.vmap(moved, in_axes=-1, out_axes=-1)(x)
     return (out if jnp.issubdtype(x.dtype, jnp.floating) else jnp.round(out)).astype(x.dtype)
-
-
-def _random_matrix(limits: AugmentedSource, rng_key: jax.Array) -> jax.Array:
-    """A rotation times a scaling times a shear [2, 2], each uniform within its limits."""
-    angle, shear, *logs = jax.random.uniform(rng_key, (4,), minval=-1.0, maxval=1.0)
-    angle, shear = limits.max_rotation * angle, limits.max_shear * shear
-    turn = jnp.array([[jnp.cos(angle), -jnp.sin(angle)], [jnp.sin(angle), jnp.cos(angle)]])
-    scale = jnp.exp(limits.max_scale * jnp.stack(logs))
-    return turn @ jnp.diag(scale) @ jnp.array([[1.0, 0.0], [0.0, 1.0]]).at[0, 1].set(shear)

@@ -6,7 +6,9 @@ the steps: of one run on all devices, or of members that are divided among them.
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -87,11 +89,10 @@ def run_members(
     converged. It is called again where a loss is not finite, to find out why.
     """
     until, num_steps = measuring.until, executor.num_steps
-    members = [
-        _measured(start(), mon) for start, mon in zip(begin, measuring.monitors, strict=True)
-    ]
+    starts = zip(begin, measuring.monitors, strict=True)
+    members = [_measured_start(start(), monitor) for start, monitor in starts]
     is_active = lambda member: until is None or not is_finished(until, member.plateaus)
-    step = _common_step(members, list(map(is_active, members)))
+    step = _common_step([member for member in members if is_active(member)])
     packed = executor.pack([member.state for member in members])  # those of `members` are stale now
 
     def progress() -> list[Progress]:
@@ -106,7 +107,11 @@ def run_members(
         packed, sums, finite = executor.run(packed, active, length)
         _check_finite(executor, begin, sums, finite, active, step)
         step += length
-        members = list(map(_add_nats, members, sums))
+        members = [
+            # one by one, so that the length of a call does not change the sum
+            member._replace(epoch_nats=functools.reduce(operator.add, each, member.epoch_nats))
+            for member, each in zip(members, sums.tolist(), strict=True)
+        ]
         if step % num_steps == 0:
             epoch = step // num_steps
             due = epoch % measuring.every == 0 or epoch == num_epochs
@@ -120,27 +125,38 @@ def run_members(
     return progress()
 
 
-def _common_step(members: Sequence[Progress], active: Sequence[bool]) -> int:
+def _common_step(active: Sequence[Progress]) -> int:
     """The step of the members that are still active; 0 where none is."""
-    found = {int(m.state.step) for m, on in zip(members, active, strict=True) if on}
+    found = {int(member.state.step) for member in active}
     if len(found) > 1:
         raise ValueError(f"resume: the members are at steps {sorted(found)}; resume each by itself")
     return min(found, default=0)
 
 
-def _measured(member: Progress, monitor: Monitor | None) -> Progress:
+def _measured_start(member: Progress, monitor: Monitor | None) -> Progress:
     """A member with a measurement of its start."""
-    curve = Curve._make(map(tuple, member.curve))  # JSON gives lists back
-    if monitor is not None and not curve.monitor_epoch:
-        curve = _add_measurement(curve, 0, monitor(member.state.params))
-    return member._replace(curve=curve)
+    member = member._replace(curve=Curve._make(map(tuple, member.curve)))  # JSON gives lists back
+    if monitor is None or member.curve.monitor_epoch:
+        return member
+    return _measured(member, member.state.params, monitor, 0, None)[0]
 
 
-def _add_nats(member: Progress, sums: np.ndarray) -> Progress:
-    total = member.epoch_nats
-    for value in sums.tolist():  # one by one, so that the length of a call does not change the sum
-        total += value
-    return member._replace(epoch_nats=total)
+def _measured(
+    member: Progress, params: VAEParams, monitor: Monitor, epoch: int, until: Convergence | None
+) -> tuple[Progress, float]:
+    """A member with a measurement, and the rule's factor on the learning rate."""
+    curve, bpd = member.curve, monitor(params)
+    past = curve.monitor_bpd
+    curve = curve._replace(monitor_epoch=(*curve.monitor_epoch, epoch), monitor_bpd=(*past, bpd))
+    member = member._replace(curve=curve)
+    if until is None:
+        return member, 1.0
+    # The rule takes larger values as better.
+    state, judgement = judge(until, PlateauState(-best_bpd(past), member.plateaus), -bpd)
+    if judgement.is_best:
+        best = jax.tree.map(jnp.copy, params.encoder)
+        member = member._replace(encoders={**(member.encoders or {}), "best": best})
+    return member._replace(plateaus=int(state.num_plateaus)), float(judgement.factor)
 
 
 def _end_epoch(
@@ -163,8 +179,12 @@ def _end_epoch(
         curve = curve._replace(epoch=(*curve.epoch, epoch), loss_bpd=(*curve.loss_bpd, bpd))
         member = member._replace(curve=curve, epoch_nats=0.0, skipped=0)
         if is_refit:
-            params = states[index].params
-            member, factors[index] = _end_refit_epoch(member, params, monitors[index], epoch, until)
+            params, monitor = states[index].params, monitors[index]
+            encoders = dict(member.encoders or {})
+            mean = _update_mean.on()(encoders["averaged"], params.encoder, epoch)
+            member = member._replace(encoders={**encoders, "averaged": mean})
+            if monitor is not None:
+                member, factors[index] = _measured(member, params, monitor, epoch, until)
         members[index] = member
     if any(factor != 1.0 for factor in factors):
         states = [
@@ -175,39 +195,9 @@ def _end_epoch(
     return members, packed
 
 
-def _end_refit_epoch(
-    member: Progress,
-    params: VAEParams,
-    monitor: Monitor | None,
-    epoch: int,
-    until: Convergence | None,
-) -> tuple[Progress, float]:
-    """Averages the encoder and measures; also returns the rule's factor on the learning rate."""
-    encoders = dict(member.encoders or {})
-    encoders["averaged"] = _update_mean.on()(encoders["averaged"], params.encoder, epoch)
-    member = member._replace(encoders=encoders)
-    if monitor is None:
-        return member, 1.0
-    bpd, past = monitor(params), member.curve.monitor_bpd
-    member = member._replace(curve=_add_measurement(member.curve, epoch, bpd))
-    if until is None:
-        return member, 1.0
-    # The rule takes larger values as better.
-    state, judgement = judge(until, PlateauState(-best_bpd(past), member.plateaus), -bpd)
-    if judgement.is_best:
-        encoders["best"] = jax.tree.map(jnp.copy, params.encoder)
-    return member._replace(plateaus=int(state.num_plateaus)), float(judgement.factor)
-
-
 def best_bpd(measured: Sequence[float]) -> float:
     """The lowest of the measurements that are numbers; infinite where none is."""
     return min((bpd for bpd in measured if not math.isnan(bpd)), default=math.inf)
-
-
-def _add_measurement(curve: Curve, epoch: int, bpd: float) -> Curve:
-    return curve._replace(
-        monitor_epoch=(*curve.monitor_epoch, epoch), monitor_bpd=(*curve.monitor_bpd, bpd)
-    )
 
 
 @parallel.on_one_device
@@ -370,7 +360,5 @@ def _check_alike(name: str, trees: Sequence[Any]) -> None:
 def _steps_per_call(num_steps: int, num_members: int, step_bytes: int) -> int:
     """Steps in a compiled call: a divisor of the epoch's steps where a large one exists."""
     most = max(1, min(_CHUNK_STEPS, _CHUNK_BYTES // step_bytes) // num_members)
-    if num_steps <= most:
-        return num_steps
     even = max(length for length in range(1, most + 1) if num_steps % length == 0)
     return even if even >= most // 4 else most

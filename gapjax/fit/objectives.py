@@ -11,11 +11,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from gapjax.infer import newton
 from gapjax.model.bounds import divergence, divergences, elbo, importance_weighted_bound, log_joint
 from gapjax.model.distributions import sample_beside
-from gapjax.vae import VAE, Distribution, Params, VAEParams, log_prob, sample
+from gapjax.vae import VAE, Params, VAEParams, log_prob, sample
 
 _Objective = Callable[[VAE, VAEParams, jax.Array, jax.Array], jax.Array]
 
@@ -50,8 +51,7 @@ def sleep_phase(vae: VAE, params: VAEParams, rng_key: jax.Array, x: jax.Array) -
       Hinton et al., The wake-sleep algorithm for unsupervised neural networks, 1995.
     """
     latent_key, pixel_key = jax.random.split(rng_key)
-    z = sample(vae.prior, latent_key)
-    return _log_posterior(vae, params, pixel_key, z, x.dtype)
+    return _log_posterior(vae, params, pixel_key, sample(vae.prior, latent_key), x.dtype)
 
 
 sleep_phase.needs_rsample = False  # type: ignore[attr-defined]
@@ -64,9 +64,6 @@ def wake_sleep(vae: VAE, params: VAEParams, rng_key: jax.Array, x: jax.Array) ->
 
     The first term (wake) trains the decoder alone, the second (`sleep_phase`) the encoder alone. It
     is no bound of log p(x).
-
-    References:
-      Hinton et al., The wake-sleep algorithm for unsupervised neural networks, 1995.
     """
     wake_key, sleep_key = jax.random.split(rng_key)
     z = jax.lax.stop_gradient(sample(vae.encode(params.encoder, x), wake_key))
@@ -81,13 +78,13 @@ class SeveralSamples:
     """The ELBO averaged over `num_samples` samples of z: its gradient has less noise."""
 
     num_samples: int
+    bound = staticmethod(elbo)
 
     def __call__(self, vae: VAE, params: VAEParams, rng_key: jax.Array, x: jax.Array) -> jax.Array:
-        return elbo(vae, params, rng_key, x, self.num_samples)
+        return self.bound(vae, params, rng_key, x, self.num_samples)
 
 
-@dataclasses.dataclass(frozen=True)
-class Iwae:
+class Iwae(SeveralSamples):
     """The importance-weighted bound of `num_samples` samples; see `importance_weighted_bound`.
 
         log (1/S) sum_s p(x, z_s) / q(z_s given x),   z_s ~ q(z given x)
@@ -96,10 +93,7 @@ class Iwae:
       Burda, Grosse, Salakhutdinov, Importance Weighted Autoencoders, 2016.
     """
 
-    num_samples: int
-
-    def __call__(self, vae: VAE, params: VAEParams, rng_key: jax.Array, x: jax.Array) -> jax.Array:
-        return importance_weighted_bound(vae, params, rng_key, x, self.num_samples)
+    bound = staticmethod(importance_weighted_bound)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,7 +186,7 @@ class ConsistentCodes:
 
     def __call__(self, vae: VAE, params: VAEParams, rng_key: jax.Array, x: jax.Array) -> jax.Array:
         elbo_key, latent_key, pixel_key = jax.random.split(rng_key, 3)
-        z = jax.lax.stop_gradient(sample(vae.encode(params.encoder, x), latent_key))
+        z = sample(vae.encode(params.encoder, x), latent_key)
         again = _log_posterior(vae, params, pixel_key, z, x.dtype)
         return elbo(vae, params, elbo_key, x) + self.weight * again
 
@@ -204,9 +198,9 @@ class Distillation:
         -KL(q*(z given x) || q(z given x)),   or -KL(q || q*) with forward=False
 
     q* is `refine` of the encoder's own q, so the target is near from the start and every step
-    brings it nearer; no gradient passes through it. Where q is its own target it is the optimum of
-    that image. Nothing is searched for in advance or stored. So it goes with any source, also with
-    model samples, which are new at every draw. A Newton step costs many passes through the decoder.
+    brings it nearer; no gradient passes through it. Nothing is searched for in advance or stored,
+    so any source will do, also model samples, which are new at every draw. A Newton step costs many
+    passes through the decoder.
 
     Attributes:
       refiner: the search; of Newton's method one step is enough in a linear Gaussian model.
@@ -251,8 +245,6 @@ class EnsembleDistillation:
     def __post_init__(self) -> None:
         if not self.encoders:
             raise ValueError("the distillation of an ensemble needs at least one encoder")
-        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *self.encoders)
-        object.__setattr__(self, "_stacked", stacked)
 
     def __call__(self, vae: VAE, params: VAEParams, rng_key: jax.Array, x: jax.Array) -> jax.Array:
         posterior = vae.encode(params.encoder, x)
@@ -260,21 +252,17 @@ class EnsembleDistillation:
         def kl(encoder: Params, kl_key: jax.Array) -> jax.Array:
             return _kl(self.teacher.encode(encoder, x), posterior, kl_key, self.forward)
 
-        stacked = getattr(self, "_stacked")  # noqa: B009 (made once, outside of any trace)
+        stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *self.encoders)  # a constant
         return -jax.vmap(kl)(stacked, jax.random.split(rng_key, len(self.encoders))).mean()
 
 
-def _kl(
-    target: Distribution, posterior: Distribution, rng_key: jax.Array, forward: bool
-) -> jax.Array:
+def _kl(target: Any, posterior: Any, rng_key: jax.Array, forward: bool) -> jax.Array:
     """KL from the target to the posterior if forward, else from the posterior to the target."""
-    first, second = (target, posterior) if forward else (posterior, target)
-    return divergence(first, second, rng_key)
+    pair = (target, posterior) if forward else (posterior, target)
+    return divergence(*pair, rng_key)
 
 
-def _log_posterior(
-    vae: VAE, params: VAEParams, rng_key: jax.Array, z: jax.Array, dtype: jnp.dtype
-) -> jax.Array:
+def _log_posterior(vae: VAE, params: VAEParams, rng_key: jax.Array, z, dtype) -> jax.Array:
     """Log q(z given x') of one x' ~ p(x given z), in nats; a function of the encoder alone."""
     x = sample_beside(vae.decode(params.decoder, z), rng_key, dtype)
     z, x = jax.lax.stop_gradient((z, x))

@@ -15,7 +15,7 @@ are mixed, x has a dtype that holds the values of both.
 import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -49,13 +49,6 @@ class Source(Protocol):
     def draw(self, plan: Plan, rng_key: jax.Array, position: jax.Array) -> jax.Array:
         """Draws the example [*event] at `position` of the epoch."""
         ...
-
-
-class OfModel:
-    """What sources of a model's draws share: the model, compared as programs compare theirs."""
-
-    static: parallel.Static
-    vae = property(lambda self: self.static.values["vae"])
 
 
 def data_source(images: Images) -> "DataSource":
@@ -103,9 +96,6 @@ def mixture_source(
       stratified: take a fixed share of every batch from `model`, instead of deciding for each
         example at random.
 
-    Returns:
-      A source with `data.num_examples` examples per epoch.
-
     Raises:
       ValueError: alpha is a concrete number outside [0, 1], or not one number.
       TypeError: alpha is no number, no dtype holds the draws of both sources, or a gradient by
@@ -120,7 +110,7 @@ def mixture_source(
     if not isinstance(alpha, Tracer):
         if not np.issubdtype(np.asarray(alpha).dtype, np.number):
             raise TypeError(f"alpha is {alpha!r}; a mixture needs a number in [0, 1]")
-        if not np.all((np.asarray(alpha) >= 0) & (np.asarray(alpha) <= 1)):
+        if not 0 <= np.asarray(alpha) <= 1:
             raise ValueError(f"alpha is {alpha}; a mixture needs a number in [0, 1]")
         if isinstance(alpha, int | float):
             only = {0.0: "data", 1.0: "model"}.get(float(alpha))
@@ -165,16 +155,9 @@ def check_source(source: Any) -> None:
     """Raises TypeError for what is no source, such as an array."""
     if all(hasattr(source, name) for name in ("num_examples", "begin_epoch", "draw")):
         return
-    kind = f"source is of type {type(source).__name__}"
-    if hasattr(source, "shape"):
-        kind = f"source is an array of shape {np.shape(source)}"
-    raise TypeError(f"{kind}, not a source; for images use gapjax.data_source(images)")
-
-
-def as_source(images: Images | Source) -> Source:
-    """A `data_source` of images; a source as it is."""
-    is_source = hasattr(images, "begin_epoch")
-    return cast(Source, images) if is_source else data_source(cast(Images, images))
+    is_array, kind = hasattr(source, "shape"), type(source).__name__
+    kind = f"an array of shape {np.shape(source)}" if is_array else f"of type {kind}"
+    raise TypeError(f"source is {kind}, not a source; for images use gapjax.data_source(images)")
 
 
 def first_example(source: Source) -> jax.Array:
@@ -289,12 +272,13 @@ class DataSource:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class ModelSource(OfModel):
+class ModelSource:
     """See `model_source`. There is no plan."""
 
     decoder_params: Params
     static: parallel.Static = dataclasses.field(metadata=_STATIC)
     num_examples: int = dataclasses.field(metadata=_STATIC)
+    vae = property(lambda self: self.static.values["vae"])
 
     def begin_epoch(self, rng_key: jax.Array) -> None:
         """Returns None: draws do not depend on a plan."""

@@ -1,7 +1,7 @@
 """One optimizer step of one run, and the compiled scan of many of them.
 
 `run_steps` is what `train` and the refits compile: it plans and draws for many steps at once and
-scans `train_step` over them.
+scans over them.
 
 All randomness is a function of (state.rng_key, epoch, position of the example in the epoch).
 Evaluating, interrupting and resuming, the number of devices, and being one run of a sweep do not
@@ -102,11 +102,12 @@ def _one_step(
     state: TrainState, source: Source, *, batch_size: int, **static: Any
 ) -> tuple[TrainState, StepInfo]:
     """The step of `kernel`."""
-    _, _, size = _batch_positions(state.step, source.num_examples, batch_size, 1)
+    number = source.num_examples
+    first = state.step % steps_per_epoch(number, batch_size) * batch_size
     state, sums, is_finite = run_steps.function(
         parallel.WHOLE, state, source, batch_size=batch_size, num_steps=1, **static
     )
-    return state, StepInfo(sums[0], size[0], is_finite)
+    return state, StepInfo(sums[0], jnp.minimum(batch_size, number - first), is_finite)
 
 
 def check_run(vae: VAE, params: VAEParams, sources: Sequence[Source], objective: Objective) -> None:
@@ -164,102 +165,71 @@ def run_steps(
 ) -> tuple[TrainState, jax.Array, jax.Array]:
     """The next `num_steps` steps of an epoch as one scan. They must not cross its end.
 
-    Each device takes its share of the positions of every batch. Where the batch does not divide
-    evenly, and at the end of an epoch, a share is padded with copies of the epoch's last example,
-    key and all, of weight zero: 0 times what is finite where the examples are.
+        loss = -(sum_b weights_b objective(x_b)) / num_examples
 
-    Returns the state after them; the sum of the objective over each step's examples [num_steps],
-    nats; and whether every parameter is finite.
+    This is where examples are vmapped and where the gradients of the devices are summed. Returns
+    the state after the steps; the sum of the objective over each step's examples [num_steps], nats;
+    and whether every parameter is finite.
     """
-    epoch, first_positions, num_examples = _batch_positions(
-        state.step, source.num_examples, batch_size, num_steps
-    )
-    epoch_key = jax.random.fold_in(state.rng_key, epoch)
-    plan_key, examples_key = jax.random.split(epoch_key)
-    plan = source.begin_epoch(plan_key)
-    share = -(-batch_size // shard.count)
-    slots = shard.index * share + jnp.arange(share)
-    positions = first_positions[:, None] + slots[None]
-    is_padding = (slots[None] >= batch_size) | (positions >= source.num_examples)
-    positions = jnp.where(is_padding, source.num_examples - 1, positions)
-    # Keys and examples of all steps are made together: one large program is cheaper than many
-    # small ones inside the scan.
-    draw_keys, objective_keys = _example_keys(examples_key, positions.ravel())
-    x = draw_examples(source, plan, draw_keys, positions.ravel())
-    x, objective_keys = (a.reshape(*positions.shape, *a.shape[1:]) for a in (x, objective_keys))
-    weights = jnp.where(is_padding, 0.0, 1.0)
 
-    def step(state: TrainState, xs: tuple[jax.Array, ...]) -> tuple[TrainState, jax.Array]:
-        return train_step(shard, state, *xs, vae=vae, optimizer=optimizer, objective=objective)
+    def step(state: TrainState, batch: tuple) -> tuple[TrainState, jax.Array]:
+        x, rng_keys, weights, num_examples = batch
 
-    state, sums = jax.lax.scan(step, state, (x, objective_keys, weights, num_examples))
+        def loss(params: VAEParams) -> jax.Array:
+            values = jax.vmap(lambda key, one: objective(vae, params, key, one))(rng_keys, x)
+            return -jnp.vdot(weights, values) / num_examples.astype(values.dtype)
+
+        value, gradients = shard.sum(jax.value_and_grad(loss)(state.params))
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        params = jax.tree.map(lambda p, u: p + u.astype(p.dtype), state.params, updates)
+        state = TrainState(params, opt_state, state.step + 1, state.rng_key)
+        return state, -value * num_examples.astype(value.dtype)
+
+    state, sums = jax.lax.scan(step, state, _batches(shard, state, source, batch_size, num_steps))
     finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params)])
     return state, sums, finite.all()
 
 
-def train_step(
-    shard: parallel.Shard,
-    state: TrainState,
-    x: jax.Array,
-    rng_keys: jax.Array,
-    weights: jax.Array,
-    num_examples: jax.Array,
-    *,
-    vae: VAE,
-    optimizer: optax.GradientTransformation,
-    objective: Objective,
-) -> tuple[TrainState, jax.Array]:
-    """One optimizer step on a batch [B] of this device, summed over the devices.
+def _batches(
+    shard: parallel.Shard, state: TrainState, source: Source, batch_size: int, num_steps: int
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """The x, the keys and the weights of a device's share, and the size, of the next batches.
 
-        loss = -(sum_b weights_b objective(x_b)) / num_examples
-
-    This is where examples are vmapped and where the gradients of the devices are summed. A weight
-    is 1 for an example and 0 for padding. Also returns the sum of the objective, nats.
+    Where a batch does not divide evenly among the devices, and at the end of an epoch, a share is
+    padded with copies of the epoch's last example, key and all, of weight zero: 0 times what is
+    finite where the examples are. All is drawn together: one large program is cheaper than many
+    small ones inside the scan.
     """
-
-    def loss(params: VAEParams) -> jax.Array:
-        values = jax.vmap(lambda key, one: objective(vae, params, key, one))(rng_keys, x)
-        return -jnp.vdot(weights, values) / num_examples.astype(values.dtype)
-
-    value, gradients = shard.sum(jax.value_and_grad(loss)(state.params))
-    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-    params = jax.tree.map(lambda p, u: p + u.astype(p.dtype), state.params, updates)
-    return TrainState(
-        params, opt_state, state.step + 1, state.rng_key
-    ), -value * num_examples.astype(value.dtype)
-
-
-def _batch_positions(
-    step: jax.Array, num_examples: int, batch_size: int, num_steps: int
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The epoch [] of these steps, their first positions [num_steps] in it, and their sizes."""
-    epoch, first_step = jnp.divmod(step, steps_per_epoch(num_examples, batch_size))
+    number = source.num_examples
+    epoch, first_step = jnp.divmod(state.step, steps_per_epoch(number, batch_size))
     first_positions = (first_step + jnp.arange(num_steps)) * batch_size
-    return epoch, first_positions, jnp.clip(num_examples - first_positions, 1, batch_size)
-
-
-def _example_keys(rng_key: jax.Array, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Two keys for every position [M] of an epoch: to draw x, and for the objective's noise."""
-    keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(rng_key, i)))(positions)
-    return keys[:, 0], keys[:, 1]
+    plan_key, examples_key = jax.random.split(jax.random.fold_in(state.rng_key, epoch))
+    share = -(-batch_size // shard.count)
+    slots = shard.index * share + jnp.arange(share)
+    positions = first_positions[:, None] + slots[None]
+    is_padding = (slots[None] >= batch_size) | (positions >= number)
+    positions = jnp.where(is_padding, number - 1, positions)
+    keys_at = lambda i: jax.random.split(jax.random.fold_in(examples_key, i))
+    keys = jax.vmap(keys_at)(positions.ravel())  # to draw x, and for the objective's noise
+    x = draw_examples(source, source.begin_epoch(plan_key), keys[:, 0], positions.ravel())
+    x, keys = (a.reshape(*positions.shape, *a.shape[1:]) for a in (x, keys[:, 1]))
+    sizes = jnp.clip(number - first_positions, 1, batch_size)
+    return x, keys, jnp.where(is_padding, 0.0, 1.0), sizes
 
 
 def explain_step(
     vae: VAE, objective: Objective, source: Source, state: TrainState, batch_size: int
 ) -> str:
     """What is not finite of the objective on the batch that follows this state, in words."""
-    epoch, first, size = _batch_positions(state.step, source.num_examples, batch_size, 1)
-    plan_key, examples_key = jax.random.split(jax.random.fold_in(state.rng_key, epoch))
-    positions = first[0] + jnp.arange(int(size[0]))
-    draw_keys, objective_keys = _example_keys(examples_key, positions)
-    x = draw_examples(source, source.begin_epoch(plan_key), draw_keys, positions)
-    of_all = lambda params: jax.vmap(partial(objective, vae, params))(objective_keys, x)
+    (x,), (keys,), *_ = _batches(parallel.WHOLE, state, source, batch_size, 1)
+    of_all = lambda params: jax.vmap(partial(objective, vae, params))(keys, x)
     bad = np.flatnonzero(~np.isfinite(np.asarray(of_all(state.params))))
     if len(bad):
         index = int(bad[0])
-        found = explain(vae, state.params, objective_keys[index], x[index])
+        found = explain(vae, state.params, keys[index], x[index])
+        first = int(state.step) % steps_per_epoch(source.num_examples, batch_size) * batch_size
         return (
-            f"the objective of example {positions[index]} of the epoch is not finite: "
+            f"the objective of example {first + index} of the epoch is not finite: "
             f"{found or 'no part of the bound is at fault'}"
         )
     gradient = jax.grad(lambda params: of_all(params).sum())(state.params)
