@@ -1,7 +1,8 @@
 """A VAE as pure functions of one example, and what is drawn from it.
 
-Letters: x [*event] one example, z [Z] one latent. Nothing here knows of batches: `jax.vmap` is
-applied where batches are made, in `fit`, `infer` and `measure`.
+Letters: x [*event] one example, z [Z] one latent, c the context of an example. x, z and c may be
+any pytrees of arrays. Nothing here knows of batches: `jax.vmap` is applied where batches are made,
+in `fit`, `infer` and `measure`, and `bind` there gives a model the context of each example.
 """
 
 import dataclasses
@@ -24,15 +25,15 @@ class Distribution(Protocol):
     """
 
     @property
-    def event_shape(self) -> tuple[int, ...]:
-        """Shape of one sample."""
+    def event_shape(self) -> Any:
+        """Shape of one sample; of a pytree, those of its arrays."""
         ...
 
-    def sample(self, key: jax.Array, /) -> ArrayLike:
+    def sample(self, rng_key: jax.Array, /) -> Any:
         """One sample [*event]."""
         ...
 
-    def log_prob(self, value: jax.Array, /) -> ArrayLike:
+    def log_prob(self, value: Any, /) -> ArrayLike:
         """Log-density or log-probability of one sample in nats."""
         ...
 
@@ -50,6 +51,17 @@ class Frozen(NamedTuple):
     params: Params
 
 
+class Given(NamedTuple):
+    """An example with what it is conditioned on: labels, a batch, a library size.
+
+    A set of N of them has a leading axis [N] in every array of both. Bits per dimension count `x`
+    alone.
+    """
+
+    x: Any
+    context: Any
+
+
 class VAE(NamedTuple):
     """A latent variable model and its inference model: three pure functions and a prior.
 
@@ -60,13 +72,49 @@ class VAE(NamedTuple):
       init: `init(rng_key) -> VAEParams`.
       encode: `encode(encoder_params, x) -> q(z given x)`, x [*event] as stored.
       decode: `decode(decoder_params, z) -> p(x given z)`, a distribution over x as stored.
-      prior: p(z), event shape [Z].
+      prior: p(z), or a function `prior(decoder_params) -> p(z)` of a learned one, which `train`
+        trains with the decoder and a refit freezes with it.
+
+    A conditional model has functions `encode(params, x, context)`, `decode(params, z, context)`
+    and, if the prior is a function, `prior(params, context)`. Its examples are `Given`.
     """
 
     init: Callable[[jax.Array], VAEParams]
-    encode: Callable[[Params, jax.Array], Distribution]
-    decode: Callable[[Params, jax.Array], Distribution]
-    prior: Distribution
+    encode: Callable[..., Distribution]
+    decode: Callable[..., Distribution]
+    prior: Any  # Distribution | Callable[..., Distribution]
+
+    def at(self, context: Any) -> "VAE":
+        """The model of x alone, given this context. Its functions hold the context's arrays."""
+        bound = lambda function: lambda params, value: function(params, value, context)
+        prior = self.prior
+        if not is_distribution(prior):
+            prior = lambda params: self.prior(params, context)
+        return VAE(self.init, bound(self.encode), bound(self.decode), prior)
+
+
+def bind(vae: VAE, example: Any) -> tuple[VAE, Any]:
+    """The model and the x of one example; that of a `Given` is the model `at` its context."""
+    return (vae.at(example.context), example.x) if isinstance(example, Given) else (vae, example)
+
+
+def prior_of(vae: VAE, decoder_params: Params) -> Distribution:
+    """The prior p(z), with the parameters of the decoder where it is learned."""
+    return vae.prior if is_distribution(vae.prior) else vae.prior(decoder_params)
+
+
+def latent_size(vae: VAE) -> int:
+    """Z of a model whose latent is one vector; TypeError for another."""
+    draw = lambda key: sample(prior_of(vae, vae.init(key).decoder), key)
+    z = jax.eval_shape(draw, jax.random.key(0))
+    if getattr(z, "ndim", None) != 1:
+        raise TypeError("the latent of this model is not one vector [Z]")
+    return z.shape[0]
+
+
+def is_distribution(value: Any) -> bool:
+    """Whether this has a `log_prob`; a function that makes a distribution has none."""
+    return callable(getattr(value, "log_prob", None))
 
 
 class Encoder(NamedTuple):
@@ -104,15 +152,16 @@ def local_inference(vae: VAE) -> VAE:
     return vae._replace(encode=_given)
 
 
-def _given(posterior: Any, x: jax.Array) -> Any:
-    del x
+def _given(posterior: Any, *example: Any) -> Any:
+    del example
     return posterior
 
 
-def sample_model(vae: VAE, decoder_params: Params, rng_key: jax.Array) -> jax.Array:
+def sample_model(vae: VAE, decoder_params: Params, rng_key: jax.Array) -> Any:
     """Ancestral sampling of one x [*event]: z ~ p(z), then x ~ p(x given z)."""
     latent_key, pixel_key = jax.random.split(rng_key)
-    return sample(vae.decode(decoder_params, sample(vae.prior, latent_key)), pixel_key)
+    z = sample(prior_of(vae, decoder_params), latent_key)
+    return sample(vae.decode(decoder_params, z), pixel_key)
 
 
 def reconstruct(vae: VAE, params: VAEParams, rng_key: jax.Array, x: jax.Array) -> jax.Array:
@@ -122,13 +171,13 @@ def reconstruct(vae: VAE, params: VAEParams, rng_key: jax.Array, x: jax.Array) -
         return cast(Any, vae.decode(params.decoder, z)).mean
 
 
-def sample(distribution: Distribution, rng_key: jax.Array) -> jax.Array:
+def sample(distribution: Distribution, rng_key: jax.Array) -> Any:
     """One sample of a distribution."""
     with library_promotion():
-        return cast(jax.Array, distribution.sample(rng_key))
+        return distribution.sample(rng_key)
 
 
-def log_prob(distribution: Distribution, value: jax.Array) -> jax.Array:
+def log_prob(distribution: Distribution, value: Any) -> jax.Array:
     """Log-probability of one value, in nats."""
     with library_promotion():
         return cast(jax.Array, distribution.log_prob(value))
@@ -139,6 +188,7 @@ def library_promotion() -> AbstractContextManager:
     return jax.numpy_dtype_promotion("standard")
 
 
-def observed(x: jax.Array) -> jax.Array:
+def observed(x: Any) -> Any:
     """Integer levels as float32, which every likelihood takes; floats as they are."""
-    return x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(jnp.float32)
+    as_float = lambda x: x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(jnp.float32)
+    return jax.tree.map(as_float, x)

@@ -100,7 +100,7 @@ def test_the_bounds_themselves_refuse_all_three(bound, prior):
 
 def test_shapes_that_do_not_agree_are_named():
     with pytest.raises(
-        ValueError, match=r"posterior have the shape \(3,\), those of the prior \(2"
+        ValueError, match=r"posterior have the shape \(3,\), those of the prior the shape \(2"
     ):
         check_model(_own(encode=_constantly(dist.Normal(jnp.zeros(3), 1).to_event(1))), PARAMS, X)
     flat = dist.Bernoulli(logits=jnp.zeros(4)).to_event(1)

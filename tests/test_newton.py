@@ -202,12 +202,12 @@ def test_no_steps_leave_the_encoders_posterior(small):
 
 
 def test_what_cannot_be_refined_is_refused_by_name(linear):
-    poisson = lambda decoder, z: dist.Poisson(jnp.exp(z)).to_event(1)
+    exponential = lambda decoder, z: dist.Exponential(jnp.exp(z)).to_event(1)
     images = linear.images[:2]
     encode = lambda encoder, x: dist.Normal(x, 1.0).to_event(1)
-    decoding = linear.vae._replace(encode=encode, decode=poisson)
-    with pytest.raises(TypeError, match="information of Poisson"):
-        refine(decoding, linear.exact, _key(), np.abs(np.round(images[:, :2])))
+    decoding = linear.vae._replace(encode=encode, decode=exponential)
+    with pytest.raises(TypeError, match="information of Exponential"):
+        refine(decoding, linear.exact, _key(), 1 + np.abs(np.round(images[:, :2])))
     with pytest.raises(TypeError, match="the prior is PlainNormal"):
         refine(linear.monte_carlo_vae, linear.exact, _key(), linear.images)
     with pytest.raises(ValueError, match="images is empty"):
@@ -286,9 +286,33 @@ def test_the_information_of_a_bernoulli_and_of_a_normal():
     np.testing.assert_allclose(normal.fisher[0, 1], 0.0)
 
 
+@pytest.mark.parametrize(
+    "likelihood",
+    [
+        lambda z: dist.Poisson(jnp.exp(z)).to_event(1),
+        lambda z: dist.NegativeBinomial2(jnp.exp(z), jnp.array([1.5, 3.0, 0.7])).to_event(1),
+        lambda z: dist.MultinomialLogits(z, 6),
+    ],
+)
+def test_the_information_of_counts_is_the_covariance_of_the_slopes(likelihood):
+    """Over all counts that are not vanishingly rare, of three features."""
+    z = jnp.array([0.4, -0.2, 0.1])
+    known = newton.information(likelihood(z))
+    jacobian = jax.jacobian(lambda z: newton.information(likelihood(z)).parameters)(z)[0]
+    found = jacobian.T @ jnp.diag(known.fisher[0, 0]) @ jacobian
+    most = 7 if isinstance(likelihood(z), dist.MultinomialLogits) else 40
+    counts = jnp.stack(jnp.meshgrid(*[jnp.arange(most)] * 3, indexing="ij"), -1).reshape(-1, 3)
+    if most == 7:
+        counts = counts[counts.sum(1) == 6]
+    log_prob = lambda z, x: likelihood(z).log_prob(x)
+    probs = np.exp(jax.vmap(log_prob, (None, 0))(z, counts))
+    slopes = np.asarray(jax.vmap(jax.grad(log_prob), (None, 0))(z, counts))
+    np.testing.assert_allclose(found, (probs[:, None] * slopes).T @ slopes, rtol=2e-3, atol=2e-4)
+
+
 def test_other_families_are_refused_by_name():
-    with pytest.raises(TypeError, match="Poisson"):
-        newton.information(dist.Poisson(jnp.ones(3)).to_event(1))
+    with pytest.raises(TypeError, match="Exponential"):
+        newton.information(dist.Exponential(jnp.ones(3)).to_event(1))
     with pytest.raises(TypeError, match="the prior is MultivariateNormal with event shape"):
         newton.diagonal_normal(dist.MultivariateNormal(jnp.zeros(2), jnp.eye(2)), "the prior")
     with pytest.raises(TypeError, match="the posterior is Normal with event shape"):

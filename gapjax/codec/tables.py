@@ -19,10 +19,9 @@ from gapjax import parallel
 from gapjax.codec import stack
 from gapjax.codec.stack import GRID
 from gapjax.infer.newton import Refiner, diagonal_normal, refine_one
-from gapjax.model.checks import innermost, type_name
-from gapjax.model.distributions import DiscretizedLogistic
+from gapjax.model.distributions import DiscretizedLogistic, innermost, type_name
 from gapjax.model.free import written_out
-from gapjax.vae import VAE, VAEParams
+from gapjax.vae import VAE, VAEParams, prior_of
 
 SEED = 0  # of the points or samples of the refinement
 _LIBRARIES = ("jax", "jaxlib", "numpyro", "optax")
@@ -50,7 +49,7 @@ class Model(NamedTuple):
 
 def describe(vae: VAE, params: VAEParams) -> Model:
     """The model that is coded with."""
-    prior = prior_loc, _ = diagonal_normal(vae.prior, "the prior")
+    prior = prior_loc, _ = diagonal_normal(prior_of(vae, params.decoder), "the prior")
     likelihood = jax.eval_shape(vae.decode, params.decoder, jnp.zeros(prior_loc.shape))
     levels, event_shape = num_levels(likelihood), tuple(likelihood.event_shape)
     image = jax.ShapeDtypeStruct(event_shape, jnp.uint8)
@@ -71,7 +70,7 @@ def programs(vae: VAE, refiner: Refiner) -> Programs:
 
 @parallel.on_one_device
 def _infer(params, images, *, vae, refiner) -> tuple[jax.Array, jax.Array]:
-    prior_loc, prior_scale = diagonal_normal(vae.prior, "the prior")
+    prior_loc, prior_scale = diagonal_normal(prior_of(vae, params.decoder), "the prior")
 
     def one(x: jax.Array) -> tuple[jax.Array, jax.Array]:
         q = refine_one(vae, params, jax.random.key(SEED), x, refiner).posteriors
@@ -86,7 +85,7 @@ def _infer(params, images, *, vae, refiner) -> tuple[jax.Array, jax.Array]:
 
 @parallel.on_one_device
 def _blocks(params, indices, *, vae) -> tuple[Any, jax.Array]:
-    prior_loc, prior_scale = diagonal_normal(vae.prior, "the prior")
+    prior_loc, prior_scale = diagonal_normal(prior_of(vae, params.decoder), "the prior")
 
     def decode(index: jax.Array) -> Any:
         z = prior_loc + prior_scale * (index.astype(jnp.float32) / GRID)

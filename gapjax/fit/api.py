@@ -15,6 +15,7 @@ import optax
 from jax.typing import ArrayLike
 
 from gapjax import parallel
+from gapjax.examples import event_shape, on_device, shape_of_one
 from gapjax.fit import loop
 from gapjax.fit.loop import Curve, Executor, Measuring, Monitor, OnEpoch, Progress, run_members
 from gapjax.fit.objectives import as_bound
@@ -25,7 +26,7 @@ from gapjax.measure.statistics import mean_and_stderr
 from gapjax.model.bounds import bits_per_dim, elbo
 from gapjax.model.checks import check_array, check_concrete, check_key, check_positive
 from gapjax.optimizers import Convergence, adam, check_learning_rate, encoder_only, is_finished
-from gapjax.vae import VAE, VAEParams
+from gapjax.vae import VAE, Given, VAEParams
 
 _INSTEAD = "there use gapjax.kernel, whose step is a pure function"
 
@@ -298,7 +299,7 @@ def optimal_member(
     check_array("test_images", test_images)
     check_concrete("optimal_inference", _INSTEAD, rng_key=rng_key, test_images=test_images)
     check_key(rng_key)
-    images = jnp.asarray(test_images)
+    images = on_device(test_images)
     refit_key, monitor_key = jax.random.split(rng_key)
 
     def monitor(candidate: VAEParams) -> float:
@@ -306,7 +307,7 @@ def optimal_member(
             vae, candidate, monitor_key, images, num_samples=num_samples, bound=bound,
             devices=devices,
         )  # fmt: skip
-        return mean_and_stderr(np.asarray(bits_per_dim(nats, images.shape[1:])))[0]
+        return mean_and_stderr(np.asarray(bits_per_dim(nats, event_shape(shape_of_one(images)))))[0]
 
     return Member(params, data_source(images), refit_key, monitor)
 
@@ -346,7 +347,8 @@ def self_consistent_source(
     check_concrete("self_consistent", "alpha has no gradient", alpha=alpha)
     check_array("train_images", train_images)
     data = data_source(train_images)
-    model = model_source(vae, params.decoder, data.num_examples)
+    contexts = train_images.context if isinstance(train_images, Given) else None
+    model = model_source(vae, params.decoder, data.num_examples, contexts)
     return mixture_source(model, data, alpha, stratified=stratified)
 
 

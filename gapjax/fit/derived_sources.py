@@ -17,10 +17,11 @@ from jax.scipy.ndimage import map_coordinates
 from jax.typing import ArrayLike
 
 from gapjax import parallel
+from gapjax.examples import dtypes_of, with_x, x_of
 from gapjax.fit.sources import Plan, Source, data_source
 from gapjax.measure.bounds import Images
 from gapjax.model.distributions import sample_beside
-from gapjax.vae import VAE, VAEParams, sample
+from gapjax.vae import VAE, VAEParams, bind, prior_of, sample
 
 _STATIC = {"static": True}
 
@@ -136,10 +137,11 @@ def _derived(
 
 def _reconstruct(source, plan, rng_key, position, params, *, vae: VAE) -> jax.Array:
     source_key, chain_key = jax.random.split(rng_key)
-    x = source.draw(plan, source_key, position)
+    example = source.draw(plan, source_key, position)
+    model, x = bind(vae, example)
     latent_key, pixel_key = jax.random.split(jax.random.split(chain_key, 1)[0])
-    z = sample(vae.encode(params.encoder, x), latent_key)
-    return sample_beside(vae.decode(params.decoder, z), pixel_key, x.dtype)
+    z = sample(model.encode(params.encoder, x), latent_key)
+    return with_x(example, sample_beside(model.decode(params.decoder, z), pixel_key, dtypes_of(x)))
 
 
 def _interpolate(
@@ -147,40 +149,45 @@ def _interpolate(
 ) -> jax.Array:
     first_key, second_key, angle_key, pixel_key = jax.random.split(rng_key, 4)
 
-    def code(rng_key: jax.Array, position: jax.Array) -> tuple[jax.Array, jnp.dtype]:
+    def code(rng_key: jax.Array, position: jax.Array) -> tuple[Any, Any]:
         source_key, latent_key = jax.random.split(rng_key)
-        x = source.draw(plan, source_key, position)
-        return sample(vae.encode(params.encoder, x), latent_key), x.dtype
+        example = source.draw(plan, source_key, position)
+        model, x = bind(vae, example)
+        return sample(model.encode(params.encoder, x), latent_key), example
 
-    z_1, dtype = code(first_key, position)
+    z_1, example = code(first_key, position)
+    model, x = bind(vae, example)
     if partner == "prior":
-        z_2 = sample(vae.prior, second_key)
+        z_2 = sample(prior_of(model, params.decoder), second_key)
     else:
         other_key, second_key = jax.random.split(second_key)
         other = jax.random.randint(other_key, (), 0, source.num_examples)
         z_2, _ = code(second_key, other)
     angle = max_angle * jax.random.uniform(angle_key)
-    z = jnp.cos(angle) * z_1 + jnp.sin(angle) * z_2
-    return sample_beside(vae.decode(params.decoder, z), pixel_key, dtype)
+    between = lambda first, second: jnp.cos(angle) * first + jnp.sin(angle) * second
+    z = jax.tree.map(between, z_1, z_2)
+    return with_x(example, sample_beside(model.decode(params.decoder, z), pixel_key, dtypes_of(x)))
 
 
 def _augment(source, plan, rng_key, position, rotation, scale, shear, *, max_shift) -> jax.Array:
     source_key, shift_key, map_key = jax.random.split(rng_key, 3)
-    x = source.draw(plan, source_key, position)
+    example = source.draw(plan, source_key, position)
     shift = jax.random.randint(shift_key, (2,), -max_shift, max_shift + 1).astype(jnp.float32)
     turned, sheared, *logs = jax.random.uniform(map_key, (4,), minval=-1.0, maxval=1.0)
     angle = rotation * turned
     turn = jnp.array([[jnp.cos(angle), -jnp.sin(angle)], [jnp.sin(angle), jnp.cos(angle)]])
     stretch = jnp.diag(jnp.exp(scale * jnp.stack(logs)))
-    return affine(x, turn @ stretch @ jnp.eye(2).at[0, 1].set(shear * sheared), shift)
+    matrix = turn @ stretch @ jnp.eye(2).at[0, 1].set(shear * sheared)
+    return with_x(example, affine(x_of(example), matrix, shift))
 
 
 def _add_noise(source, plan, rng_key, position, rate: jax.Array) -> jax.Array:
     first_key, second_key, other_key, mask_key = jax.random.split(rng_key, 4)
-    x = source.draw(plan, first_key, position)
+    example = source.draw(plan, first_key, position)
     other = jax.random.randint(other_key, (), 0, source.num_examples)
+    x, of_other = x_of(example), x_of(source.draw(plan, second_key, other))
     replaced = jax.random.bernoulli(mask_key, rate, x.shape)
-    return jnp.where(replaced, source.draw(plan, second_key, other), x)
+    return with_x(example, jnp.where(replaced, of_other, x))
 
 
 def affine(x: jax.Array, matrix: jax.Array, shift: jax.Array) -> jax.Array:

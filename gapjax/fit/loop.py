@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gapjax import parallel
+from gapjax.examples import event_shape, num_bytes
 from gapjax.fit.sources import Source, first_example
 from gapjax.fit.step import TrainState, check_batch_size, explain_step, run_steps, steps_per_epoch
 from gapjax.model.bounds import bits_per_dim
@@ -254,8 +255,8 @@ class Executor:
         check_batch_size(batch_size, self.num_examples)
         self.num_steps = steps_per_epoch(self.num_examples, batch_size)
         example = jax.eval_shape(first_example, sources[0])
-        self.event_shape = example.shape
-        step_bytes = batch_size * example.size * example.dtype.itemsize
+        self.event_shape = event_shape(example)
+        step_bytes = batch_size * num_bytes(example)
         self.max_steps = _steps_per_call(self.num_steps, len(sources), step_bytes)
         self._static = static
         self._devices = parallel.all_devices(devices)

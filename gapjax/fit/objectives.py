@@ -13,10 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gapjax.examples import dtypes_of
 from gapjax.infer import newton
 from gapjax.model.bounds import divergence, divergences, elbo, importance_weighted_bound, log_joint
 from gapjax.model.distributions import sample_beside
-from gapjax.vae import VAE, Params, VAEParams, log_prob, sample
+from gapjax.vae import VAE, Params, VAEParams, log_prob, prior_of, sample
 
 _Objective = Callable[[VAE, VAEParams, jax.Array, jax.Array], jax.Array]
 
@@ -51,7 +52,8 @@ def sleep_phase(vae: VAE, params: VAEParams, rng_key: jax.Array, x: jax.Array) -
       Hinton et al., The wake-sleep algorithm for unsupervised neural networks, 1995.
     """
     latent_key, pixel_key = jax.random.split(rng_key)
-    return _log_posterior(vae, params, pixel_key, sample(vae.prior, latent_key), x.dtype)
+    z = sample(prior_of(vae, params.decoder), latent_key)
+    return _log_posterior(vae, params, pixel_key, z, dtypes_of(x))
 
 
 sleep_phase.needs_rsample = False  # type: ignore[attr-defined]
@@ -110,7 +112,7 @@ class BetaElbo:
 
     def __call__(self, vae: VAE, params: VAEParams, rng_key: jax.Array, x: jax.Array) -> jax.Array:
         # By the same key, a KL that is estimated is so at the z of the ELBO.
-        kl = divergence(vae.encode(params.encoder, x), vae.prior, rng_key)
+        kl = divergence(vae.encode(params.encoder, x), prior_of(vae, params.decoder), rng_key)
         return elbo(vae, params, rng_key, x) - (self.beta - 1) * kl
 
 
@@ -130,7 +132,7 @@ class FreeBits:
     nats: float
 
     def __call__(self, vae: VAE, params: VAEParams, rng_key: jax.Array, x: jax.Array) -> jax.Array:
-        kl = divergences(vae.encode(params.encoder, x), vae.prior)
+        kl = divergences(vae.encode(params.encoder, x), prior_of(vae, params.decoder))
         return elbo(vae, params, rng_key, x) - jax.nn.relu(self.nats - kl).sum()
 
 
@@ -187,7 +189,7 @@ class ConsistentCodes:
     def __call__(self, vae: VAE, params: VAEParams, rng_key: jax.Array, x: jax.Array) -> jax.Array:
         elbo_key, latent_key, pixel_key = jax.random.split(rng_key, 3)
         z = sample(vae.encode(params.encoder, x), latent_key)
-        again = _log_posterior(vae, params, pixel_key, z, x.dtype)
+        again = _log_posterior(vae, params, pixel_key, z, dtypes_of(x))
         return elbo(vae, params, elbo_key, x) + self.weight * again
 
 
@@ -262,8 +264,8 @@ def _kl(target: Any, posterior: Any, rng_key: jax.Array, forward: bool) -> jax.A
     return divergence(*pair, rng_key)
 
 
-def _log_posterior(vae: VAE, params: VAEParams, rng_key: jax.Array, z, dtype) -> jax.Array:
+def _log_posterior(vae: VAE, params: VAEParams, rng_key: jax.Array, z, dtypes) -> jax.Array:
     """Log q(z given x') of one x' ~ p(x given z), in nats; a function of the encoder alone."""
-    x = sample_beside(vae.decode(params.decoder, z), rng_key, dtype)
+    x = sample_beside(vae.decode(params.decoder, z), rng_key, dtypes)
     z, x = jax.lax.stop_gradient((z, x))
     return log_prob(vae.encode(params.encoder, x), z)

@@ -31,7 +31,7 @@ from gapjax.measure.bounds import Images
 from gapjax.model.distributions import integer_range
 from gapjax.model.mlp import mlp_encoder
 from gapjax.optimizers import adam, cosine_adam
-from gapjax.vae import VAE, Encoder, Frozen, VAEParams, sample, with_encoder
+from gapjax.vae import VAE, Encoder, Frozen, VAEParams, latent_size, prior_of, sample, with_encoder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,7 +226,7 @@ def recipe_model(
     if encoder is None and recipe.hidden_sizes is not None:
         encoder = mlp_encoder(
             np.shape(train_images)[1:],
-            latent_dim=vae.prior.event_shape[0],
+            latent_dim=latent_size(vae),
             hidden_sizes=recipe.hidden_sizes,
             levels=_levels(vae),
         )
@@ -261,8 +261,8 @@ def _levels(vae: VAE) -> int:
 
     def look(rng_key: jax.Array) -> None:
         nonlocal known
-        z = sample(vae.prior, rng_key)
-        known = integer_range(vae.decode(vae.init(rng_key).decoder, z))
+        decoder = vae.init(rng_key).decoder
+        known = integer_range(vae.decode(decoder, sample(prior_of(vae, decoder), rng_key)))
 
     jax.eval_shape(look, jax.random.key(0))
     return max(2, 1 + known[1]) if known else 2

@@ -24,10 +24,11 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from gapjax import parallel
+from gapjax.examples import count, dtypes_of, on_device, take
 from gapjax.measure.bounds import Images
 from gapjax.model.checks import check_array, check_positive
 from gapjax.model.distributions import common_dtype, sample_beside
-from gapjax.vae import VAE, Params, sample, sample_model
+from gapjax.vae import VAE, Given, Params, bind, prior_of, sample, sample_model
 
 Plan = Any
 _STATIC = {"static": True}
@@ -58,18 +59,23 @@ def data_source(images: Images) -> "DataSource":
       images: [N, *event], kept on the device in their dtype (uint8 levels, or floats).
     """
     check_array("images", images)
-    return DataSource(jnp.asarray(images))
+    return DataSource(on_device(images))
 
 
-def model_source(vae: VAE, decoder_params: Params, num_examples: int) -> "ModelSource":
+def model_source(
+    vae: VAE, decoder_params: Params, num_examples: int, contexts: Any = None
+) -> "ModelSource":
     """Samples of the model, new at every draw: z ~ p(z), x ~ p_theta(x given z).
 
     Args:
       decoder_params: theta.
       num_examples: number of draws that count as an epoch.
+      contexts: of a conditional model, those of the data, with a leading axis [N]; a draw takes
+        one, every one as often as any other, in a new random order each epoch.
     """
     check_positive(num_examples=num_examples)
-    return ModelSource(decoder_params, parallel.Static({"vae": vae}), num_examples)
+    contexts = on_device(contexts)
+    return ModelSource(decoder_params, contexts, parallel.Static({"vae": vae}), num_examples)
 
 
 def mixture_source(
@@ -177,9 +183,7 @@ def drawn_images(source: Source) -> Iterator[jax.Array]:
             yield from drawn_images(source.data)
 
 
-def draw_examples(
-    source: Source, plan: Plan, rng_keys: jax.Array, positions: jax.Array
-) -> jax.Array:
+def draw_examples(source: Source, plan: Plan, rng_keys: jax.Array, positions: jax.Array) -> Any:
     """Many draws [M, *event] at once: `source.draw(plan, rng_keys[i], positions[i])` for every i.
 
     For a mixture, samples of the model are made only for the examples that use them.
@@ -192,45 +196,59 @@ def draw_examples(
 
 def _draw_mixture(
     source: "MixtureSource", plan: Plan, rng_keys: jax.Array, positions: jax.Array
-) -> jax.Array:
+) -> Any:
     """See `draw_examples`. The samples of the model are made in blocks, as many as needed."""
     is_of_model, model_plan, data_plan = plan
-    keys, dtype = jax.vmap(jax.random.split)(rng_keys), draw_dtype(source)
+    keys, dtype = jax.vmap(jax.random.split)(rng_keys), draw_dtypes(source)
     model_keys, data_keys = keys[:, 0], keys[:, 1]
     if source.only == "model":
-        return draw_examples(source.model, model_plan, model_keys, positions).astype(dtype)
-    from_data = draw_examples(source.data, data_plan, data_keys, positions).astype(dtype)
+        return _cast(draw_examples(source.model, model_plan, model_keys, positions), dtype)
+    from_data = _cast(draw_examples(source.data, data_plan, data_keys, positions), dtype)
     if source.only == "data":
         return from_data
     chosen = is_of_model[positions]
     first_chosen = jnp.argsort(~chosen, stable=True)
     number, size = len(positions), min(_BLOCK, len(positions))
 
-    def draw_block(state: tuple[Any, jax.Array]) -> tuple[Any, jax.Array]:
+    def draw_block(state: tuple[Any, Any]) -> tuple[Any, Any]:
         start, drawn = state
         these = first_chosen[jnp.minimum(start + jnp.arange(size), number - 1)]
         draw = functools.partial(source.model.draw, model_plan)
-        block = jax.vmap(draw)(model_keys[these], positions[these]).astype(drawn.dtype)
-        return start + size, jax.lax.dynamic_update_slice_in_dim(drawn, block, start, axis=0)
+        block = _cast(jax.vmap(draw)(model_keys[these], positions[these]), dtype)
+        put = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=start, axis=0)
+        return start + size, jax.tree.map(put, drawn, block)
 
-    room = jnp.zeros((-(-number // size) * size, *from_data.shape[1:]), from_data.dtype)
+    rows = -(-number // size) * size
+    room = jax.tree.map(lambda x: jnp.zeros((rows, *x.shape[1:]), x.dtype), from_data)
     enough = chosen.sum()
     _, drawn = jax.lax.while_loop(lambda state: state[0] < enough, draw_block, (0, room))
-    from_model = drawn[jnp.cumsum(chosen) - 1]
-    return jnp.where(chosen.reshape(-1, *[1] * (from_data.ndim - 1)), from_model, from_data)
+    from_model = take(drawn, jnp.cumsum(chosen) - 1)
+    rank = lambda x: chosen.reshape(-1, *[1] * (x.ndim - 1))
+    pick = lambda of_model, of_data: jnp.where(rank(of_data), of_model, of_data)
+    return jax.tree.map(pick, from_model, from_data)
 
 
-def draw_dtype(source: Source) -> np.dtype:
-    """The dtype of a source's draws."""
+def draw_dtypes(source: Source) -> Any:
+    """The dtypes of a source's draws, a pytree as a draw is one."""
     if not isinstance(source, MixtureSource):
-        return jax.eval_shape(first_example, source).dtype
-    of_data, model = draw_dtype(source.data), source.model
+        return dtypes_of(jax.eval_shape(first_example, source))
+    of_data, model = draw_dtypes(source.data), source.model
     if not isinstance(model, ModelSource):
-        return common_dtype(draw_dtype(model), of_data)
-    draw = lambda key, theta: sample_beside(
-        model.vae.decode(theta, sample(model.vae.prior, key)), key, of_data
-    )
-    return jax.eval_shape(draw, jax.random.key(0), model.decoder_params).dtype
+        return jax.tree.map(common_dtype, draw_dtypes(model), of_data)
+
+    def draw(rng_key: jax.Array, model: ModelSource) -> Any:
+        example = model.draw(model.begin_epoch(rng_key), rng_key, jnp.zeros((), jnp.int32))
+        given, _ = bind(model.vae, example)
+        z = sample(prior_of(given, model.decoder_params), rng_key)
+        beside = of_data.x if isinstance(of_data, Given) else of_data
+        return sample_beside(given.decode(model.decoder_params, z), rng_key, beside)
+
+    x = dtypes_of(jax.eval_shape(draw, jax.random.key(0), model))
+    return of_data._replace(x=x) if isinstance(of_data, Given) else x
+
+
+def _cast(examples: Any, dtypes: Any) -> Any:
+    return jax.tree.map(lambda x, dtype: x.astype(dtype), examples, dtypes)
 
 
 @jax.custom_jvp
@@ -258,7 +276,7 @@ class DataSource:
     @property
     def num_examples(self) -> int:
         """N."""
-        return self.images.shape[0]
+        return count(self.images)
 
     def begin_epoch(self, rng_key: jax.Array) -> jax.Array:
         """A random order, computed on the device."""
@@ -267,27 +285,31 @@ class DataSource:
     def draw(self, plan: jax.Array, rng_key: jax.Array, position: jax.Array) -> jax.Array:
         """The image at `position` of the order."""
         del rng_key
-        return self.images[plan[position]]
+        return take(self.images, plan[position])
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class ModelSource:
-    """See `model_source`. There is no plan."""
+    """See `model_source`. The plan is the order of the contexts, if there are any."""
 
     decoder_params: Params
+    contexts: Any
     static: parallel.Static = dataclasses.field(metadata=_STATIC)
     num_examples: int = dataclasses.field(metadata=_STATIC)
     vae = property(lambda self: self.static.values["vae"])
 
-    def begin_epoch(self, rng_key: jax.Array) -> None:
-        """Returns None: draws do not depend on a plan."""
-        del rng_key
+    def begin_epoch(self, rng_key: jax.Array) -> jax.Array | None:
+        """A random order of the contexts."""
+        has_contexts = bool(jax.tree.leaves(self.contexts))
+        return jax.random.permutation(rng_key, count(self.contexts)) if has_contexts else None
 
-    def draw(self, plan: None, rng_key: jax.Array, position: jax.Array) -> jax.Array:
-        """One ancestral sample."""
-        del plan, position
-        return sample_model(self.vae, self.decoder_params, rng_key)
+    def draw(self, plan: jax.Array | None, rng_key: jax.Array, position: jax.Array) -> Any:
+        """One ancestral sample, with its context if there are any."""
+        if plan is None:
+            return sample_model(self.vae, self.decoder_params, rng_key)
+        context = take(self.contexts, plan[position % len(plan)])
+        return Given(sample_model(self.vae.at(context), self.decoder_params, rng_key), context)
 
 
 @jax.tree_util.register_dataclass
@@ -318,16 +340,17 @@ class MixtureSource:
 
     def draw(
         self, plan: tuple[jax.Array, Plan, Plan], rng_key: jax.Array, position: jax.Array
-    ) -> jax.Array:
+    ) -> Any:
         """One example of the mixture."""
         is_of_model, model_plan, data_plan = plan
         model_key, data_key = jax.random.split(rng_key)
-        dtype = draw_dtype(self)
-        draw_model = lambda: self.model.draw(model_plan, model_key, position).astype(dtype)
-        draw_data = lambda: self.data.draw(data_plan, data_key, position).astype(dtype)
+        dtypes = draw_dtypes(self)
+        draw_model = lambda: _cast(self.model.draw(model_plan, model_key, position), dtypes)
+        draw_data = lambda: _cast(self.data.draw(data_plan, data_key, position), dtypes)
         if self.only is not None:
             return draw_model() if self.only == "model" else draw_data()
-        return jnp.where(is_of_model[position], draw_model(), draw_data())
+        pick = functools.partial(jnp.where, is_of_model[position])
+        return jax.tree.map(pick, draw_model(), draw_data())
 
 
 def _strata(alpha: jax.Array, number: int) -> jax.Array:

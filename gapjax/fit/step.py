@@ -9,7 +9,6 @@ change it.
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +17,7 @@ import numpy as np
 import optax
 
 from gapjax import parallel
+from gapjax.examples import take
 from gapjax.fit.objectives import needs_rsample
 from gapjax.fit.sources import Source, check_source, draw_examples, drawn_images, first_example
 from gapjax.model.bounds import elbo
@@ -30,7 +30,7 @@ from gapjax.model.checks import (
     explain,
 )
 from gapjax.optimizers import adam
-from gapjax.vae import VAE, VAEParams
+from gapjax.vae import VAE, VAEParams, bind
 
 Objective = Callable[[VAE, VAEParams, jax.Array, jax.Array], jax.Array]
 
@@ -176,7 +176,7 @@ def run_steps(
         x, rng_keys, weights, num_examples = batch
 
         def loss(params: VAEParams) -> jax.Array:
-            values = jax.vmap(lambda key, one: objective(vae, params, key, one))(rng_keys, x)
+            values = _objectives(vae, objective, params, rng_keys, x)
             return -jnp.vdot(weights, values) / num_examples.astype(values.dtype)
 
         value, gradients = shard.sum(jax.value_and_grad(loss)(state.params))
@@ -212,21 +212,35 @@ def _batches(
     keys_at = lambda i: jax.random.split(jax.random.fold_in(examples_key, i))
     keys = jax.vmap(keys_at)(positions.ravel())  # to draw x, and for the objective's noise
     x = draw_examples(source, source.begin_epoch(plan_key), keys[:, 0], positions.ravel())
-    x, keys = (a.reshape(*positions.shape, *a.shape[1:]) for a in (x, keys[:, 1]))
+    by_step = lambda a: a.reshape(*positions.shape, *a.shape[1:])
+    x, keys = jax.tree.map(by_step, (x, keys[:, 1]))
     sizes = jnp.clip(number - first_positions, 1, batch_size)
     return x, keys, jnp.where(is_padding, 0.0, 1.0), sizes
+
+
+def _objectives(
+    vae: VAE, objective: Objective, params: VAEParams, rng_keys: jax.Array, examples: Any
+) -> jax.Array:
+    """The objective of every example [B], of the model at its context."""
+
+    def one(rng_key: jax.Array, example: Any) -> jax.Array:
+        model, x = bind(vae, example)
+        return objective(model, params, rng_key, x)
+
+    return jax.vmap(one)(rng_keys, examples)
 
 
 def explain_step(
     vae: VAE, objective: Objective, source: Source, state: TrainState, batch_size: int
 ) -> str:
     """What is not finite of the objective on the batch that follows this state, in words."""
-    (x,), (keys,), *_ = _batches(parallel.WHOLE, state, source, batch_size, 1)
-    of_all = lambda params: jax.vmap(partial(objective, vae, params))(keys, x)
+    x, (keys,), *_ = _batches(parallel.WHOLE, state, source, batch_size, 1)
+    x = take(x, 0)
+    of_all = lambda params: _objectives(vae, objective, params, keys, x)
     bad = np.flatnonzero(~np.isfinite(np.asarray(of_all(state.params))))
     if len(bad):
         index = int(bad[0])
-        found = explain(vae, state.params, keys[index], x[index])
+        found = explain(vae, state.params, keys[index], take(x, index))
         first = int(state.step) % steps_per_epoch(source.num_examples, batch_size) * batch_size
         return (
             f"the objective of example {first + index} of the epoch is not finite: "

@@ -4,7 +4,7 @@ To all else such an encoder is one like any other: a refit trains it, and `evalu
 """
 
 import dataclasses
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from gapjax.model import networks
 from gapjax.model.bounds import log_joint
 from gapjax.model.checks import check_positive
 from gapjax.model.free import from_free
-from gapjax.vae import VAE, Distribution, Frozen, Params, VAEParams
+from gapjax.vae import VAE, Distribution, Frozen, Params, VAEParams, latent_size
 
 # Without these bounds a step that goes too far can make the next one overflow the scale of q, and
 # training on grey MNIST failed. At the encoder's own q slopes are below 50 there, most below 3.
@@ -53,7 +53,7 @@ def with_refinement(vae: VAE, num_steps: int = 1, hidden_sizes: tuple[int, ...] 
       Variational Autoencoders, 2018.
     """
     check_positive(num_steps=num_steps, hidden_sizes=hidden_sizes)
-    (latent_dim,) = vae.prior.event_shape
+    latent_dim = latent_size(vae)
     network = networks.Refinement(tuple(hidden_sizes), latent_dim)
     return vae._replace(init=_Init(vae, num_steps, network), encode=_Encode(vae, network))
 
@@ -94,10 +94,11 @@ class _Encode:
     vae: VAE
     network: networks.Refinement
 
-    def __call__(self, params: RefinementParams, x: jax.Array) -> Distribution:
-        posterior = self.vae.encode(params.base, x)
+    def __call__(self, params: RefinementParams, x: Any, *context: Any) -> Distribution:
+        vae = self.vae.at(*context) if context else self.vae
+        posterior = vae.encode(params.base, x)
         decoder = jax.lax.stop_gradient(params.decoder.params)
-        slope_at = jax.grad(lambda z: log_joint(self.vae, decoder, x, z))
+        slope_at = jax.grad(lambda z: log_joint(vae, decoder, x, z))
         loc, scale = diagonal_normal(posterior, "the posterior")
         log_scale = jnp.log(scale)
         for weights in params.networks:

@@ -14,13 +14,14 @@ import numpy as np
 import numpyro.distributions as dist
 
 from gapjax import parallel
+from gapjax.examples import count, on_device
 from gapjax.measure.bounds import Images, check_finite
 from gapjax.model.bounds import bound_at, elbo, log_joint
-from gapjax.model.checks import check_inputs, check_positive, innermost, type_name
-from gapjax.model.distributions import DiscretizedLogistic
+from gapjax.model.checks import check_inputs, check_positive
+from gapjax.model.distributions import DiscretizedLogistic, innermost, type_name
 from gapjax.model.free import from_free, to_free, written_out
 from gapjax.optimizers import adam
-from gapjax.vae import VAE, Params, VAEParams, local_inference
+from gapjax.vae import VAE, Params, VAEParams, bind, local_inference, prior_of
 
 METHODS = ("newton", "adam")
 _STEP_SIZES = (1.0, 0.5, 0.2)
@@ -104,8 +105,8 @@ def refine(
     check_positive(batch_size=batch_size)
     check(refiner)
     refined = _refine_all(
-        params, rng_key, jnp.asarray(images), devices=devices, vae=vae, refiner=refiner,
-        batch_size=min(batch_size, len(images)),
+        params, rng_key, on_device(images), devices=devices, vae=vae, refiner=refiner,
+        batch_size=min(batch_size, count(images)),
     )  # fmt: skip
     refined = refined._replace(start=np.asarray(refined.start), bound=np.asarray(refined.bound))
     check_finite(vae, params, rng_key, images, refined.start)
@@ -151,7 +152,8 @@ def _newton(
 ) -> list[jax.Array]:  # fmt: skip
     """The free parameters after K steps, each judged at the points that it was computed from."""
     dtype = free[0].dtype
-    points = _points(rng_key, vae.prior.event_shape[0], refiner.num_judged).astype(dtype)
+    size = len(diagonal_normal(like, "the posterior")[0])
+    points = _points(rng_key, size, refiner.num_judged).astype(dtype)
 
     def judge(free: list[jax.Array]) -> jax.Array:
         q = from_free(like, free)
@@ -180,10 +182,13 @@ def _full_step(
 ) -> list[jax.Array]:
     """The free parameters that a full step leads to; see `refine`."""
     loc, scale = diagonal_normal(posterior, "the posterior")
-    _, prior_scale = diagonal_normal(vae.prior, "the prior")
+    _, prior_scale = diagonal_normal(prior_of(vae, decoder), "the prior")
 
     def curvature_at(z: jax.Array) -> jax.Array:
-        known = lambda z: information(vae.decode(decoder, z))
+        def known(z: jax.Array) -> Information:
+            base = innermost(likelihood := vae.decode(decoder, z))
+            return information(base.given(x) if hasattr(base, "given") else likelihood)
+
         jacobian, fisher = jax.jacfwd(known, has_aux=True)(z)
         size = len(fisher)
         jacobian = jacobian.reshape(size, -1, len(z))
@@ -227,11 +232,14 @@ def _points(rng_key: jax.Array, size: int, num_pairs: int) -> jax.Array:
 @parallel.program
 def _refine_all(shard, params, rng_key, images, *, vae, refiner, batch_size) -> Refined:
     """`refine_one` of every image."""
-    key_of = lambda index: jax.random.fold_in(rng_key, index)
-    one = lambda xs: refine_one(vae, params, key_of(xs[0]), xs[1], refiner)
-    xs = shard.split((jnp.arange(len(images)), images))
+
+    def one(xs: tuple) -> Refined:
+        model, x = bind(vae, xs[1])
+        return refine_one(model, params, jax.random.fold_in(rng_key, xs[0]), x, refiner)
+
+    xs = shard.split((jnp.arange(count(images)), images))
     refined = jax.lax.map(one, xs, batch_size=-(-batch_size // shard.count))
-    return shard.merge(refined, len(images))
+    return shard.merge(refined, count(images))
 
 
 class Information(NamedTuple):
@@ -251,7 +259,8 @@ def diagonal_normal(distribution: Any, role: str) -> tuple[jax.Array, jax.Array]
     if not isinstance(base, dist.Normal) or len(event_shape) != 1:
         raise TypeError(
             f"{role} is {type_name(distribution)} with event shape {event_shape}; it must be a "
-            "diagonal Gaussian, numpyro.distributions.Normal(loc, scale).to_event(1)"
+            "diagonal Gaussian, numpyro.distributions.Normal(loc, scale).to_event(1); a hierarchy "
+            "in its non-centred form has one"
         )
     return jnp.asarray(base.loc), jnp.asarray(base.scale)
 
@@ -287,9 +296,20 @@ def information(likelihood: Any) -> Information:
         return _by_loc_and_scale(loc, scale, precision, jnp.zeros_like(scale), 2.0 * precision)
     if isinstance(base, DiscretizedLogistic):
         return _logistic_information(base)
+    if isinstance(base, dist.Poisson):
+        rate = jnp.asarray(base.rate)[None]
+        return Information(rate, 1.0 / rate[None])
+    if isinstance(base, dist.GammaPoisson):  # the negative binomial, by its mean
+        size, rate = (jnp.asarray(x)[None] for x in (base.concentration, base.rate))
+        mean = size / rate
+        return Information(mean, 1.0 / (mean * (1.0 + mean / size))[None])
+    if isinstance(base, dist.MultinomialLogits):  # by log p, as if its counts were independent
+        log_probs = jax.nn.log_softmax(jnp.asarray(base.logits))[None]
+        return Information(log_probs, jnp.asarray(base.total_count) * jnp.exp(log_probs)[None])
     raise TypeError(
         f"the Fisher information of {type_name(likelihood)} is not known here; a Newton step takes "
-        "Bernoulli, Normal and DiscretizedLogistic; method='adam' takes every likelihood"
+        "Bernoulli, Normal, DiscretizedLogistic, Poisson, NegativeBinomial2 and "
+        "MultinomialLogits; method='adam' takes every likelihood"
     )
 
 

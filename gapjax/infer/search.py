@@ -13,12 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from gapjax import optimizers, parallel
+from gapjax.examples import count, on_device, take
 from gapjax.infer.newton import Refiner, refine
 from gapjax.measure.bounds import Images, check_finite
 from gapjax.model.bounds import elbo
 from gapjax.model.checks import check_inputs, check_positive
 from gapjax.model.free import from_free, to_free
-from gapjax.vae import VAE, Params, VAEParams, local_inference
+from gapjax.vae import VAE, Params, VAEParams, bind, local_inference
 
 _REFINER = 2**32 - 1  # folded into the key of the refiner; no image has this index
 
@@ -111,10 +112,11 @@ def best_posteriors(
     check_positive(search, zeros=("num_decays",), batch_size=batch_size)
     devices = parallel.all_devices(devices)
     place = functools.partial(parallel.replicate, devices=devices, commit=False)
-    on_all = place((rng_key, starts, params.decoder, jnp.asarray(images)))
+    on_all = place((rng_key, starts, params.decoder, on_device(images)))
     rng_key, starts, _, images = parallel.unreplicate(on_all)
     _, (encoder, *_), decoder, all_images = on_all
-    batch_size = min(batch_size, len(images))
+    number = count(images)
+    batch_size = min(batch_size, number)
     candidates = [_encode.on(vae=vae)(start, images) for start in starts]
     if refiner is not None:
         key = jax.random.fold_in(rng_key, _REFINER)
@@ -125,7 +127,7 @@ def best_posteriors(
             )  # fmt: skip
             candidates.append(jax.vmap(to_free)(refined.posteriors))
     walk, compare = (step.on(devices, vae=vae, search=search) for step in (_walk, _judge))
-    active, rule = np.arange(len(images)), _rule(search)
+    active, rule = np.arange(number), _rule(search)
 
     def advance(state: _Search, steps: int) -> _Search:
         filling = np.full(-len(active) % batch_size, active[-1])
@@ -150,7 +152,7 @@ def best_posteriors(
         plateaus = np.asarray(parallel.unreplicate(state.plateaus))
         active = np.flatnonzero(np.logical_not(optimizers.is_finished(rule, plateaus)))
         if on_progress is not None:
-            on_progress(len(images) - len(active))
+            on_progress(number - len(active))
         if not len(active):
             break
     state = parallel.unreplicate(state)
@@ -204,7 +206,12 @@ def _keys(rng_key, batch, num_steps, *, steps, count) -> jax.Array:
 @parallel.on_one_device
 def _encode(encoder, images, *, vae) -> list[jax.Array]:
     """The free parameters of the posterior that an encoder gives for each image."""
-    return jax.vmap(lambda x: to_free(vae.encode(encoder, x)))(images)
+    return jax.vmap(lambda example: to_free(_posterior(vae, encoder, example)))(images)
+
+
+def _posterior(vae: VAE, encoder: Params, example: Any) -> Any:
+    model, x = bind(vae, example)
+    return model.encode(encoder, x)
 
 
 @parallel.donating
@@ -212,12 +219,13 @@ def _walk(shard, state, encoder, decoder, keys, images, batch, *, vae, search) -
     """A round of optimizer steps for the images of `batch`."""
     optimizer = optimizers.adam(search.learning_rate)
 
-    def one(state: _Search, step_keys: jax.Array, x: jax.Array) -> _Search:
-        like = vae.encode(encoder, x)
+    def one(state: _Search, step_keys: jax.Array, example: Any) -> _Search:
+        model, x = bind(vae, example)
+        like = model.encode(encoder, x)
 
         def step(carry: tuple, sample_keys: jax.Array) -> tuple[tuple, list[jax.Array]]:
             free, opt_state = carry
-            loss = lambda free: -_value(vae, decoder, sample_keys, x, like, free)
+            loss = lambda free: -_value(model, decoder, sample_keys, x, like, free)
             updates, opt_state = optimizer.update(jax.grad(loss)(free), opt_state, free)
             free = jax.tree.map(jnp.add, free, updates)
             return (free, opt_state), free
@@ -237,9 +245,10 @@ def _walk(shard, state, encoder, decoder, keys, images, batch, *, vae, search) -
 def _judge(shard, state, encoder, decoder, keys, images, batch, *, vae, search) -> _Search:
     """Compares the candidates of `batch` with their best."""
 
-    def one(state: _Search, heldout_keys: jax.Array, x: jax.Array) -> _Search:
-        like = vae.encode(encoder, x)
-        value = _value(vae, decoder, heldout_keys[0], x, like, state.candidate)
+    def one(state: _Search, heldout_keys: jax.Array, example: Any) -> _Search:
+        model, x = bind(vae, example)
+        like = model.encode(encoder, x)
+        value = _value(model, decoder, heldout_keys[0], x, like, state.candidate)
         seen = optimizers.PlateauState(state.best_value, state.plateaus)
         seen, judgement = optimizers.judge(_rule(search), seen, value)
         pick = lambda new, old: jnp.where(judgement.is_best, new, old)
@@ -260,14 +269,15 @@ def _replace(shard: parallel.Shard, state, batch, one: Callable, keys, images) -
     """The state with `one(its own, keys, x)` for the images of `batch`; others do not change."""
     part, keys = shard.split((batch, keys))
     chosen = jax.tree.map(lambda leaf: leaf[part], state)
-    new = shard.merge(jax.vmap(one)(chosen, keys, images[part]), len(batch))
+    new = shard.merge(jax.vmap(one)(chosen, keys, take(images, part)), len(batch))
     return jax.tree.map(lambda leaf, new: leaf.at[batch].set(new), state, new)
 
 
 @parallel.on_one_device
 def _finish(best, encoder, images, *, vae) -> Any:
     """The distributions that have these free parameters."""
-    return jax.vmap(lambda x, free: from_free(vae.encode(encoder, x), free))(images, best)
+    one = lambda example, free: from_free(_posterior(vae, encoder, example), free)
+    return jax.vmap(one)(images, best)
 
 
 def _value(

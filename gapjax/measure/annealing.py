@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
 
 from gapjax.measure.importance import LogLikelihood, add_weights
 from gapjax.model.bounds import log_joint
@@ -42,7 +43,7 @@ def annealed_importance_sampling(
 
         log w = sum_t log f_(b_t)(z_(t-1)) - log f_(b_(t-1))(z_(t-1)),   E[w] = p(x).
 
-    The pilot run has noise of its own, so E[w] = p(x) is exact. z may have any shape but must be
+    The pilot run has noise of its own, so E[w] = p(x) is exact. z is any pytree of
     unconstrained reals. `log_prob` is the log of the mean weight.
 
     References:
@@ -98,18 +99,19 @@ def _path(
     posterior = vae.encode(params.encoder, x)
     spread_key, pilot_key = jax.random.split(jax.random.fold_in(rng_key, 0))
     draw = functools.partial(vae_sample, posterior)
-    shape = jax.eval_shape(draw, rng_key).shape
-    sample = lambda sample_key: draw(sample_key).ravel()
+    like = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(draw, rng_key))
+    unravel = ravel_pytree(like)[1]
+    sample = lambda sample_key: ravel_pytree(draw(sample_key))[0]
     draws = jax.vmap(sample)(jax.random.split(spread_key, 100))
     kernel = blackjax.hmc.build_kernel()
 
     def difference(z: jax.Array) -> jax.Array:
-        z = z.reshape(shape)
+        z = unravel(z)
         return log_joint(vae, params.decoder, x, z) - log_prob(posterior, z)
 
     def transition(step_key, z, temperature, step_size) -> tuple[jax.Array, jax.Array]:
         def log_density(z: jax.Array) -> jax.Array:
-            z = z.reshape(shape)
+            z = unravel(z)
             log_p = log_joint(vae, params.decoder, x, z)
             return temperature * log_p + (1 - temperature) * log_prob(posterior, z)
 
@@ -170,7 +172,7 @@ def _forward(path: _Path, rng_key: jax.Array, num_chains: int) -> tuple[jax.Arra
 
 def _backward(path: _Path, rng_key: jax.Array, z: jax.Array, num_chains: int) -> jax.Array:
     """Log weights [C] of chains from one exact posterior sample back to q."""
-    z = jnp.broadcast_to(z.ravel()[None], (num_chains, z.size))
+    z = jnp.tile(ravel_pytree(z)[0], (num_chains, 1))
 
     def step(carry: tuple, xs: tuple) -> tuple[tuple, None]:
         z, log_weights = carry

@@ -9,12 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from gapjax import parallel
+from gapjax.examples import count, on_device, take
 from gapjax.model.bounds import elbo
 from gapjax.model.checks import check_inputs, check_positive, explain
 from gapjax.model.free import of_images
-from gapjax.vae import VAE, VAEParams, local_inference
+from gapjax.vae import VAE, VAEParams, bind, local_inference
 
-Images = jax.Array | np.ndarray  # [N, *event]
+Images = Any  # [N, *event], or a dict or `Given` of such arrays
 Bound = Callable[[VAE, VAEParams, jax.Array, jax.Array, int], jax.Array]
 
 _GRADIENTS = 10  # held at once, each as large as the encoder
@@ -35,8 +36,8 @@ def per_image_bounds(
     check_positive(num_samples=num_samples, batch_size=batch_size)
     check_inputs("this evaluation", vae, params, rng_key, images)
     return bounds(
-        params, rng_key, jnp.asarray(images), devices=devices, vae=vae, num_samples=num_samples,
-        batch_size=min(batch_size, len(images)), bound=bound,
+        params, rng_key, on_device(images), devices=devices, vae=vae, num_samples=num_samples,
+        batch_size=min(batch_size, count(images)), bound=bound,
     )  # fmt: skip
 
 
@@ -91,8 +92,8 @@ def posterior_bounds(
     posteriors = of_images(posteriors, images)
     check_inputs("posterior_bounds", vae, params, rng_key, images, posteriors=posteriors)
     nats = np.asarray(_posterior_bounds(
-        params.decoder, rng_key, jnp.asarray(images), posteriors, devices=devices, vae=vae,
-        num_samples=num_samples, batch_size=min(batch_size, len(images)), bound=bound,
+        params.decoder, rng_key, on_device(images), posteriors, devices=devices, vae=vae,
+        num_samples=num_samples, batch_size=min(batch_size, count(images)), bound=bound,
     ))  # fmt: skip
     check_finite(vae, params, rng_key, images, nats, num_samples, posteriors=posteriors)
     return nats
@@ -108,11 +109,10 @@ def check_finite(
         return
     index, reason = int(bad[0]), None
     if isinstance(vae, VAE):
-        x, key = jnp.asarray(images[index]), jax.random.fold_in(rng_key, index)
+        x, key = on_device(take(images, index)), jax.random.fold_in(rng_key, index)
         if posteriors is not None:
             what += " with its own posterior"
-            own = jax.tree.map(lambda leaf: leaf[index], posteriors)
-            vae, params = local_inference(vae), VAEParams(own, params.decoder)
+            vae, params = local_inference(vae), VAEParams(take(posteriors, index), params.decoder)
         reason = explain(vae, params, key, x, num_samples)
         if posteriors is not None and reason:
             reason = reason.replace("params.encoder", "that posterior")
@@ -128,11 +128,11 @@ def bounds(
     *, vae: VAE, num_samples: int, batch_size: int, bound: Bound,
 ) -> jax.Array:  # fmt: skip
     """The bound of every image [N], in nats; each device computes its share of every batch."""
-    num_images = len(images)
+    num_images = count(images)
 
     def one(index: jax.Array) -> jax.Array:
-        image = images[jnp.minimum(index, num_images - 1)]
-        return bound(vae, params, jax.random.fold_in(rng_key, index), image, num_samples)
+        model, x = bind(vae, take(images, jnp.minimum(index, num_images - 1)))
+        return bound(model, params, jax.random.fold_in(rng_key, index), x, num_samples)
 
     share = -(-batch_size // shard.count)
     num_batches = -(-num_images // (share * shard.count))
@@ -158,10 +158,11 @@ def _posterior_bounds(
     """See `posterior_bounds`."""
 
     def one(xs: tuple) -> jax.Array:
-        index, x, posterior = xs
+        index, example, posterior = xs
+        model, x = bind(vae, example)
         key = jax.random.fold_in(rng_key, index)
-        return bound(local_inference(vae), VAEParams(posterior, decoder), key, x, num_samples)
+        return bound(local_inference(model), VAEParams(posterior, decoder), key, x, num_samples)
 
-    xs = shard.split((jnp.arange(len(images)), images, posteriors))
+    xs = shard.split((jnp.arange(count(images)), images, posteriors))
     nats = jax.lax.map(one, xs, batch_size=-(-batch_size // shard.count))
-    return shard.merge(nats, len(images))
+    return shard.merge(nats, count(images))

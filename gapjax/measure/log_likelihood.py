@@ -8,17 +8,17 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from gapjax import parallel
+from gapjax.examples import count, on_device, take
 from gapjax.measure.annealing import Annealing, annealed_importance_sampling, reverse_annealing
 from gapjax.measure.bounds import Images, check_finite
 from gapjax.measure.importance import LogLikelihood, importance_sampling
 from gapjax.measure.statistics import mean_and_stderr
 from gapjax.model.checks import check_concrete, check_inputs, check_key, check_model, check_positive
 from gapjax.model.free import of_images
-from gapjax.vae import VAE, VAEParams, local_inference, sample, sample_model
+from gapjax.vae import VAE, VAEParams, bind, local_inference, prior_of, sample, sample_model
 
 
 class Sandwich(NamedTuple):
@@ -73,14 +73,14 @@ def log_likelihood(
     check_positive(annealing, num_samples=num_samples, chunk_size=chunk_size, batch_size=batch_size)
     inference = params.encoder if posteriors is None else posteriors
     found: LogLikelihood = _in_batches(
-        _log_likelihoods, (inference, params.decoder, rng_key, jnp.asarray(images)), len(images),
+        _log_likelihoods, (inference, params.decoder, rng_key, on_device(images)), count(images),
         batch_size, devices, on_progress, vae=vae, annealing=annealing,
         local=posteriors is not None, num_samples=num_samples, chunk_size=chunk_size,
     )  # fmt: skip
     nats, what = np.asarray(found.log_prob), "the estimate of log p(x)"
     check_finite(vae, params, rng_key, images, nats, posteriors=posteriors, what=what)
     if found.acceptance is None:  # here, as no program may give a NaN under jax_debug_nans
-        found = found._replace(acceptance=np.full(len(images), np.nan))
+        found = found._replace(acceptance=np.full(count(images), np.nan))
     return found
 
 
@@ -90,6 +90,7 @@ def sandwich(
     rng_key: jax.Array,
     num_images: int,
     *,
+    contexts: Any = None,
     annealing: Annealing = Annealing(),  # noqa: B008 (an immutable tuple)
     batch_size: int = 20,
     devices: parallel.Devices | None = None,
@@ -100,6 +101,9 @@ def sandwich(
     How well annealing with these settings works on this model: the truth lies between the two. The
     N images are simulated: z ~ p(z), x ~ p(x given z).
 
+    Args:
+      contexts: those of the N images, with a leading axis [N], where the model is conditional.
+
     References:
       Grosse, Ghahramani, Adams, Sandwiching the Marginal Likelihood Using Bidirectional Monte
       Carlo, 2015.
@@ -107,11 +111,12 @@ def sandwich(
     check_positive(annealing, num_images=num_images, batch_size=batch_size)
     check_concrete("sandwich", "there use reverse_annealing", params=params, rng_key=rng_key)
     check_key(rng_key)
-    x = jax.eval_shape(lambda key: sample_model(vae, params.decoder, key), rng_key)
-    check_model(vae, params, x)
+    first = vae if contexts is None else vae.at(take(on_device(contexts), 0))
+    x = jax.eval_shape(lambda key: sample_model(first, params.decoder, key), rng_key)
+    check_model(first, params, x)
     images, upper, (lower, ess, acceptance) = _in_batches(
-        _sandwiches, (params, rng_key), num_images, batch_size, devices, on_progress, vae=vae,
-        annealing=annealing,
+        _sandwiches, (params, rng_key, on_device(contexts)), num_images, batch_size,
+        devices, on_progress, vae=vae, annealing=annealing,
     )  # fmt: skip
     gap, gap_stderr = mean_and_stderr(np.asarray(upper, np.float64) - lower)
     return Sandwich(images, lower, upper, gap, gap_stderr, ess, acceptance)
@@ -143,9 +148,9 @@ def _log_likelihoods(
     """Estimates for the images of `batch`; `inference` is an encoder or a q for each image."""
 
     def one(index: jax.Array) -> LogLikelihood:
-        own = jax.tree.map(lambda leaf: leaf[index], inference) if local else inference
-        model = local_inference(vae) if local else vae
-        inputs = model, VAEParams(own, decoder), jax.random.fold_in(rng_key, index), images[index]
+        own = take(inference, index) if local else inference
+        model, x = bind(local_inference(vae) if local else vae, take(images, index))
+        inputs = model, VAEParams(own, decoder), jax.random.fold_in(rng_key, index), x
         if annealing is None:
             return importance_sampling(*inputs, num_samples, chunk_size)
         return annealed_importance_sampling(*inputs, annealing)
@@ -154,14 +159,15 @@ def _log_likelihoods(
 
 
 @parallel.program
-def _sandwiches(shard, params, rng_key, batch, *, vae, annealing) -> tuple:
+def _sandwiches(shard, params, rng_key, contexts, batch, *, vae, annealing) -> tuple:
     """The simulated images of these indices, their upper and their lower estimates."""
 
     def one(index: jax.Array) -> tuple[jax.Array, jax.Array, LogLikelihood]:
         latent_key, pixel_key, chain_key = jax.random.split(jax.random.fold_in(rng_key, index), 3)
-        z = sample(vae.prior, latent_key)
-        x = sample(vae.decode(params.decoder, z), pixel_key)
-        upper = reverse_annealing(vae, params, chain_key, x, z, annealing)
-        return x, upper, annealed_importance_sampling(vae, params, chain_key, x, annealing)
+        model = vae if contexts is None else vae.at(take(contexts, index))
+        z = sample(prior_of(model, params.decoder), latent_key)
+        x = sample(model.decode(params.decoder, z), pixel_key)
+        upper = reverse_annealing(model, params, chain_key, x, z, annealing)
+        return x, upper, annealed_importance_sampling(model, params, chain_key, x, annealing)
 
     return shard.merge(jax.vmap(one)(shard.split(batch)), len(batch))

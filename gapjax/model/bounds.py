@@ -12,7 +12,9 @@ import numpy as np
 import numpyro.distributions as dist
 from numpyro.distributions.kl import kl_divergence
 
-from gapjax.model.checks import check_positive, check_scalar, innermost, one_log_prob, type_name
+from gapjax.model.chain import Chain, is_alike
+from gapjax.model.checks import check_positive, check_scalar, one_log_prob
+from gapjax.model.distributions import innermost, type_name
 from gapjax.vae import (
     VAE,
     Distribution,
@@ -21,6 +23,7 @@ from gapjax.vae import (
     library_promotion,
     log_prob,
     observed,
+    prior_of,
     sample,
 )
 
@@ -35,16 +38,20 @@ def elbo(
         ELBO(x, theta, phi) = E_q[log p(x given z)] - KL(q(z given x) || p(z))
 
     KL is analytic where NumPyro has it for this pair, and estimated on the same samples of z
-    where it has not.
+    where it has not. Of two `Chain` with links of the same names it is the sum of the KL of each
+    link given the samples of those before it, analytic where NumPyro has that.
 
     It is estimated without bias as the mean over `num_samples` S of z.
     """
-    posterior = vae.encode(params.encoder, x)
-    kl = _analytic_kl(posterior, vae.prior)
+    posterior, prior = vae.encode(params.encoder, x), prior_of(vae, params.decoder)
+    kl = _analytic_kl(posterior, prior)
 
     def bound(sample_key: jax.Array) -> jax.Array:
         if kl is not None:
             return _log_likelihood(vae, params.decoder, x, sample(posterior, sample_key))
+        if is_alike(posterior, prior):
+            z = sample(posterior, sample_key)
+            return _log_likelihood(vae, params.decoder, x, z) - _kl_by_link(posterior, prior, z)
         z, log_q = sample_and_log_prob(posterior, sample_key)
         return log_joint(vae, params.decoder, x, z) - log_q
 
@@ -60,9 +67,10 @@ def bound_at(
 ) -> jax.Array:
     """The ELBO of one example [*event] with its expectation taken over given latents [S, Z]."""
     mean = lambda function: jax.vmap(function)(latents).mean()
-    kl = _analytic_kl(posterior, vae.prior)
+    prior = prior_of(vae, decoder_params)
+    kl = _analytic_kl(posterior, prior)
     if kl is None:
-        kl = mean(lambda z: log_prob(posterior, z) - log_prob(vae.prior, z))
+        kl = mean(lambda z: log_prob(posterior, z) - log_prob(prior, z))
     return mean(lambda z: _log_likelihood(vae, decoder_params, x, z)) - kl
 
 
@@ -88,9 +96,10 @@ def importance_weighted_bound(
     return jax.nn.logsumexp(log_weights) - math.log(num_samples)
 
 
-def log_joint(vae: VAE, decoder_params: Params, x: jax.Array, z: jax.Array) -> jax.Array:
+def log_joint(vae: VAE, decoder_params: Params, x: jax.Array, z: Any) -> jax.Array:
     """Log p(x, z) = log p(x given z) + log p(z) of one example and one latent, in nats."""
-    return _log_likelihood(vae, decoder_params, x, z) + one_log_prob("prior", vae.prior, z)
+    prior = prior_of(vae, decoder_params)
+    return _log_likelihood(vae, decoder_params, x, z) + one_log_prob("prior", prior, z)
 
 
 def divergence(first: Distribution, second: Distribution, rng_key: jax.Array) -> jax.Array:
@@ -98,6 +107,8 @@ def divergence(first: Distribution, second: Distribution, rng_key: jax.Array) ->
     kl = _analytic_kl(first, second)
     if kl is not None:
         return kl
+    if is_alike(first, second):
+        return _kl_by_link(first, second, sample(first, rng_key))
     z, log_first = sample_and_log_prob(first, rng_key)
     return log_first - one_log_prob("posterior", second, z)
 
@@ -110,14 +121,16 @@ def divergences(first: Distribution, second: Distribution) -> jax.Array:
     return jnp.broadcast_to(kl, second.event_shape)
 
 
-def sample_and_log_prob(posterior: Distribution, rng_key: jax.Array) -> tuple[jax.Array, jax.Array]:
+def sample_and_log_prob(posterior: Distribution, rng_key: jax.Array) -> tuple[Any, jax.Array]:
     """One z ~ q and log q(z); a flow gives both in one pass, so that it need not be inverted."""
+    if isinstance(posterior, Chain):
+        return posterior.sample_and_log_prob(rng_key)
     if isinstance(posterior, dist.TransformedDistribution):
         with library_promotion():
             z, intermediates = posterior.sample_with_intermediates(rng_key)
             log_q = posterior.log_prob(z, intermediates)
         check_scalar("posterior", posterior, jnp.shape(log_q))
-        return cast(tuple[jax.Array, jax.Array], (z, log_q))
+        return z, cast(jax.Array, log_q)
     z = sample(posterior, rng_key)
     return z, one_log_prob("posterior", posterior, z)
 
@@ -136,9 +149,19 @@ def _sample_keys(rng_key: jax.Array, num_samples: int) -> jax.Array:
     return rng_key[None] if num_samples == 1 else jax.random.split(rng_key, num_samples)
 
 
-def _log_likelihood(vae: VAE, decoder_params: Params, x: jax.Array, z: jax.Array) -> jax.Array:
+def _log_likelihood(vae: VAE, decoder_params: Params, x: jax.Array, z: Any) -> jax.Array:
     """Log p(x given z), checked to be a scalar."""
     return one_log_prob("likelihood", vae.decode(decoder_params, z), observed(x))
+
+
+def _kl_by_link(posterior: Any, prior: Any, z: dict[str, Any]) -> jax.Array:
+    """KL(q || p) of chains with the same links, unbiased at one z ~ q."""
+    total = jnp.zeros(())
+    for name, q in posterior.links_at(z).items():
+        p = prior.link_at(name, z)
+        kl = _analytic_kl(q, p)
+        total += log_prob(q, z[name]) - log_prob(p, z[name]) if kl is None else kl
+    return total
 
 
 def _analytic_kl(

@@ -13,7 +13,19 @@ from jax.interpreters.partial_eval import dce_jaxpr
 from jax.tree_util import keystr, tree_leaves_with_path
 
 from gapjax import parallel
-from gapjax.vae import VAE, VAEParams, local_inference, log_prob, observed, sample
+from gapjax.examples import count, shape_of_one, take
+from gapjax.model.distributions import innermost, support_of, type_name
+from gapjax.vae import (
+    VAE,
+    Given,
+    VAEParams,
+    bind,
+    local_inference,
+    log_prob,
+    observed,
+    prior_of,
+    sample,
+)
 
 _ROLES = {
     "prior": "the prior p(z)",
@@ -53,13 +65,12 @@ def check_inputs(
     check_key(rng_key)
     if posteriors is not None:
         for shape in map(np.shape, jax.tree.leaves(posteriors)):
-            if shape[:1] != images.shape[:1]:
-                wanted = f"a leading axis of {images.shape[0]}, one for each image"
+            if shape[:1] != (count(images),):
+                wanted = f"a leading axis of {count(images)}, one for each image"
                 raise ValueError(f"posteriors has an array of shape {shape}; it needs {wanted}")
-        first = jax.tree.map(lambda leaf: leaf[0], posteriors)
-        vae, params = local_inference(vae), VAEParams(first, params.decoder)
+        vae, params = local_inference(vae), VAEParams(take(posteriors, 0), params.decoder)
     if isinstance(vae, VAE):
-        model = check_model(vae, params, jax.ShapeDtypeStruct(images.shape[1:], images.dtype))
+        model = check_model(vae, params, shape_of_one(images))
         if gradients:
             check_reparameterized(model)
         check_images("images", images, model)
@@ -92,9 +103,10 @@ def check_reparameterized(model: Model) -> None:
 
 def check_images(name: str, images: Any, model: Model) -> None:
     """Raises ValueError where an image is not in the support of the likelihood, if it is known."""
-    support, images = model.support, np.asarray(images)
-    if support is None:
+    support, images = model.support, images.x if isinstance(images, Given) else images
+    if support is None or isinstance(images, dict):
         return
+    images = np.asarray(images)
     block = max(1, _BLOCK // max(1, math.prod(images.shape[1:])))
     for first in range(0, len(images), block):
         part = images[first : first + block]
@@ -129,7 +141,15 @@ def check_trainable(params: VAEParams) -> None:
 
 
 def check_array(name: str, images: Any) -> None:
-    """Raises TypeError unless this is an array [N, *event], and ValueError if N is 0."""
+    """Raises TypeError unless this is a set of examples [N, *event], and ValueError if N is 0."""
+    if isinstance(images, Given | dict):
+        leaves = jax.tree.leaves(images)
+        shapes = [np.shape(leaf) for leaf in leaves]
+        if not all(map(_is_array, leaves)) or len({shape[:1] for shape in shapes}) != 1:
+            raise TypeError(
+                f"{name} has the shapes {shapes}; give arrays with one leading axis [N]"
+            )
+        images = leaves[0]
     if not _is_array(images):
         field = next((field for field in ("test", "images") if hasattr(images, field)), None)
         hint = f"; its .{field} is one" if field else ""
@@ -194,7 +214,7 @@ def check_positive(settings: Any = None, *, zeros: tuple[str, ...] = (), **numbe
                 raise ValueError(f"{name} is {number}; it must be positive")
 
 
-def one_log_prob(role: str, distribution: Any, value: jax.Array) -> jax.Array:
+def one_log_prob(role: str, distribution: Any, value: Any) -> jax.Array:
     """Log-probability of one whole example or latent, checked to be a scalar."""
     result = log_prob(distribution, value)
     check_scalar(role, distribution, jnp.shape(result))
@@ -221,12 +241,13 @@ def explain(
             return f"{name} has a NaN"
     # One sample takes the key itself, see `bounds`.
     keys = [rng_key] if num_samples == 1 else jax.random.split(rng_key, num_samples)
-    doing = "encode"
+    doing, (vae, x) = "encode", bind(vae, x)
     try:  # NumPyro raises ValueError for parameters that it takes for invalid, such as a NaN
+        prior = prior_of(vae, params.decoder)
         posterior = vae.encode(params.encoder, x)
         for key in keys:
             z = sample(posterior, key)
-            if not jnp.isfinite(z).all():
+            if not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(z)):
                 return f"encode returns a {type_name(posterior)} whose samples are not finite"
             doing = "decode"
             likelihood = vae.decode(params.decoder, z)
@@ -234,7 +255,7 @@ def explain(
                 return f"decode returns a {type_name(likelihood)} whose parameters are NaN"
             if not jnp.isfinite(log_prob(likelihood, observed(x))):
                 return _explain_likelihood(likelihood, observed(x))
-            for role, distribution in (("prior", vae.prior), ("posterior", posterior)):
+            for role, distribution in (("prior", prior), ("posterior", posterior)):
                 if not jnp.isfinite(value := log_prob(distribution, z)):
                     return f"log_prob of the {role}, a {type_name(distribution)}, is {float(value)}"
     except ValueError as error:
@@ -252,7 +273,7 @@ def _explain_likelihood(likelihood: Any, x: jax.Array) -> str:
     """Names the first pixel whose log-probability is not finite, where there is one for each."""
     single = innermost(likelihood)
     values = np.asarray(log_prob(single, x))
-    if values.shape != x.shape or not values.shape:
+    if not values.shape or values.shape != x.shape:
         return f"log p(x given z) is {float(log_prob(likelihood, x))}: {type_name(likelihood)}"
     place = tuple(map(int, np.argwhere(~np.isfinite(values))[0]))
     return (
@@ -263,47 +284,54 @@ def _explain_likelihood(likelihood: Any, x: jax.Array) -> str:
 
 @functools.lru_cache(64)  # tracing a model takes 25 to 50 ms
 def _inspect(static: parallel.Static) -> Model:
-    vae, (params, x) = static.values["vae"], static.values["inputs"]
+    vae, (params, example) = static.values["vae"], static.values["inputs"]
     found: dict[str, Any] = {}
 
-    def infer(encoder: Any, x: jax.Array, rng_key: jax.Array) -> tuple[jax.Array, ...]:
-        where = f"one example x of shape {x.shape} and dtype {x.dtype}, without a batch axis"
-        posterior = _call("encode", vae.encode, encoder, x, where)
+    def infer(both: VAEParams, example: Any, rng_key: jax.Array) -> tuple[Any, ...]:
+        model, x = bind(vae, example)
+        where = f"one example x of {_shapes(x, True)}, without a batch axis"
+        posterior = _call("encode", model.encode, both.encoder, x, where)
+        prior = prior_of(model, both.decoder)
         found["posterior"] = type_name(posterior)
         found["has_rsample"] = bool(getattr(posterior, "has_rsample", True))
         out = []
-        for role, distribution in (("prior", vae.prior), ("posterior", posterior)):
+        for role, distribution in (("prior", prior), ("posterior", posterior)):
             _check_type(role, distribution, "sample", "log_prob")
             out.append(sample(distribution, rng_key))
             out.append(one_log_prob(role, distribution, out[-1]))
-        if out[0].shape != out[2].shape:
+        if _shapes(out[0]) != _shapes(out[2]):
             raise ValueError(
-                f"latents of the posterior have the shape {out[2].shape}, those of the prior "
-                f"{out[0].shape}; they must be the same"
+                f"latents of the posterior have the {_shapes(out[2])}, those of the prior the "
+                f"{_shapes(out[0])}; they must be the same"
             )
-        return out[2], out[3]
+        return out[2], out[3], out[1]
 
-    def generate(decoder: Any, z: jax.Array, x: jax.Array) -> jax.Array:
-        likelihood = _call("decode", vae.decode, decoder, z, f"one z of shape {z.shape}")
+    def generate(decoder: Any, z: Any, example: Any) -> jax.Array:
+        model, x = bind(vae, example)
+        likelihood = _call("decode", model.decode, decoder, z, f"one z of {_shapes(z)}")
         _check_type("likelihood", likelihood, "log_prob")
-        shape = tuple(getattr(likelihood, "event_shape", x.shape))
-        if shape != x.shape and not getattr(likelihood, "batch_shape", ()):
+        shape = getattr(likelihood, "event_shape", getattr(x, "shape", ()))
+        is_whole = hasattr(x, "shape") and not getattr(likelihood, "batch_shape", ())
+        if is_whole and tuple(shape) != x.shape:
             raise ValueError(
                 f"{_ROLES['likelihood']} has an x of shape {shape}, but an example has {x.shape}"
             )
         found.update(likelihood=type_name(likelihood), support=support_of(likelihood))
         return one_log_prob("likelihood", likelihood, observed(x))
 
-    (z, _), (of_z, of_q) = _dependence(infer, params.encoder, x, jax.random.key(0))
-    _, (of_p,) = _dependence(generate, params.decoder, z, x)
-    if not of_z[-1]:
+    (z, *_), uses = _dependence(infer, params, example, jax.random.key(0))
+    if not all(use[-1] for use in uses[:-2]):
         raise ValueError(
             f"{_ROLES['posterior']} is a point mass: samples of {found['posterior']} do not depend "
             "on the key; take one with a density, such as dist.Normal(loc, scale)"
         )
+    _, (by_p,) = _dependence(generate, params.decoder, z, example)
     names = ["params" + keystr(path) for path, _ in tree_leaves_with_path(params)]
-    of_q = list(map(operator.or_, of_z, of_q))
-    is_used = of_q[:-2] + of_p[:-2] + [of_q[-2], of_p[-2]]
+    by_any, by_q = (list(map(any, zip(*some, strict=True))) for some in (uses, uses[:-1]))
+    of_encoder, of_decoder, of_z = (len(jax.tree.leaves(each)) for each in (*params, z))
+    by_decoder = map(operator.or_, by_any[of_encoder:], by_p[:of_decoder])
+    by_x, by_z = by_q[of_encoder + of_decoder : -1], by_p[of_decoder : of_decoder + of_z]
+    is_used = [*by_any[:of_encoder], *by_decoder, any(by_x), any(by_z)]
     unused = (name for name, used in zip([*names, "x", "z"], is_used, strict=True) if not used)
     return Model(**found, unused=tuple(unused))
 
@@ -314,7 +342,7 @@ def _dependence(function: Any, params: Any, *inputs: Any) -> tuple[Any, list[lis
     It is traced under vmap as in every program, where a module that changes its state fails.
     """
     of_one = lambda params, *inputs: jax.vmap(functools.partial(function, params))(
-        *(x[None] for x in inputs)
+        *jax.tree.map(lambda x: x[None], inputs)
     )
     closed, shapes = jax.make_jaxpr(of_one, return_shape=True)(params, *inputs)
     each = np.eye(len(closed.jaxpr.outvars), dtype=bool).tolist()
@@ -322,7 +350,13 @@ def _dependence(function: Any, params: Any, *inputs: Any) -> tuple[Any, list[lis
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), shapes), used
 
 
-def _call(name: str, function: Any, params: Any, value: jax.Array, where: str) -> Any:
+def _shapes(tree: Any, with_dtypes: bool = False) -> str:
+    """The shape of an array, or those of the arrays in a tree by their paths; also the dtypes."""
+    one = lambda leaf: f"shape {leaf.shape}" + f" and dtype {leaf.dtype}" * with_dtypes
+    return ", ".join(f"{keystr(at)} {one(x)}".strip() for at, x in tree_leaves_with_path(tree))
+
+
+def _call(name: str, function: Any, params: Any, value: Any, where: str) -> Any:
     """`encode` or `decode`; an error in it is told with what it was given."""
     try:
         return function(params, value)
@@ -341,28 +375,3 @@ def _check_type(role: str, distribution: Any, *methods: str) -> None:
             f"{_ROLES[role]} must be a distribution, such as those of numpyro.distributions; this "
             f"{kind} has no {' and no '.join(missing)}"
         )
-
-
-def innermost(distribution: Any) -> Any:
-    """The distribution inside NumPyro's `Independent` and `ExpandedDistribution`, or itself."""
-    wrappers = {"Independent", "ExpandedDistribution"}
-    while wrappers & {kind.__name__ for kind in type(distribution).__mro__}:
-        distribution = distribution.base_dist
-    return distribution
-
-
-def type_name(distribution: Any) -> str:
-    """The name of a distribution's type; of NumPyro's wrappers that of what they wrap."""
-    return type(innermost(distribution)).__name__
-
-
-def support_of(distribution: Any) -> Any:
-    """The constraint on each value; None where it does not say, or holds traced parameters."""
-    try:
-        support: Any = getattr(distribution, "support", None)
-    except NotImplementedError:
-        return None
-    while hasattr(support, "base_constraint"):
-        support = support.base_constraint
-    is_traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(support))
-    return support if callable(support) and not is_traced else None

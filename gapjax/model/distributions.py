@@ -6,13 +6,13 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.typing import ArrayLike
 from numpyro.distributions import Distribution, constraints
 from numpyro.distributions.flows import InverseAutoregressiveTransform
 from numpyro.distributions.util import promote_shapes, validate_sample
 
 from gapjax import vae
-from gapjax.model.checks import support_of
 
 # Beyond these (in units of one bin) float32 cannot hold the gradient (x - loc) / scale^2.
 _MAX_LOC = 1e12
@@ -181,11 +181,40 @@ class DiscretizedLogistic(Distribution):
         return jnp.broadcast_to(levels, (self.levels, *self.batch_shape)) if expand else levels
 
 
-def sample_beside(likelihood: vae.Distribution, rng_key: jax.Array, dtype: np.dtype) -> jax.Array:
-    """One sample of x in a dtype that holds it and values of `dtype`: in that itself if it can."""
-    x, known = vae.sample(likelihood, rng_key), integer_range(likelihood)
-    needed = x.dtype if known is None else np.result_type(*map(np.min_scalar_type, known))
-    return x.astype(common_dtype(needed, dtype))
+def innermost(distribution: Any) -> Any:
+    """The distribution inside NumPyro's `Independent` and `ExpandedDistribution`, or itself."""
+    wrappers = {"Independent", "ExpandedDistribution"}
+    while wrappers & {kind.__name__ for kind in type(distribution).__mro__}:
+        distribution = distribution.base_dist
+    return distribution
+
+
+def type_name(distribution: Any) -> str:
+    """The name of a distribution's type; of NumPyro's wrappers that of what they wrap."""
+    return type(innermost(distribution)).__name__
+
+
+def support_of(distribution: Any) -> Any:
+    """The constraint on each value; None where it does not say, or holds traced parameters."""
+    try:
+        support: Any = getattr(distribution, "support", None)
+    except NotImplementedError:
+        return None
+    while hasattr(support, "base_constraint"):
+        support = support.base_constraint
+    is_traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(support))
+    return support if callable(support) and not is_traced else None
+
+
+def sample_beside(likelihood: vae.Distribution, rng_key: jax.Array, beside: Any) -> Any:
+    """One sample of x in dtypes that hold it and the values of `beside`, the dtypes of an x."""
+    known = integer_range(likelihood)
+
+    def widened(x: jax.Array, dtype: np.dtype) -> jax.Array:
+        needed = x.dtype if known is None else np.result_type(*map(np.min_scalar_type, known))
+        return x.astype(common_dtype(needed, dtype))
+
+    return jax.tree.map(widened, vae.sample(likelihood, rng_key), beside)
 
 
 def common_dtype(*dtypes: np.dtype) -> np.dtype:

@@ -10,13 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 from numpyro.distributions import Distribution, ExpandedDistribution, biject_to, constraints
 
+from gapjax.vae import Frozen
+
 
 def to_free(distribution: Any) -> list[jax.Array]:
     """The parameters of a distribution as unconstrained real arrays, which an optimizer may move.
 
     A parameter that NumPyro knows a constraint of (a scale is positive) is mapped to the reals by
     the bijection of that constraint; every other float leaf is taken as it is. All are first
-    `written_out`; they are in the order of their paths and have one type, float32 at least.
+    `written_out`; they are in the order of their paths and have one type, float32 at least. What is
+    in a `Frozen` is not among them.
     """
     distribution = written_out(distribution)
     leaves, treedef = jax.tree.flatten(distribution)
@@ -92,6 +95,8 @@ def _constraints_of(node: Any, constraint: Any) -> Iterator[tuple[int, Any]]:
     """Yields (leaf number, constraint) under a node of a pytree whose leaves are their numbers."""
     if isinstance(node, int):
         yield node, constraint
+    elif isinstance(node, Frozen):  # weights that all examples share are no example's own
+        return
     elif isinstance(node, Distribution):
         for name in sorted(node.gather_pytree_data_fields()):
             known = node.arg_constraints.get(name, constraints.real)

@@ -9,8 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from gapjax import parallel
+from gapjax.examples import on_device, shape_of_one, take
 from gapjax.model import checks
-from gapjax.vae import VAE, VAEParams, log_prob, observed, sample
+from gapjax.model.distributions import innermost, type_name
+from gapjax.vae import VAE, Given, VAEParams, log_prob, observed, prior_of, sample
 
 _NUM_IMAGES, _NUM_SAMPLES, _NUM_VALUES = 64, 2000, 2**23
 
@@ -45,11 +47,9 @@ def check_vae(vae: VAE, params: VAEParams, images: Any) -> Inspection:
     seen, problems = {}, []
     try:
         checks.check_array("images", images)
-        example = jax.ShapeDtypeStruct(images.shape[1:], images.dtype)
-        model = checks.check_model(vae, params, example)
+        model = checks.check_model(vae, params, shape_of_one(images))
     except (TypeError, ValueError) as error:
         return Inspection(seen, (str(error),))
-    images = np.asarray(images)
     for check in (
         lambda: checks.check_reparameterized(model),
         lambda: checks.check_trainable(params),
@@ -62,16 +62,24 @@ def check_vae(vae: VAE, params: VAEParams, images: Any) -> Inspection:
     for name in model.unused:
         hint = "; what a prior has learned belongs into the prior of the VAE" * ("." in name)
         problems.append(f"neither encode nor decode uses {name}{hint}")
-    few = images[:_NUM_IMAGES]
-    reason = checks.explain(vae, params, jax.random.key(0), jnp.asarray(few[0]))
+    if isinstance(images, Given):  # all at the context of the first
+        vae, images = vae.at(on_device(take(images.context, 0))), images.x
+    few = jax.tree.map(np.asarray, take(images, slice(_NUM_IMAGES)))
+    reason = checks.explain(vae, params, jax.random.key(0), on_device(take(few, 0)))
     if reason:
         return Inspection(seen, (*problems, f"the ELBO of image 0 is not finite: {reason}"))
+    z = jax.eval_shape(lambda key: sample(prior_of(vae, params.decoder), key), jax.random.key(0))
+    if not (hasattr(images, "shape") and hasattr(z, "shape")):
+        seen["samples"] = "not looked at, as x or z is not one array"
+        return Inspection(seen, tuple(problems))
     number = max(40, min(_NUM_SAMPLES, _NUM_VALUES // max(1, few[0].size)))
     drawn = _draw(params, jnp.asarray(few), vae=vae, num_samples=number)
     drawn, latents = jax.tree.map(np.asarray, drawn)
     seen["images"] = f"{len(images)} of {_describe(images)}"
+    prior = prior_of(vae, params.decoder)
+    learned = "fixed in training" if prior is vae.prior else "trained with the decoder"
     kinds = {
-        "prior": f"{checks.type_name(vae.prior)}, fixed in training",
+        "prior": f"{type_name(prior)}, {learned}",
         "posterior": model.posterior + ", reparameterized" * model.has_rsample,
         "likelihood": f"{model.likelihood}, support {model.support or 'unknown'}",
     }
@@ -110,12 +118,13 @@ def _draw(params: VAEParams, images: jax.Array, *, vae: VAE, num_samples: int) -
         keys = jax.random.split(rng_key, num_samples)
         values = jax.vmap(lambda key: sample(distribution, key))(keys)
         of = lambda one: jax.vmap(lambda value: log_prob(one, cast(value)))(values)
-        each = of(checks.innermost(distribution))  # often one log_prob for every number
+        each = of(innermost(distribution))  # often one log_prob for every number
         return values, each if each.shape == values.shape else of(distribution)
 
     latent = lambda x: sample(vae.encode(params.encoder, x), rng_key)
     p = vae.decode(params.decoder, latent(images[0]))
-    drawn = {"prior": draw(vae.prior), "posterior": draw(vae.encode(params.encoder, images[0]))}
+    prior, posterior = prior_of(vae, params.decoder), vae.encode(params.encoder, images[0])
+    drawn = {"prior": draw(prior), "posterior": draw(posterior)}
     if hasattr(p, "sample"):
         drawn["likelihood"] = draw(p, observed)
     return drawn, jax.vmap(latent)(images)

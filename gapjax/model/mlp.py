@@ -12,7 +12,7 @@ import numpyro.distributions as dist
 from gapjax.model import networks
 from gapjax.model.checks import check_positive
 from gapjax.model.distributions import AutoregressiveFlow, DiscretizedLogistic
-from gapjax.vae import VAE, Encoder, Params, VAEParams
+from gapjax.vae import VAE, Encoder, Params
 
 LIKELIHOODS = ("bernoulli", "discretized_logistic")
 _FLOW_LAYERS, _FLOW_HIDDEN = 2, 64
@@ -63,6 +63,22 @@ def mlp_vae(
       et al., Improved Variational Inference with Inverse Autoregressive Flow, 2016; Salimans et
       al., PixelCNN++, 2017.
     """
+    decode = pixel_decoder(
+        event_shape, likelihood, latent_dim, hidden_sizes, levels, uniform_weight
+    )
+    encode: Any = mlp_encoder(
+        event_shape, latent_dim=latent_dim, hidden_sizes=hidden_sizes, levels=decode.levels,
+        posterior=posterior,
+    ).encode  # fmt: skip
+    prior = StandardMultivariateNormal if posterior == "full_covariance" else StandardNormal
+    return VAE(networks.InitBoth(encode, decode), encode, decode, prior(latent_dim))
+
+
+def pixel_decoder(
+    event_shape: tuple[int, ...], likelihood: str, latent_dim: int, hidden_sizes: tuple[int, ...],
+    levels: int | None, uniform_weight: float,
+) -> "Decode":  # fmt: skip
+    """The decoder of `mlp_vae` by itself."""
     if likelihood not in LIKELIHOODS:
         raise ValueError(f"likelihood is {likelihood!r}; it must be {' or '.join(LIKELIHOODS)}")
     if likelihood == "bernoulli":
@@ -71,14 +87,9 @@ def mlp_vae(
         raise ValueError("levels is None, as for floats and counts; they need a model of your own")
     else:
         DiscretizedLogistic(0.0, 1.0, levels, uniform_weight=uniform_weight)  # checks the weight
-    encode: Any = mlp_encoder(
-        event_shape, latent_dim=latent_dim, hidden_sizes=hidden_sizes, levels=levels,
-        posterior=posterior,
-    ).encode  # fmt: skip
-    sizes = encode.event_shape, latent_dim, encode.hidden_sizes, levels
-    decode = _Decode(*sizes, likelihood, uniform_weight)
-    prior = StandardMultivariateNormal if posterior == "full_covariance" else _DiagonalNormal
-    return VAE(_Init(encode, decode), encode, decode, prior(latent_dim))
+    check_positive(latent_dim=latent_dim, hidden_sizes=hidden_sizes, event_shape=event_shape)
+    sizes = tuple(event_shape), latent_dim, tuple(hidden_sizes), levels
+    return Decode(*sizes, likelihood, uniform_weight)
 
 
 def mlp_encoder(
@@ -99,7 +110,7 @@ def mlp_encoder(
     if levels < 2:
         raise ValueError(f"levels is {levels}; pixels need at least 2")
     encode = _ENCODERS[posterior](tuple(event_shape), latent_dim, tuple(hidden_sizes), levels)
-    return Encoder(_Init(encode), encode)
+    return Encoder(_InitEncoder(encode), encode)
 
 
 def min_log_scale(levels: int) -> float:
@@ -174,16 +185,18 @@ POSTERIORS = tuple(_ENCODERS)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Decode(_Network):
+class Decode(_Network):
     """p(x given z); the hidden layers of the encoder in reverse."""
 
     likelihood: str
     uniform_weight: float
 
     def init(self, rng_key: jax.Array) -> Params:
+        """New parameters."""
         return self._module().init(rng_key, jnp.zeros(self.latent_dim))["params"]
 
     def __call__(self, params: Params, z: jax.Array) -> dist.Distribution:
+        """The likelihood."""
         out = self._module().apply({"params": params}, z)
         if self.likelihood == "bernoulli":
             pixels = dist.Bernoulli(logits=out[0])
@@ -200,17 +213,13 @@ class _Decode(_Network):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Init:
-    """The parameters of an encoder, or with a decoder those of a model."""
+class _InitEncoder:
+    """The parameters of an encoder."""
 
     encode: _Diagonal
-    decode: _Decode | None = None
 
-    def __call__(self, rng_key: jax.Array) -> Any:
-        if self.decode is None:
-            return self.encode.init(rng_key)
-        encoder_key, decoder_key = jax.random.split(rng_key)
-        return VAEParams(self.encode.init(encoder_key), self.decode.init(decoder_key))
+    def __call__(self, rng_key: jax.Array) -> Params:
+        return self.encode.init(rng_key)
 
 
 class _Value:
@@ -224,7 +233,7 @@ class _Value:
         return hash((type(self), *map(np.shape, jax.tree.leaves(self))))
 
 
-class _DiagonalNormal(_Value, dist.Independent):
+class StandardNormal(_Value, dist.Independent):
     """N(0, I) [Z]."""
 
     def __init__(self, size: int):

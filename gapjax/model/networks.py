@@ -1,11 +1,15 @@
-"""Linen modules of one example: feed-forward encoder and decoder, refinement, and a flow."""
+"""Linen modules of one example, as pure functions: feed-forward networks, refinement, a flow."""
 
+import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+
+from gapjax.vae import Params, VAEParams
 
 # U(-1/sqrt(in), 1/sqrt(in)): PyTorch's default, and so the authors'. It is not a detail: from
 # Linen's wider default the test BPD turns upwards about a hundred epochs earlier on digits.
@@ -98,3 +102,25 @@ class MLPDecoder(nn.Module):
     def __call__(self, z: jax.Array) -> jax.Array:
         out = MLP(self.hidden_sizes, self.num_outputs * math.prod(self.event_shape))(z)
         return out.reshape(self.num_outputs, *self.event_shape)
+
+
+def init_module(module: nn.Module, rng_key: jax.Array, *inputs: jax.Array) -> Params:
+    """Linen's `init`, the parameters alone."""
+    return module.init(rng_key, *inputs)["params"]
+
+
+def apply_module(module: nn.Module, params: Params, *inputs: jax.Array) -> Any:
+    """Linen's `apply` as a function of the parameters alone."""
+    return module.apply({"params": params}, *inputs)
+
+
+@dataclasses.dataclass(frozen=True)
+class InitBoth:
+    """The `init` of a model whose encoder and decoder have one each."""
+
+    encoder: Any
+    decoder: Any
+
+    def __call__(self, rng_key: jax.Array) -> VAEParams:
+        encoder_key, decoder_key = jax.random.split(rng_key)
+        return VAEParams(self.encoder.init(encoder_key), self.decoder.init(decoder_key))

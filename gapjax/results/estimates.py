@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from gapjax import parallel
+from gapjax.examples import event_shape, shape_of_one
 from gapjax.measure import statistics
 from gapjax.measure.bounds import Bound, Images, check_finite, per_image_bounds
 from gapjax.model.bounds import bits_per_dim, elbo
@@ -130,7 +131,7 @@ def evaluate(
             devices=devices,
         )  # fmt: skip
         check_finite(vae, params, rng_key, images, np.asarray(nats), samples)
-        return np.asarray(bits_per_dim(nats, np.shape(images)[1:]))
+        return np.asarray(bits_per_dim(nats, event_shape(shape_of_one(images))))
 
     whole, half = bpds(num_samples), num_samples // 2
     return summarize(whole, num_samples, bpds(half) if num_samples >= MIN_SAMPLES else None)
