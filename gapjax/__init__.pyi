@@ -1,5 +1,6 @@
 from . import checkpoints as checkpoints
 from . import jobs as jobs
+from . import models as models
 from . import parallel as parallel
 from .codec.coding import compress as compress
 from .codec.coding import decompress as decompress
