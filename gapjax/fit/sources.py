@@ -24,7 +24,7 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from gapjax import parallel
-from gapjax.examples import count, dtypes_of, on_device, take
+from gapjax.examples import count, dtypes_of, on_device, take, with_x, x_of
 from gapjax.measure.bounds import Images
 from gapjax.model.checks import check_array, check_positive
 from gapjax.model.distributions import common_dtype, sample_beside
@@ -240,11 +240,9 @@ def draw_dtypes(source: Source) -> Any:
         example = model.draw(model.begin_epoch(rng_key), rng_key, jnp.zeros((), jnp.int32))
         given, _ = bind(model.vae, example)
         z = sample(prior_of(given, model.decoder_params), rng_key)
-        beside = of_data.x if isinstance(of_data, Given) else of_data
-        return sample_beside(given.decode(model.decoder_params, z), rng_key, beside)
+        return sample_beside(given.decode(model.decoder_params, z), rng_key, x_of(of_data))
 
-    x = dtypes_of(jax.eval_shape(draw, jax.random.key(0), model))
-    return of_data._replace(x=x) if isinstance(of_data, Given) else x
+    return with_x(of_data, dtypes_of(jax.eval_shape(draw, jax.random.key(0), model)))
 
 
 def _cast(examples: Any, dtypes: Any) -> Any:

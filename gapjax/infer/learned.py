@@ -83,7 +83,7 @@ class _Init:
         model_key, *step_keys = jax.random.split(rng_key, 1 + self.num_steps)
         base, decoder = self.vae.init(model_key)
         nothing = jnp.zeros(3 * self.network.latent_dim)
-        steps = [self.network.init(step_key, nothing)["params"] for step_key in step_keys]
+        steps = [networks.init_module(self.network, key, nothing) for key in step_keys]
         return VAEParams(RefinementParams(base, steps, Frozen(decoder)), decoder)
 
 
@@ -106,7 +106,7 @@ class _Encode:
             slope = jax.lax.stop_gradient(scale * slope_at(loc))
             slope = _LARGE_SLOPE * jnp.arcsinh(slope / _LARGE_SLOPE)
             inputs = jnp.concatenate([slope, loc, log_scale])
-            moved = self.network.apply({"params": weights}, inputs)
+            moved = networks.apply_module(self.network, weights, inputs)
             shift, growth = cast(tuple[jax.Array, jax.Array], moved)
             growth = _MAX_GROWTH * jnp.tanh(growth / _MAX_GROWTH)
             loc, log_scale = loc + scale * shift, log_scale + growth

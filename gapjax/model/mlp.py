@@ -132,14 +132,15 @@ class _Diagonal(_Network):
     """A diagonal Gaussian q(z given x)."""
 
     def init(self, rng_key: jax.Array) -> Params:
-        return self._module().init(rng_key, jnp.zeros(self.event_shape))["params"]
+        return networks.init_module(self._module(), rng_key, jnp.zeros(self.event_shape))
 
     def __call__(self, params: Params, x: jax.Array) -> dist.Distribution:
         loc, scale, _ = self._outputs(params, x)
         return dist.Normal(loc, scale).to_event(1)
 
     def _outputs(self, params: Params, x: jax.Array) -> Any:
-        return self._module().apply({"params": params}, x.astype(jnp.float32) / (self.levels - 1))
+        inputs = x.astype(jnp.float32) / (self.levels - 1)
+        return networks.apply_module(self._module(), params, inputs)
 
     def _module(self) -> networks.MLPEncoder:
         return networks.MLPEncoder(self.hidden_sizes, self.latent_dim)
@@ -164,7 +165,7 @@ class _Flow(_Diagonal):
     def init(self, rng_key: jax.Array) -> Params:
         start_key, *layer_keys = jax.random.split(rng_key, 1 + _FLOW_LAYERS)
         z, context = jnp.zeros(self.latent_dim), jnp.zeros(_FLOW_HIDDEN)
-        layers = [_FLOW_LAYER.init(layer_key, z, context)["params"] for layer_key in layer_keys]
+        layers = [networks.init_module(_FLOW_LAYER, key, z, context) for key in layer_keys]
         return {"start": super().init(start_key), "layers": layers}
 
     def __call__(self, params: Params, x: jax.Array) -> dist.Distribution:
@@ -193,11 +194,11 @@ class Decode(_Network):
 
     def init(self, rng_key: jax.Array) -> Params:
         """New parameters."""
-        return self._module().init(rng_key, jnp.zeros(self.latent_dim))["params"]
+        return networks.init_module(self._module(), rng_key, jnp.zeros(self.latent_dim))
 
     def __call__(self, params: Params, z: jax.Array) -> dist.Distribution:
         """The likelihood."""
-        out = self._module().apply({"params": params}, z)
+        out = networks.apply_module(self._module(), params, z)
         if self.likelihood == "bernoulli":
             pixels = dist.Bernoulli(logits=out[0])
         else:
@@ -249,4 +250,4 @@ class StandardMultivariateNormal(_Value, dist.MultivariateNormal):  # messages n
 
 def _apply_layer(weights: Params, context: jax.Array, z: jax.Array) -> Any:
     """One layer of a flow, as a function of its parameters."""
-    return _FLOW_LAYER.apply({"params": weights}, z, context)
+    return networks.apply_module(_FLOW_LAYER, weights, z, context)
