@@ -38,6 +38,11 @@ def x_of(example: Any) -> Any:
     return example.x if isinstance(example, Given) else example
 
 
+def context_of(example: Any) -> Any:
+    """The context of an example or of a set; None where there is none."""
+    return example.context if isinstance(example, Given) else None
+
+
 def with_x(example: Any, x: Any) -> Any:
     """The example with another x, in its context."""
     return example._replace(x=x) if isinstance(example, Given) else x

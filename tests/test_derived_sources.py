@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 
 import gapjax
+from gapjax import models
 from gapjax.fit.derived_sources import (
     affine,
     augmented_source,
     interpolation_source,
     noisy_source,
     reconstruction_source,
+    thinned_source,
 )
 from gapjax.fit.sources import draw_examples
 
@@ -230,6 +232,18 @@ def test_noise_takes_pixels_of_other_images_and_keeps_their_mean():
         changed = (drawn != draws[0.0]).mean(0)
         expected = rate * 2 * share * (1 - share)
         np.testing.assert_allclose(changed, expected, atol=5 * 0.5 / np.sqrt(NUM_MOVED))
+
+
+def test_thinned_counts_are_fewer_and_their_library_is_their_sum():
+    counts = RNG.poisson(20.0, (NUM_MOVED, 6)).astype(np.uint16)
+    cells = models.count_examples(counts, batch=np.arange(NUM_MOVED) % 2)
+    thinned = _epoch(thinned_source(gapjax.data_source(cells), 0.4), jax.random.key(4))
+    assert thinned.x.dtype == np.uint16
+    np.testing.assert_array_equal(thinned.context["library"], thinned.x.sum(1))
+    np.testing.assert_array_equal(np.bincount(thinned.context["batch"]), [NUM_MOVED / 2] * 2)
+    # E[x'] = .8 E[x], and Var[x'] of a uniform rate adds to that of a Poisson of this mean
+    error = np.sqrt((16 + (20 * 0.4) ** 2 / 12) / NUM_MOVED)
+    np.testing.assert_allclose(thinned.x.mean(0), 16.0, atol=5 * error)
 
 
 def test_what_is_no_image_is_refused():

@@ -11,6 +11,7 @@ import pytest
 from conftest import assert_same_bits
 
 import gapjax
+from gapjax import models
 from gapjax.fit.recipes import (
     OBJECTIVES,
     RECIPES,
@@ -142,6 +143,26 @@ def test_every_recipe_has_a_source_for_any_data(small, shape):
         assert [", ".join(moved) in str(each.message) for each in told] == [True] * bool(moved)
         drawn = jax.eval_shape(first_example, source)
         assert drawn.shape == shape and np.issubdtype(drawn.dtype, np.integer)
+
+
+def test_recipes_take_a_conditional_model_and_its_contexts():
+    counts = np.random.default_rng(0).poisson(3.0, (12, 4)).astype(np.uint8)
+    cells = models.count_examples(counts, batch=np.arange(12) % 2)
+    vae = models.count_vae(4, latent_dim=2, hidden_sizes=(3,), num_batches=2)
+    params = vae.init(KEY)
+    closed = gapjax.close_gap(
+        vae, params, cells, KEY, _but(RECIPES["counts"], num_epochs=1, batch_size=6)
+    )
+    assert closed.refit.num_steps == 2
+    assert_same_bits(closed.params.decoder, params.decoder)
+    for recipe in RECIPES.values():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            source = recipe_source(recipe, vae, params, gapjax.data_source(cells))
+        drawn = jax.eval_shape(first_example, source)
+        assert drawn.x.shape == (4,) and drawn.context["library"].shape == ()
+    with pytest.raises(TypeError, match="hidden_sizes are of a feed-forward encoder of one array"):
+        recipe_model(RECIPES["larger"], vae, cells)
 
 
 def test_the_schedule_is_that_of_the_epochs_that_are_run(small):

@@ -15,7 +15,7 @@ import optax
 from jax.typing import ArrayLike
 
 from gapjax import parallel
-from gapjax.examples import event_shape, on_device, shape_of_one
+from gapjax.examples import context_of, event_shape, on_device, shape_of_one
 from gapjax.fit import loop
 from gapjax.fit.loop import Curve, Executor, Measuring, Monitor, OnEpoch, Progress, run_members
 from gapjax.fit.objectives import as_bound
@@ -26,7 +26,7 @@ from gapjax.measure.statistics import mean_and_stderr
 from gapjax.model.bounds import bits_per_dim, elbo
 from gapjax.model.checks import check_array, check_concrete, check_key, check_positive
 from gapjax.optimizers import Convergence, adam, check_learning_rate, encoder_only, is_finished
-from gapjax.vae import VAE, Given, VAEParams
+from gapjax.vae import VAE, VAEParams
 
 _INSTEAD = "there use gapjax.kernel, whose step is a pure function"
 
@@ -347,8 +347,7 @@ def self_consistent_source(
     check_concrete("self_consistent", "alpha has no gradient", alpha=alpha)
     check_array("train_images", train_images)
     data = data_source(train_images)
-    contexts = train_images.context if isinstance(train_images, Given) else None
-    model = model_source(vae, params.decoder, data.num_examples, contexts)
+    model = model_source(vae, params.decoder, data.num_examples, context_of(train_images))
     return mixture_source(model, data, alpha, stratified=stratified)
 
 

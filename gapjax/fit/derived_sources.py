@@ -17,7 +17,7 @@ from jax.scipy.ndimage import map_coordinates
 from jax.typing import ArrayLike
 
 from gapjax import parallel
-from gapjax.examples import dtypes_of, with_x, x_of
+from gapjax.examples import context_of, dtypes_of, with_x, x_of
 from gapjax.fit.sources import Plan, Source, data_source
 from gapjax.measure.bounds import Images
 from gapjax.model.distributions import sample_beside
@@ -98,6 +98,17 @@ def noisy_source(source: Source, rate: ArrayLike) -> "DerivedSource":
     differ between images.
     """
     return _derived(_add_noise, source, jnp.asarray(rate, jnp.float32))
+
+
+def thinned_source(source: Source, max_rate: ArrayLike) -> "DerivedSource":
+    """Counts of another source, each of whose events is left out with probability r.
+
+        x' ~ Binomial(x, 1 - r),   r ~ U(0, max_rate)
+
+    Thinned Poisson counts are Poisson with (1 - r) times the mean, and negative binomial ones
+    negative binomial with the same concentration. A context's "library" becomes the sum of x'.
+    """
+    return _derived(_thin, source, jnp.asarray(max_rate, jnp.float32))
 
 
 @jax.tree_util.register_dataclass
@@ -188,6 +199,18 @@ def _add_noise(source, plan, rng_key, position, rate: jax.Array) -> jax.Array:
     x, of_other = x_of(example), x_of(source.draw(plan, second_key, other))
     replaced = jax.random.bernoulli(mask_key, rate, x.shape)
     return with_x(example, jnp.where(replaced, of_other, x))
+
+
+def _thin(source, plan, rng_key, position, max_rate: jax.Array) -> Any:
+    source_key, rate_key, count_key = jax.random.split(rng_key, 3)
+    example = source.draw(plan, source_key, position)
+    x, kept = x_of(example), 1 - max_rate * jax.random.uniform(rate_key)
+    thinned = jax.random.binomial(count_key, x.astype(jnp.float32), kept).astype(x.dtype)
+    context = context_of(example)
+    if isinstance(context, dict) and "library" in context:
+        library = thinned.sum().astype(context["library"].dtype)
+        example = example._replace(context=context | {"library": library})
+    return with_x(example, thinned)
 
 
 def affine(x: jax.Array, matrix: jax.Array, shift: jax.Array) -> jax.Array:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from gapjax.examples import context_of, count, event_shape
 from gapjax.fit import objectives
 from gapjax.fit.api import Member, Refit, init_params, refit_encoder
 from gapjax.fit.derived_sources import (
@@ -21,9 +22,17 @@ from gapjax.fit.derived_sources import (
     interpolation_source,
     noisy_source,
     reconstruction_source,
+    thinned_source,
 )
 from gapjax.fit.objectives import SeveralSamples
-from gapjax.fit.sources import Source, data_source, first_example, model_source, weighted_source
+from gapjax.fit.sources import (
+    DataSource,
+    Source,
+    data_source,
+    first_example,
+    model_source,
+    weighted_source,
+)
 from gapjax.fit.step import Objective, steps_per_epoch
 from gapjax.infer.learned import RefinementParams, with_refinement
 from gapjax.infer.newton import Refiner
@@ -72,9 +81,11 @@ def _affine(data: Source) -> Source:
 
 
 # From the name of a source to how it is made from the model as trained and its training images.
-SOURCES: Mapping[str, Callable[[VAE, VAEParams, Source], Source]] = {
+SOURCES: Mapping[str, Callable[[VAE, VAEParams, DataSource], Source]] = {
     "data": lambda vae, params, data: data,
-    "model": lambda vae, params, data: model_source(vae, params.decoder, data.num_examples),
+    "model": lambda vae, params, data: model_source(
+        vae, params.decoder, data.num_examples, context_of(data.images)
+    ),
     "reconstructions": reconstruction_source,
     "affine_reconstructions": lambda vae, params, data: reconstruction_source(
         vae, params, _affine(data)
@@ -83,6 +94,7 @@ SOURCES: Mapping[str, Callable[[VAE, VAEParams, Source], Source]] = {
     "widened": functools.partial(interpolation_source, partner="prior"),
     "affine": lambda vae, params, data: _affine(data),
     "noisy": lambda vae, params, data: noisy_source(data, 0.1),
+    "thinned": lambda vae, params, data: thinned_source(data, 0.3),
 }
 
 _MOVED = ("affine", "affine_reconstructions")  # sources that are made of images alone
@@ -138,6 +150,12 @@ RECIPES: Mapping[str, Recipe] = {
         num_epochs=60,
         evidence="lowest validation BPD on binary and grey MNIST, one seed; see docs/close.md",
     ),
+    "counts": _but(
+        _LONG,
+        sources=(("model", 1.0), ("widened", 1.0), ("thinned", 1.0)),
+        num_epochs=200,
+        evidence="for counts; compared by the atlas",
+    ),
     "larger": _but(_LONG, hidden_sizes=(1000, 1000)),
     "refinement_1": _but(_REFINEMENT, refinement_steps=1),
     "refinement_2": _but(_REFINEMENT, refinement_steps=2),
@@ -180,7 +198,7 @@ def close_gap(
     chosen = dataclasses.replace(named, **sizes)
     model = recipe_model(chosen, vae, train_images, encoder)
     member = recipe_member(chosen, vae, params, train_images, rng_key, encoder)
-    options = recipe_options(chosen, len(train_images)) | options
+    options = recipe_options(chosen, count(train_images)) | options
     refit = refit_encoder(model, *member[:3], **options)
     return RefittedModel(model, refit.params, refit)
 
@@ -224,6 +242,11 @@ def recipe_model(
 ) -> VAE:
     """The model with the encoder that a recipe asks for; the one given where it asks for none."""
     if encoder is None and recipe.hidden_sizes is not None:
+        if not hasattr(train_images, "shape"):
+            raise TypeError(
+                "the recipe's hidden_sizes are of a feed-forward encoder of one array; give "
+                "encoder, an encoder of your own for these examples, or a recipe without them"
+            )
         encoder = mlp_encoder(
             np.shape(train_images)[1:],
             latent_dim=latent_size(vae),
@@ -234,9 +257,9 @@ def recipe_model(
     return with_refinement(model, recipe.refinement_steps) if recipe.refinement_steps else model
 
 
-def recipe_source(recipe: Recipe, vae: VAE, params: VAEParams, data: Source) -> Source:
+def recipe_source(recipe: Recipe, vae: VAE, params: VAEParams, data: DataSource) -> Source:
     """The mixture of sources that a recipe names, made from the model as trained."""
-    shape = jax.eval_shape(first_example, data).shape
+    shape = event_shape(jax.eval_shape(first_example, data))
     moved = [name for name, _ in recipe.sources if name in _MOVED and len(shape) not in (2, 3)]
     if moved:
         warnings.warn(
