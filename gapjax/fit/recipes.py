@@ -165,6 +165,7 @@ RECIPES: Mapping[str, Recipe] = {
     "distillation": _but(_QUICK, objective="distillation"),
     "elbo_and_sleep": _but(_QUICK, objective="elbo_and_sleep"),
     "noisy": _but(_QUICK, sources=(("noisy", 1.0),)),
+    "thinned": _but(_QUICK, sources=(("thinned", 1.0),)),
     "reconstructions": _but(_QUICK, sources=(("reconstructions", 1.0),)),
     "affine": _but(_QUICK, sources=(("affine", 1.0),)),
     "denoising": _but(_QUICK, sources=(("data", 1.0),), objective="denoising"),

@@ -10,4 +10,5 @@ from gapjax.models.priors import FlowPrior as FlowPrior
 from gapjax.models.priors import MixturePrior as MixturePrior
 from gapjax.models.priors import VampPrior as VampPrior
 from gapjax.models.priors import with_prior as with_prior
+from gapjax.models.regularized import with_weight_norm as with_weight_norm
 from gapjax.vae import Given as Given

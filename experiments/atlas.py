@@ -1,0 +1,421 @@
+"""Where is the gap, and what closes it? Many models and data sets, each by the same rules.
+
+python -m experiments.atlas --rows=digits,starmap --seeds=3 --data_dir=data --out=runs/atlas
+
+Every row of experiments/rows.py is trained with several seeds. Two checkpoints are looked at: the
+early one, with the lowest validation loss, and the late one, at the end of the row's budget. At
+each the encoder is refitted by the paper's recipe, by its control and by other recipes of equal
+cost. The best of these is chosen on validation examples. Then test examples are used, once: every
+encoder is scored, and a posterior q* of each example's own says how large the gap is. The same
+command resumes, checkpoint by checkpoint and refit by refit. Writes atlas.json.
+"""
+
+import contextlib
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from absl import flags
+from tqdm import tqdm
+
+import gapjax
+from experiments import program, rows, stores
+from experiments.config import UsageError, known
+from experiments.files import write_json
+from experiments.options import define_path
+from experiments.rows import ROWS, Data, Row
+from experiments.run import environment
+from experiments.show.formatting import text_table
+from experiments.studies import over_seeds, plain_recipe
+from gapjax import checkpoints
+from gapjax.examples import count, take
+from gapjax.fit.api import init_params
+from gapjax.fit.recipes import RECIPES, Recipe, recipe_model
+from gapjax.fit.step import init_state
+from gapjax.measure.bounds import per_image_bounds, posterior_bounds
+from gapjax.measure.statistics import mean_and_stderr, ratio_of_means
+
+CHECKPOINTS = ("early", "late")
+CURES = ("control", "paper", "best", "learned", "newton", "optimal")
+_VALIDATED = 20  # times in the budget that the validation loss is measured
+_STEPS = 2  # of learned refinement and of Newton's method
+_NOTES = (
+    "Nats are of the ELBO, per example; gaps and gains are of the late checkpoint unless said.",
+    "`gap` is the ELBO of the best posterior q* of each test example that a search found, minus "
+    "that of the encoder as trained, on the first test examples. Where q* was not looked for, it "
+    "is that of the encoder refitted on the test set. Both are fitted on test examples.",
+    "`closed` is by cure the share of that gap, the ratio of two means over the same examples, "
+    "and the nats that it wins. `optimal` is fitted on test examples; nothing else is.",
+    "`stderr` is over seeds, which share data and test examples; `stderr_over_examples` is of the "
+    "mean over seeds, over test examples. Of one seed both are the latter.",
+)
+
+
+class Job(NamedTuple):
+    """One row with one seed."""
+
+    name: str
+    row: Row
+    seed: int
+    data: Data
+    vae: gapjax.VAE
+    out: Path
+
+    def key(self, stage: str, *numbers: int) -> jax.Array:
+        """The key of a stage; numbers fold into it."""
+        stages = ("train", "refit", "evaluate", "search", "newton")
+        key = jax.random.fold_in(jax.random.key(self.seed), stages.index(stage))
+        for number in numbers:
+            key = jax.random.fold_in(key, number)
+        return key
+
+    def kept(self, store: str, like: Any, compute: Callable[[], tuple[Any, dict]]) -> tuple:
+        """The tree and the record of a store, computed where it is not there.
+
+        `like` is as `checkpoints.restore` takes it, or a function of the record that gives it.
+        """
+        place, made_with = self.out / "checkpoints" / self.name / store, self.facts()
+        if self.seed in checkpoints.numbers(place):
+            if checkpoints.record(place, self.seed)["made_with"] != made_with:
+                raise UsageError(
+                    f"{place} is of another definition of the row or of other data; give "
+                    "another --out"
+                )
+        else:
+            clock = time.monotonic()
+            tree, facts = compute()
+            facts = stores.entry_metadata(clock) | facts | {"made_with": made_with}
+            checkpoints.save(place, self.seed, tree, facts)
+            text = f"{self.name} seed {self.seed}, {store}"
+            tqdm.write(f"{text:48} {facts.get('nats', float('nan')):10.3f} nats "
+                       f"{facts['seconds']:7.1f} s")  # fmt: skip
+        if callable(like):
+            like = like(checkpoints.record(place, self.seed))
+        return checkpoints.restore(place, self.seed, like)
+
+    def facts(self) -> dict:
+        """What all that is kept of this job depends on."""
+        row = self.row._asdict() | {"objective": _objective(self.row), "note": ""}
+        row = {name: list(x) if isinstance(x, tuple) else x for name, x in row.items()}
+        options = {k: list(v) if isinstance(v, tuple) else v for k, v in row["options"].items()}
+        return {"row": row | {"options": options}, "data": self.data.checksum}
+
+
+@contextlib.contextmanager
+def _bar(job: Job, what: str, epochs: int) -> Iterator[Callable[[int, float], None]]:
+    """A progress bar, where there is a terminal."""
+    with tqdm(total=epochs, desc=f"{job.name} {what}", unit="epoch", disable=None) as bar:
+        yield lambda epoch, loss: bool(bar.update(epoch - bar.n))
+
+
+# ---- without test examples ---------------------------------------------------
+
+
+def trained(job: Job) -> dict[str, tuple[gapjax.VAEParams, dict]]:
+    """The parameters at either checkpoint, with their epoch and validation nats."""
+    row, like = job.row, jax.eval_shape(job.vae.init, job.key("train"))
+
+    def compute() -> tuple[dict, dict]:
+        source, optimizer = gapjax.data_source(job.data.train), gapjax.adam(row.learning_rate)
+        init_key, run_key = jax.random.split(job.key("train"))
+        params = init_params.on(vae=job.vae)(init_key)
+        state, early, curve = init_state(params, run_key, optimizer), params, []
+        stops = np.unique(np.ceil(np.linspace(0, row.epochs, _VALIDATED + 1)[1:]).astype(int))
+        with _bar(job, "training", row.epochs) as show:
+            for stop in map(int, stops):
+                state, _ = gapjax.train(
+                    job.vae, source, num_epochs=stop, batch_size=row.batch_size, state=state,
+                    optimizer=optimizer, objective=row.objective, on_epoch=show,
+                )  # fmt: skip
+                nats = float(_nats(job, job.vae, state.params, job.data.validation).mean())
+                if not curve or nats > max(each[1] for each in curve):
+                    early = jax.tree.map(np.asarray, state.params)
+                curve.append((stop, nats))
+        best = max(curve, key=lambda each: each[1])
+        facts = {"curve": curve, "epochs": [best[0], curve[-1][0]], "nats": curve[-1][1]}
+        return {"early": early, "late": state.params}, facts
+
+    tree, record = job.kept("train", dict.fromkeys(CHECKPOINTS, like), compute)
+    return {
+        name: (tree[name], {"epoch": epoch, "validation": dict(record["curve"])[epoch]})
+        for name, epoch in zip(CHECKPOINTS, record["epochs"], strict=True)
+    }
+
+
+def candidates(row: Row) -> dict[str, Recipe]:
+    """The recipes that a row tries, all of as many epochs and samples."""
+    names = ("control", "paper", *row.recipes)
+    same = {"num_epochs": row.refit_epochs, "batch_size": row.batch_size, "num_samples": 1}
+    return {name: dataclasses.replace(RECIPES[name], **same) for name in names}
+
+
+def refitted(
+    job: Job, at: str, params: gapjax.VAEParams, name: str, recipe: Recipe
+) -> tuple[gapjax.VAE, gapjax.VAEParams, float]:
+    """The model after a recipe, its parameters, and its nats on validation examples."""
+    vae = recipe_model(recipe, job.vae, job.data.train)
+
+    def compute() -> tuple[Any, dict]:
+        with _bar(job, f"{at} {name}", recipe.num_epochs) as show:
+            key = job.key("refit", CHECKPOINTS.index(at))
+            closed = gapjax.close_gap(
+                job.vae, params, job.data.train, key, recipe, on_epoch=show
+            )  # fmt: skip
+        nats = float(_nats(job, vae, closed.params, job.data.validation).mean())
+        return closed.params.encoder, {"nats": nats, "recipe": plain_recipe(recipe)}
+
+    like = jax.eval_shape(vae.init, job.key("refit")).encoder
+    encoder, record = job.kept(f"{at}_{name}", like, compute)
+    return vae, params._replace(encoder=encoder), record["nats"]
+
+
+class Choice(NamedTuple):
+    """The refitted encoders at one checkpoint, and which of equal cost is the best."""
+
+    models: dict[str, tuple[gapjax.VAE, gapjax.VAEParams]]  # by cure
+    validation: dict[str, float]  # nats by recipe
+    best: str
+    refused: dict[str, str]  # by cure, why it does not apply
+
+
+def choose(job: Job, at: str, params: gapjax.VAEParams) -> Choice:
+    """Refits by every recipe, and chooses by validation examples alone."""
+    tried, validation, refused = {}, {}, {}
+    recipes = candidates(job.row)
+    for name, recipe in recipes.items():
+        vae, refit, validation[name] = refitted(job, at, params, name, recipe)
+        tried[name] = vae, refit
+    best = max(validation, key=validation.__getitem__)
+    found = {"control": tried["control"], "paper": tried["paper"], "best": tried[best]}
+    if job.row.recipes:
+        learned = dataclasses.replace(recipes[best], refinement_steps=_STEPS)
+        try:
+            found["learned"] = refitted(job, at, params, "learned", learned)[:2]
+        except TypeError as error:
+            refused["learned"] = str(error)
+    return Choice(found, validation, best, refused)
+
+
+# ---- with test examples ------------------------------------------------------
+
+
+def scored(job: Job, at: str, params: gapjax.VAEParams, choice: Choice) -> dict[str, np.ndarray]:
+    """Nats of every test example [N], as trained and by cure; `q_star` of the first ones."""
+    test, number = job.data.test, min(job.row.num_optimal, count(job.data.test))
+    first = take(test, slice(number))
+    nats = {"trained": _nats(job, job.vae, params, test)}
+    nats |= {name: _nats(job, *model, test) for name, model in choice.models.items()}
+    own = lambda examples, posteriors: posterior_bounds(
+        job.vae, params, job.key("evaluate"), examples, posteriors,
+        num_samples=job.row.num_samples,
+    )  # fmt: skip
+
+    def newton() -> np.ndarray:
+        refiner = gapjax.Refiner(num_steps=_STEPS)
+        refined = gapjax.refine(job.vae, params, job.key("newton"), first, refiner)
+        return own(first, refined.posteriors)
+
+    def q_star() -> np.ndarray:
+        return own(first, _best(job, params, first, choice))
+
+    searches = {"newton": newton, "q_star": q_star} if job.row.num_optimal else {}
+    for name, compute in searches.items():
+        try:
+            nats[name] = compute()
+        except TypeError as error:
+            choice.refused[name] = str(error)
+    if "q_star" in nats:
+        train = take(job.data.train, slice(number))
+        nats["train_trained"] = _nats(job, job.vae, params, train)
+        nats["train_q_star"] = own(train, _best(job, params, train, choice))
+    if job.row.recipes:
+        with _bar(job, f"{at} optimal", 10 * job.row.refit_epochs) as show:
+            refit = gapjax.optimal_inference(
+                job.vae, params, test, job.key("refit", CHECKPOINTS.index(at), 1),
+                num_epochs=10 * job.row.refit_epochs, batch_size=job.row.batch_size, on_epoch=show,
+            )  # fmt: skip
+        nats["optimal"] = _nats(job, job.vae, refit.params, test)
+    return nats
+
+
+def _best(job: Job, params: gapjax.VAEParams, examples: Any, choice: Choice) -> Any:
+    encoders = [params.encoder, *(choice.models[name][1].encoder for name in ("paper", "best"))]
+    key = job.key("search")
+    return gapjax.best_posteriors(job.vae, params, key, examples, encoders=encoders).posteriors
+
+
+def _nats(job: Job, vae: gapjax.VAE, params: gapjax.VAEParams, examples: Any) -> np.ndarray:
+    """ELBO of every example [N], on noise common to all encoders."""
+    samples = job.row.num_samples
+    key = job.key("evaluate")
+    return np.asarray(per_image_bounds(vae, params, key, examples, num_samples=samples))
+
+
+def measured(job: Job) -> dict[str, dict]:
+    """By checkpoint what one seed of a row gives: nats of examples, epochs, choice."""
+    found = {}
+    for at, (params, facts) in trained(job).items():
+        choice = choose(job, at, params)
+
+        def compute(at=at, params=params, choice=choice) -> tuple[dict, dict]:
+            nats = scored(job, at, params, choice)
+            sizes = {name: len(values) for name, values in nats.items()}
+            mean = float(nats["trained"].mean())
+            return nats, {"nats": mean, "sizes": sizes, "refused": choice.refused}
+
+        like = lambda record: {name: np.zeros(n, np.float32) for name, n in record["sizes"].items()}
+        nats, record = job.kept(f"{at}_scores", like, compute)
+        found[at] = facts | {
+            "nats": {name: np.asarray(values, np.float64) for name, values in nats.items()},
+            "best": choice.best, "validation_by_recipe": choice.validation,
+            "refused": record["refused"], "commit": record["commit"],
+        }  # fmt: skip
+    return found
+
+
+# ---- over seeds --------------------------------------------------------------
+
+
+def _mean(per_example: Sequence[np.ndarray]) -> dict:
+    """Mean of [N] numbers of each seed, with either standard error."""
+    summed = over_seeds([np.mean(each, dtype=np.float64) for each in per_example])
+    examples = mean_and_stderr(np.mean(per_example, 0, dtype=np.float64))[1]
+    return _with_stderr(summed, examples)
+
+
+def _share(gains: Sequence[np.ndarray], gaps: Sequence[np.ndarray]) -> dict:
+    """As `_mean`, of the ratios of two means."""
+    ratios = [ratio_of_means(*pair)[0] for pair in zip(gains, gaps, strict=True)]
+    return _with_stderr(over_seeds(ratios), ratio_of_means(np.mean(gains, 0), np.mean(gaps, 0))[1])
+
+
+def _with_stderr(summed: dict, over_examples: float) -> dict:
+    stderr = over_examples if summed["stderr"] is None else summed["stderr"]
+    return summed | {"stderr": stderr, "stderr_over_examples": over_examples}
+
+
+def at_checkpoint(seeds: Sequence[Mapping]) -> dict:
+    """What the seeds of a row give at one checkpoint."""
+    nats, first = [each["nats"] for each in seeds], seeds[0]["nats"]
+
+    def minus(name: str, other: str, number: int | None = None) -> list[np.ndarray]:
+        return [each[name][:number] - each[other][:number] for each in nats]
+
+    by_recipe = lambda name: over_seeds([each["validation_by_recipe"][name] for each in seeds])
+    result: dict[str, Any] = {
+        "validation": over_seeds([each["validation"] for each in seeds]),
+        "test": _mean([each["trained"] for each in nats]),
+        "best": [each["best"] for each in seeds],
+        "validation_by_recipe": {
+            name: by_recipe(name) for name in seeds[0]["validation_by_recipe"]
+        },
+        "gain_over_control": _mean(minus("paper", "control")),
+        "refused": seeds[0]["refused"],
+    }
+    to = next((name for name in ("q_star", "optimal") if name in first), None)
+    if to is None:
+        return result
+    number = len(first[to])
+    gap = minus(to, "trained", number)
+    result |= {"gap": _mean(gap), "gap_to": to, "gap_examples": number}
+    result["closed"] = {
+        name: _share(gain, gap) | {"nats": _mean(gain)}
+        for name in CURES
+        if name in first
+        for gain in [minus(name, "trained", number)]
+    }
+    if "optimal" in first:
+        result["gap_to_refit"] = _mean(minus("optimal", "trained"))
+    if "train_q_star" in first:
+        train, test = ([each[name] for each in nats] for name in ("train_q_star", "q_star"))
+        errors = [mean_and_stderr(np.mean(each, 0))[1] for each in (train, test)]
+        decoder = [a.mean() - b.mean() for a, b in zip(train, test, strict=True)]
+        result["train_gap"] = _mean(minus("train_q_star", "train_trained"))
+        encoder = np.subtract(result["gap"]["values"], result["train_gap"]["values"])
+        both = [result[name]["stderr_over_examples"] for name in ("gap", "train_gap")]
+        result["over_fitting"] = {
+            "decoder": _with_stderr(over_seeds(decoder), float(np.hypot(*errors))),
+            "encoder": _with_stderr(over_seeds(encoder), float(np.hypot(*both))),
+        }
+    return result
+
+
+def row_summary(name: str, seeds: Sequence[Mapping[str, Mapping]], data: Data) -> dict:
+    """A row of atlas.json, from what `measured` gives of each seed."""
+    row = ROWS[name]
+    by_checkpoint = {at: at_checkpoint([seed[at] for seed in seeds]) for at in CHECKPOINTS}
+    late = by_checkpoint["late"]
+    return {
+        "row": name, "data": row.data, "model": row.model,
+        "options": dict(row.options), "objective": _objective(row),
+        "seeds": len(seeds), "unit": "nats an example",
+        "epochs": [float(np.mean([seed[at]["epoch"] for seed in seeds])) for at in CHECKPOINTS],
+        "early_epochs": [seed["early"]["epoch"] for seed in seeds],
+        "refit_epochs": row.refit_epochs,
+        "examples": {part: count(getattr(data, part)) for part in ("train", "validation", "test")},
+        "entries": math.prod(rows.shape_of(data)), "data_sha256": data.checksum,
+        "gap": late.get("gap"), "closed": late.get("closed"), **by_checkpoint,
+        "commits": sorted({str(seed[at]["commit"]) for seed in seeds for at in CHECKPOINTS}),
+        "note": row.note,
+    }  # fmt: skip
+
+
+def _objective(row: Row) -> str:
+    return getattr(row.objective, "__name__", repr(row.objective))
+
+
+def table(results: Mapping) -> str:
+    """The late checkpoints as plain text."""
+    heads = ("row", "test nats", "gap", *CURES)
+    lines = []
+    for row in results["rows"]:
+        closed = row["closed"] or {}
+        cells = [_cell(closed.get(name), percent=True) for name in CURES]
+        lines.append((row["row"], _cell(row["late"]["test"]), _cell(row["gap"]), *cells))
+    return text_table(heads, lines, 26, 16)
+
+
+def _cell(value: Mapping | None, *, percent: bool = False) -> str:
+    if value is None:
+        return "–"
+    form = "{:.0%} ± {:.0%}" if percent else "{:.2f} ± {:.2f}"
+    return form.format(value["mean"], value["stderr"])
+
+
+def atlas(values: flags.FlagValues) -> None:
+    """Makes the rows, and writes atlas.json after each of them."""
+    if values.out is None:
+        raise UsageError("--out is not given; name a folder")
+    names = [known("rows", name, ROWS) for name in values.rows or ROWS]
+    program.use_compilation_cache()
+    out = Path(values.out)
+    out.mkdir(parents=True, exist_ok=True)
+    results: dict[str, Any] = {
+        "schema": 1, "rows": [], "notes": _NOTES, "environment": environment()
+    }  # fmt: skip
+    for name in names:
+        row = ROWS[name]
+        data = rows.load(row.data, values.data_dir)
+        vae = rows.model(row, data)
+        seeds = [
+            measured(Job(name, row, seed, data, vae, out))
+            for seed in range(values.first_seed, values.first_seed + values.seeds)
+        ]
+        results["rows"].append(row_summary(name, seeds, data))
+        write_json(out / "atlas.json", results)
+    print(table(results))
+    print("shares of the gap at the late checkpoint ± standard error over seeds")
+
+
+if __name__ == "__main__":
+    flags.DEFINE_list("rows", None, f"Which of {', '.join(ROWS)}; default: all.")
+    flags.DEFINE_integer("seeds", 3, "How many seeds a row has.", lower_bound=1)
+    flags.DEFINE_integer("first_seed", 0, "The first of them.", lower_bound=0)
+    define_path("data_dir", None, "Folder with a folder for each data set; see docs/atlas.md.")
+    define_path("out", None, "Folder for the results, made if needed; the same one resumes.")
+    program.run_without_workdir(atlas)
