@@ -1,4 +1,7 @@
-"""`models/hierarchy`, `models/convolution`, `models/counts`, `models/colour`, `models/priors`, `models/regularized`."""
+"""`models/hierarchy`, `models/convolution`, `models/counts`, `models/colour`, `models/priors`.
+
+Also `models/regularized`.
+"""
 
 import itertools
 

@@ -1,0 +1,112 @@
+"""The atlas: rows resume, nothing is chosen by test examples, and its numbers are what they say."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+import gapjax
+from experiments import atlas, rows
+from experiments.atlas import Job
+from experiments.config import UsageError
+from experiments.rows import ROWS, Data, Row
+from gapjax import models
+from gapjax.examples import take
+
+_TINY = {"epochs": 2, "refit_epochs": 1, "batch_size": 8, "num_samples": 2, "num_optimal": 4}
+_SIZES = {"latent_dim": 2, "hidden_sizes": (4,)}
+RNG = np.random.default_rng(0)
+
+
+def _images(levels):
+    x = RNG.integers(0, levels, (24, 4, 4)).astype(np.uint8)
+    return Data(x[:12], x[12:16], x[16:], levels, "images")
+
+
+def _counts():
+    cells = models.count_examples(RNG.poisson(4.0, (24, 5)).astype(np.uint8))
+    parts = (take(cells, slice(*ends)) for ends in ((0, 12), (12, 16), (16, 24)))
+    return Data(*parts, None, "counts")
+
+
+def _job(row, data, out, seed=0):
+    return Job("tiny", row, seed, data, rows.model(row, data), out)
+
+
+MLP = Row("digits", "mlp", _SIZES, recipes=("noisy",), **_TINY)
+
+
+@pytest.mark.parametrize("kind", ["bernoulli", "grey", "negative_binomial", "multinomial"])
+def test_no_choice_sees_a_test_example(kind, tmp_path):
+    """Training and the choice run where there are none; the model may know the largest library."""
+    if kind in ("bernoulli", "grey"):
+        row, data = MLP, _images(2 if kind == "bernoulli" else 5)
+    else:
+        options = _SIZES | {"likelihood": kind}
+        row, data = MLP._replace(model="counts", options=options, recipes=("thinned",)), _counts()
+    job = _job(row, data, tmp_path)._replace(data=data._replace(test=None))
+    params, facts = atlas.trained(job)["late"]
+    assert facts["epoch"] == row.epochs
+    choice = atlas.choose(job, "late", params)
+    assert choice.best == max(choice.validation, key=choice.validation.get)
+    assert set(choice.models) == {"control", "paper", "best", "learned"}
+
+
+def test_a_row_is_measured_resumed_and_summarized(tmp_path, monkeypatch):
+    data = _images(2)
+    jobs = [_job(MLP, data, tmp_path, seed) for seed in (0, 1)]
+    found = [atlas.measured(job) for job in jobs]
+    nats = found[0]["late"]["nats"]
+    assert nats["paper"].shape == (8,) and nats["q_star"].shape == (4,)
+    assert found[0]["early"]["epoch"] <= found[0]["late"]["epoch"] == 2
+    curve = found[0]["early"]["validation"]
+    assert curve >= found[0]["late"]["validation"]
+    # the noise is common: what is measured anew is bit for bit what was kept
+    params = atlas.trained(jobs[0])["late"][0]
+    again = gapjax.evaluate(
+        jobs[0].vae, params, jobs[0].key("evaluate"), data.test, num_samples=MLP.num_samples
+    )
+    np.testing.assert_allclose(
+        gapjax.bits_per_dim(nats["trained"], (4, 4)), again.per_image, rtol=1e-5
+    )
+
+    def refuse(*args, **options):
+        raise AssertionError("computed again")
+
+    for name in ("train", "close_gap", "optimal_inference", "best_posteriors"):
+        monkeypatch.setattr(gapjax, name, refuse)
+    kept = atlas.measured(jobs[0])
+    assert kept["late"]["best"] == found[0]["late"]["best"]
+    np.testing.assert_array_equal(kept["late"]["nats"]["optimal"], nats["optimal"])
+    other = jobs[0]._replace(row=MLP._replace(learning_rate=0.1))
+    with pytest.raises(UsageError, match="another definition of the row"):
+        atlas.measured(other)
+
+    monkeypatch.setitem(ROWS, "tiny", MLP)
+    summary = json.loads(json.dumps(atlas.row_summary("tiny", found, data)))
+    gains = [each["late"]["nats"]["paper"] - each["late"]["nats"]["trained"] for each in found]
+    gaps = [each["late"]["nats"]["q_star"] - each["late"]["nats"]["trained"][:4] for each in found]
+    paper = summary["closed"]["paper"]
+    shares = [gain[:4].mean() / gap.mean() for gain, gap in zip(gains, gaps, strict=True)]
+    np.testing.assert_allclose(paper["values"], shares)
+    np.testing.assert_allclose(paper["stderr"], np.std(shares, ddof=1) / np.sqrt(2))
+    np.testing.assert_allclose(summary["gap"]["mean"], np.mean(gaps))
+    assert summary["late"]["over_fitting"].keys() == {"decoder", "encoder"}
+    assert "tiny" in atlas.table({"rows": [summary]})
+
+
+def test_every_row_names_what_there_is():
+    for name, row in ROWS.items():
+        assert row.data in rows.DATA and atlas.candidates(row), name
+    digits = rows.load("digits", None)
+    sizes = [len(part) for part in digits[:3]]
+    assert sum(sizes) == 1797 and sizes[2] == 360
+    together = np.concatenate([digits.train, digits.validation])
+    assert len(np.unique(together, axis=0)) == len(np.unique(rows.DATA["digits"](None)[0], axis=0))
+    for name in ("digits_hierarchy", "digits_norm_1.0"):
+        vae = rows.model(ROWS[name], digits)
+        assert vae == rows.model(ROWS[name], digits)
+        jax.eval_shape(vae.init, jax.random.key(0))
+    with pytest.raises(UsageError, match=r"docs/atlas\.md says where"):
+        rows.load("starmap", "no_such_folder")
