@@ -7,7 +7,7 @@ early one, with the lowest validation loss, and the late one, at the end of the 
 each the encoder is refitted by the paper's recipe, by its control and by other recipes of equal
 cost. The best of these is chosen on validation examples. Then test examples are used, once: every
 encoder is scored, and a posterior q* of each example's own says how large the gap is. The same
-command resumes, checkpoint by checkpoint and refit by refit. Writes atlas.json.
+command resumes, checkpoint by checkpoint and refit by refit. Writes atlas.json and atlas.png.
 """
 
 import contextlib
@@ -30,6 +30,7 @@ from experiments.files import write_json
 from experiments.options import define_path
 from experiments.rows import ROWS, Data, Row
 from experiments.run import environment
+from experiments.show import figures
 from experiments.show.formatting import text_table
 from experiments.studies import over_seeds, plain_recipe
 from gapjax import checkpoints
@@ -408,6 +409,8 @@ def atlas(values: flags.FlagValues) -> None:
         ]
         results["rows"].append(row_summary(name, seeds, data))
         write_json(out / "atlas.json", results)
+    if any(row["gap"] for row in results["rows"]):
+        figures.save(figures.atlas(results), out / "atlas")
     print(table(results))
     print("shares of the gap at the late checkpoint ± standard error over seeds")
 

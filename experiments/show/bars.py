@@ -67,6 +67,53 @@ def draw_closing(axes: Axes, rows: Sequence[Results]) -> None:
     axes.set_xlabel("share of the gap to q* that is closed on test images, %")
 
 
+# The cures of atlas.json: the colour, the marker and the label.
+_CURES: Mapping[str, tuple[str, str, str]] = {
+    "control": (INKS["control"].colour, "D", "control, α = 0"),
+    "paper": (INKS["self_consistent"].colour, "^", "paper's recipe"),
+    "best": ("#c75000", "o", "best recipe of equal cost"),
+    "learned": ("#7a5b00", "s", "learned refinement"),
+    "newton": ("#4d4d4d", "P", "two Newton steps"),
+    "optimal": (INKS["optimal"].colour, "v", "refit on the test set*"),
+}
+
+
+def draw_atlas(gap_axes: Axes, closed_axes: Axes, rows: Sequence[Results]) -> None:
+    """Draws the gap of every row, and beside it the share that each cure closes."""
+    places = np.arange(len(rows))[::-1]
+    means, errors = ([row["gap"][key] for row in rows] for key in ("mean", "stderr"))
+    gap_axes.barh(places, means, 0.6, color="#e08a4a", zorder=2, label="gap")
+    gap_axes.errorbar(
+        means, places, xerr=errors, fmt="none", ecolor=TEXT, elinewidth=0.9, capsize=2, zorder=3
+    )
+    gap_axes.set_yticks(places, [f"{row['row']} ({row['seeds']})" for row in rows])
+    gap_axes.set_xlabel("gap, nats an example")
+    offsets = np.linspace(0.28, -0.28, len(_CURES))
+    for offset, (name, (colour, marker, label)) in zip(offsets, _CURES.items(), strict=True):
+        known = [(place, row["closed"][name]) for place, row in zip(places, rows, strict=True)
+                 if name in row["closed"]]  # fmt: skip
+        at = [place + offset for place, _ in known]
+        shares, errors = ([100 * each[key] for _, each in known] for key in ("mean", "stderr"))
+        closed_axes.errorbar(
+            shares, at, xerr=errors, fmt=marker, color=colour, elinewidth=0.9, label=label, zorder=3
+        )
+    for place in places[:-1] - 0.5:
+        closed_axes.axhline(place, color=MUTED, linewidth=0.3)
+    for end in (0.0, 100.0):
+        closed_axes.axvline(end, color=MUTED, linewidth=0.8)
+    closed_axes.tick_params(labelleft=False)
+    closed_axes.set_ylim(-0.6, len(rows) - 0.4)
+    closed_axes.set_xlabel("share of the gap that is closed on test examples, %")
+    for axes in (gap_axes, closed_axes):
+        axes.grid(True, axis="x")
+        axes.grid(False, axis="y")
+    handles, labels = closed_axes.get_legend_handles_labels()
+    closed_axes.legend(
+        handles, labels, loc="lower center", bbox_to_anchor=(0.3, 1.0), ncols=3, frameon=False,
+        fontsize=8.5,
+    )  # fmt: skip
+
+
 def _draw_losses(axes: Axes, rows: Sequence[Results], places: np.ndarray) -> list[Annotation]:
     """Draws those parts that every checkpoint has; negative ones hang below zero."""
     above, below = np.zeros(len(rows)), np.zeros(len(rows))

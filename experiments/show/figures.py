@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     from matplotlib.text import Annotation
 
 __all__ = [
-    "alpha", "closing", "compression", "effects", "figure1a", "figure1b", "figure2", "image_grid",
-    "ledger", "overview", "refit_curves", "save",
+    "alpha", "atlas", "closing", "compression", "effects", "figure1a", "figure1b", "figure2",
+    "image_grid", "ledger", "overview", "refit_curves", "save",
 ]  # fmt: skip
 
 
@@ -178,6 +178,23 @@ def closing(results: Results) -> Figure:
         ]
         if any(row["larger_encoder"] for row in rows):
             notes.append("hatched: costs more at test time")
+        finish(figure, [], footnote([results], *notes))
+    return figure
+
+
+def atlas(results: Results) -> Figure:
+    """Draws a line for each row of atlas.json that has a gap: its size, and what closes it."""
+    rows = [row for row in results["rows"] if row["gap"]]
+    if not rows:
+        raise ValueError("nothing to draw: no row has a gap")
+    with style():
+        figure = new_figure((9.0, 1.9 + 0.5 * len(rows)))
+        axes = figure.subplots(1, 2, sharey=True, width_ratios=(1, 2))
+        bars.draw_atlas(*axes, rows)
+        notes = [
+            "late checkpoint, mean of as many seeds as the number in brackets ± 1 stderr over "
+            "them (of one seed over test examples)", "* fitted on test examples, as the gap is",
+        ]  # fmt: skip
         finish(figure, [], footnote([results], *notes))
     return figure
 
