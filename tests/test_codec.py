@@ -1,4 +1,4 @@
-"""Bits-back coding: `codec/stack`, `codec/tables`, `codec/container` and `codec/coding`."""
+"""Bits-back coding: `codec/stack`, `codec/schedule`, `codec/container`, `codec/coding`."""
 
 import sys
 import zlib
@@ -11,7 +11,7 @@ import pytest
 from conftest import random_params
 
 import gapjax
-from gapjax import Refiner, compress, decompress, parallel
+from gapjax import Refiner, compress, decompress, models, parallel
 from gapjax.codec import coding, container, stack
 from gapjax.codec.coding import ENCODER
 from gapjax.codec.stack import CodecError
@@ -197,6 +197,172 @@ def test_latents_are_samples_of_the_posterior():
         bits.push_latents(drawn[0] + np.int32([0, 40, 0, 0]), loc, scale)
 
 
+_SIZE, _SLOPE = 4, 0.8
+_NOISE = (1 - _SLOPE**2) ** 0.5
+_WEIGHT = 0.2 * np.random.default_rng(0).normal(size=(24, _SIZE)).astype(np.float32)
+
+
+def _normal(loc, scale=1.0):
+    return dist.Normal(loc, jnp.full(_SIZE, scale)).to_event(1)
+
+
+def _beside(name):
+    return lambda z: _normal(_SLOPE * z[name], _NOISE)
+
+
+_CHAIN = {"z3": _normal(jnp.zeros(_SIZE)), "z2": _beside("z3"), "z1": _beside("z2")}
+
+
+def _infer(params, x):
+    """Up to the third order of the weights the posterior: the likelihood is nearly Gaussian."""
+    precision = 1.0 + (params**2).sum(0) / 4
+    loc = params.T @ (x.astype(jnp.float32) - 0.5) / precision
+    first = dist.Normal(loc, precision**-0.5).to_event(1)
+    return models.Chain({"z1": first, "z2": _beside("z1"), "z3": _beside("z2")})
+
+
+def _chain_vae(prior=_CHAIN, see=lambda z: z["z1"], infer=_infer):
+    def decode(params, z):
+        assert sorted(z) == sorted(prior)
+        return dist.Bernoulli(logits=params @ see(z)).to_event(1)
+
+    return gapjax.VAE(None, infer, decode, models.Chain(prior))
+
+
+@pytest.fixture(scope="module")
+def hierarchy():
+    """Three layers, each standard Gaussian by itself, and images drawn from it."""
+    rng = np.random.default_rng(1)
+    logits = rng.normal(size=(700, _SIZE)) @ _WEIGHT.T
+    images = (rng.random(logits.shape) < 1 / (1 + np.exp(-logits))).astype(np.uint8)
+    return _chain_vae(), gapjax.VAEParams(*map(jnp.asarray, (_WEIGHT, _WEIGHT))), images
+
+
+def test_a_hierarchy_costs_its_elbo_and_bit_swap_starts_from_fewer_bits(hierarchy):
+    """q is nearly exact, so that the ELBO is log p(x)."""
+    vae, params, images = hierarchy
+    logits = np.random.default_rng(2).normal(size=(10_000, _SIZE)) @ _WEIGHT.T
+    log_probs = images @ logits.T - np.logaddexp(0, logits).sum(1)
+    bits = -np.log2(np.exp(log_probs).mean(1)).sum()
+    model = describe(vae, params)
+    assert list(model.orders) == ["bits_back", "bit_swap"]
+    start, initial = len(stack.start(0, 3 * _SIZE)), {}
+    for order in model.orders:
+        content = compress(vae, params, images, num_chains=2, order=order)
+        header, streams = container.parse(content)
+        assert header.order == order
+        _same(decompress(vae, params, content), images)
+        initial[order] = 32 * (start - header.left_out)
+        net = sum(32 * len(stream) - initial[order] for stream in streams)
+        assert abs(net - bits) < 0.01 * bits
+    assert content == compress(vae, params, images, num_chains=2)
+    # A grid of 128 points for the prior's scale takes about 7 bits for each latent.
+    assert initial["bit_swap"] <= initial["bits_back"] - 64 and initial["bits_back"] <= 7 * 32
+
+
+def test_bit_swap_needs_markov_chains(hierarchy):
+    _, params, images = hierarchy
+    skip = {**_CHAIN, "z1": lambda z: _normal(0.5 * (z["z2"] + z["z3"]), _NOISE)}
+
+    def from_image(params, x):
+        links = _infer(params, x).links
+        return models.Chain({**links, "z2": lambda z: _normal(_SLOPE * z["z1"] + x[0] / 9.0)})
+
+    def downwards(params, x):
+        links = _infer(params, x).links
+        return models.Chain({"z3": links["z1"], "z2": _beside("z3"), "z1": _beside("z2")})
+
+    others = [
+        {"prior": skip}, {"see": lambda z: z["z1"] + z["z3"]}, {"infer": from_image},
+        {"infer": downwards},
+    ]  # fmt: skip
+    for other in others:
+        vae = _chain_vae(**other)
+        assert list(describe(vae, params).orders) == ["bits_back"]
+        with pytest.raises(ValueError, match="it can be 'bits_back', as q is no Markov chain"):
+            compress(vae, params, images, order="bit_swap")
+    content = compress(vae, params, images[:9], num_chains=2)
+    _same(decompress(vae, params, content), images[:9])
+    header, streams = container.parse(content)
+    with pytest.raises(CodecError, match="cannot have been coded in its way"):
+        decompress(vae, params, container.pack(header._replace(order="bit_swap"), streams))
+
+
+def test_layers_of_networks_come_back(hierarchy):
+    orders = {
+        "non_centred": [""],
+        "bottom_up": ["bits_back", "bit_swap"],
+        "top_down": ["bits_back"],
+    }
+    images = hierarchy[2][:10].reshape(-1, 4, 6)
+    for form, expected in orders.items():
+        vae = models.hierarchical_vae((4, 6), latent_dims=(3, 2), hidden_sizes=(4,), form=form)
+        params = random_params(vae)
+        assert list(describe(vae, params).orders) == expected
+        if form != "bottom_up":
+            _same(decompress(vae, params, compress(vae, params, images)), images)
+    with pytest.raises(TypeError, match="take the hierarchy in its non-centred form"):
+        compress(vae, params, images, Refiner())
+
+
+def test_a_forged_order_is_refused(hierarchy):
+    vae, params, images = hierarchy
+    header, streams = container.parse(compress(vae, params, images[:40], num_chains=2))
+    forged = container.pack(header._replace(order="bits_back"), streams)
+    with pytest.raises(CodecError, match="does not decode"):
+        decompress(vae, params, forged)
+    changed = container.pack(header, streams).replace(
+        b"\x00\x00\x01" + header.model, b"\x00\x00\x02" + header.model
+    )
+    with pytest.raises(CodecError, match="order of coding 2"):
+        container.parse(changed)
+
+
+@pytest.fixture(scope="module")
+def colour():
+    vae = models.conv_vae(
+        (4, 4, 3), "colour", latent_dim=2, num_channels=(8,), levels=18, uniform_weight=0.2
+    )
+    params = jax.tree.map(lambda p: 0.6 * p, random_params(vae))
+    draw = jax.jit(jax.vmap(lambda key: sample_model(vae, params.decoder, key)))
+    return vae, params, np.asarray(draw(jax.random.split(jax.random.key(0), 150)), np.uint8)
+
+
+def test_colours_of_convolutions_cost_their_elbo_in_any_number_of_chains(colour):
+    """The channels are coded in turn; a file's programs have one size of batch, also for few."""
+    vae, params, images = colour
+    nats = jax.jit(jax.vmap(lambda key, x: gapjax.elbo(vae, params, key, x, num_samples=30)))
+    elbo = nats(jax.random.split(jax.random.key(1), len(images)), images).sum()
+    for chains in (1, 4):
+        content = compress(vae, params, images, num_chains=chains)
+        _same(decompress(vae, params, content), images)
+        size = 32 * sum(map(len, container.parse(content)[1])) - 64 * chains
+        assert abs(size + elbo / np.log(2)) < -0.01 * elbo / np.log(2)
+        some = compress(vae, params, images[: chains + 1], num_chains=chains)
+        _same(decompress(vae, params, some), images[: chains + 1])
+
+
+def test_what_has_no_table_or_context_is_refused_by_name(small, hierarchy):
+    counts = models.count_examples(np.ones((2, 3), int))
+    vae = models.count_vae(3, "poisson", latent_dim=2, hidden_sizes=(4,))
+    with pytest.raises(TypeError, match="a file does not hold their contexts"):
+        compress(vae, random_params(vae), counts)
+    bound = vae.at({"library": jnp.array(5)})
+    with pytest.raises(TypeError, match="Poisson has no table of levels"):
+        compress(bound, random_params(vae), counts.x)
+    mixed = models.with_prior(small.vae, models.MixturePrior(3, 2))
+    with pytest.raises(TypeError, match=r"the prior is MixtureSameFamily .* diagonal Gaussian"):
+        compress(mixed, random_params(mixed), small.test_images)
+    flat = lambda params, x: _normal(jnp.zeros(_SIZE))
+    with pytest.raises(TypeError, match=r"the posterior is Normal; .* both must be"):
+        compress(_chain_vae(infer=flat), *hierarchy[1:])
+    other = lambda params, x: models.Chain({"z1": flat(params, x)})
+    with pytest.raises(
+        TypeError, match=r"a Chain over \['z1'\] and the prior over \['z3', 'z2', 'z1'"
+    ):
+        compress(_chain_vae(infer=other), *hierarchy[1:])
+
+
 _SMALL = container.Header(2, (5, 5), 8, ENCODER, b"m" * 8, b"n" * 8, b"i" * 8, 0)
 
 
@@ -208,6 +374,8 @@ def test_a_header_survives(grey):
     found, words = container.parse(content)
     assert found == header
     assert all(map(np.array_equal, words, streams))
+    layers = header._replace(order="bit_swap", left_out=300)
+    assert container.parse(container.pack(layers, streams))[0] == layers
     # 804 bytes for 8 images each; fewer bytes are filled up.
     small = container.pack(header._replace(event_shape=(1,), count=100_000), streams[:1])
     assert len(small) > 100_000 / 8

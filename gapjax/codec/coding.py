@@ -3,7 +3,8 @@
 To code an image, its latent is popped from the stack under q(z given x), then the image is pushed
 under p(x given z) and the latent under the prior. What it costs, in the mean, is the negative ELBO.
 The images of a chain share a stack, so its first latent alone costs bits that carry nothing. A few
-chains go side by side, so that networks see more than one image at a time.
+chains go side by side, so that networks see more than one image at a time. The latents of a
+hierarchy are coded one after another, see `schedule`.
 """
 
 import contextlib
@@ -11,18 +12,30 @@ import dataclasses
 import hashlib
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from gapjax.codec import container, stack
 from gapjax.codec.container import Header
+from gapjax.codec.schedule import ORDERS, Step, Steps
 from gapjax.codec.stack import WRONG, CodecError, Stack
-from gapjax.codec.tables import Model, Programs, block_size, describe, numerics, programs
+from gapjax.codec.tables import (
+    Latents,
+    Model,
+    Programs,
+    Table,
+    block_size,
+    describe,
+    numerics,
+    of_channel,
+    programs,
+)
 from gapjax.infer.newton import Refiner, check
 from gapjax.model.checks import check_positive
-from gapjax.vae import VAE, VAEParams
+from gapjax.vae import VAE, Given, VAEParams
 
 ENCODER = Refiner(num_steps=0)
 _MOST_CHAINS = 32
@@ -36,17 +49,20 @@ def compress(
     refiner: Refiner = ENCODER,
     *,
     num_chains: int | None = None,
+    order: str | None = None,
 ) -> bytes:
     """Compresses images without loss by bits-back coding.
 
     The length is, in the mean over what the latents turn out to be, -sum of ELBO(x) / log 2 bits,
     and some bits for each chain and the header. The ELBO is of the refined q. All probabilities
     are those of the model's own distributions, quantised to 24 bits. Latents lie on a grid of 128
-    points for a standard deviation of the prior.
+    points for a standard deviation of the prior; in a hierarchy about that of the prior given the
+    latents above.
 
     Args:
-      vae: a model with a diagonal Gaussian prior and posterior, and a likelihood that is a
-        Bernoulli or a `DiscretizedLogistic`.
+      vae: a model whose prior and posterior are diagonal Gaussians, or `Chain`s of them over the
+        same latents, and whose likelihood is a Bernoulli, a `DiscretizedLogistic` or a
+        `ColourLogistic`.
       params: its parameters; needed again to decompress.
       images: [N, *event] integers 0 .. levels - 1, N >= 0.
       refiner: how the encoder's q is improved first, see `gapjax.refine`; not at all by default.
@@ -54,6 +70,10 @@ def compress(
         would have less than a byte for 256 passes through the decoder.
       num_chains: L, images that are coded side by side; by default one for 32 kB of images, at
         most 32. With a refiner at most 1024 over its samples or pairs of points.
+      order: of the latents of a hierarchy. "bits_back" pops all of them before an image is pushed.
+        "bit_swap" pops one, pushes the image, pops the next, pushes the one before, and so on. So a
+        chain starts from the bits of one latent. It is possible, and the default, where q is a
+        Markov chain from the image up and the prior one from the top down.
 
     Returns:
       The content of a file; `container` describes it.
@@ -61,20 +81,28 @@ def compress(
     Raises:
       CodecError: images of another shape, with other values, or too many; a model that gives
         values which are not finite; too little memory; constriction is not installed.
-      TypeError: a distribution of a family that is not coded.
-      ValueError: a `refiner` or number of chains that cannot be used.
+      TypeError: a distribution of a family that is not coded; a conditional model; a `refiner`
+        of a hierarchy.
+      ValueError: a `refiner`, number of chains or `order` that cannot be used.
 
     References:
       Townsend, Bird, Barber, Practical Lossless Compression with Latent Variables using Bits Back
-      Coding, 2019; Duda, Asymmetric Numeral Systems, 2009.
+      Coding, 2019; Kingma, Abbeel, Ho, Bit-Swap: Recursive Bits-Back Coding for Lossless
+      Compression with Hierarchical Latent Variables, 2019; Duda, Asymmetric Numeral Systems, 2009.
     """
     check(refiner)
+    if isinstance(images, Given):
+        raise TypeError(
+            "images are Given, and a file does not hold their contexts; give the x of one context "
+            "with the model vae.at(context)"
+        )
     if refiner.num_steps:  # as a file holds it, in 32 bits
         rate = float(np.float32(refiner.learning_rate))
         refiner = dataclasses.replace(refiner, learning_rate=rate)
     else:
         refiner = ENCODER
     model = describe(vae, params)
+    order = _order(model, refiner, order)
     images = _checked(images, model)
     if num_chains is None:  # so few that what their starts cost does not show
         bits = images.size * math.log2(model.levels)
@@ -83,21 +111,24 @@ def compress(
     num_chains = min(num_chains, len(images), container.most_chains(refiner))
     header = Header(
         model.levels, model.event_shape, len(images), refiner, model.fingerprint, b"\0" * 8,
-        _checksum(images), left_out=0,
+        _checksum(images), left_out=0, order=order,
     )  # fmt: skip
     empty = container.pack(header, [np.zeros(0, np.uint32)] * num_chains)  # refuses too much
     if not len(images):
         return empty
     starts = [stack.start(chain, model.latent_dim) for chain in range(num_chains)]
-    stacks = [Stack(words) for words in starts]
+    stacks = [Stack(words, model.room) for words in starts]
     with _enough_memory():
         params = jax.device_put(params)
-        each = (programs(vae, refiner) for refiner in _probed(header))
+        each = (programs(vae, model, refiner) for refiner in _probed(header))
         found = b"".join(numerics(model, compiled, params, num_chains) for compiled in each)
         header = header._replace(numerics=found.ljust(8, b"\0"))
-        _encode(model, programs(vae, refiner), params, stacks, images)
+        coder = _Coder(model, programs(vae, model, refiner), params, stacks)
+        _encode(coder, model.orders[order], images)
     streams = [each.words() for each in stacks]
     common = min(map(_common, streams, starts))
+    if not order:  # it is one byte of such a file
+        common = min(common, 255)
     return container.pack(header._replace(left_out=common), [each[common:] for each in streams])
 
 
@@ -133,12 +164,14 @@ def decompress(vae: VAE, params: VAEParams, content: bytes) -> np.ndarray:
             f"the file was made with another model, {header.model.hex()}; this one is "
             f"{model.fingerprint.hex()}. Take the checkpoint and the encoder that it was made with"
         )
+    if header.order not in model.orders or (model.grid and header.refiner.num_steps):
+        raise CodecError("the file is damaged: this model cannot have been coded in its way")
     starts = [stack.start(chain, model.latent_dim) for chain in range(len(streams))]
     with _enough_memory():
         params = jax.device_put(params)
         for place, refiner in enumerate(_probed(header)):
             known = header.numerics[4 * place : 4 * place + 4]
-            found = numerics(model, programs(vae, refiner), params, len(streams))
+            found = numerics(model, programs(vae, model, refiner), params, len(streams))
             if known != found:
                 cause = "other versions of JAX or constriction, or another kind of device"
                 if known[:2] == found[:2]:
@@ -150,8 +183,10 @@ def decompress(vae: VAE, params: VAEParams, content: bytes) -> np.ndarray:
         images = np.zeros((header.count, *model.event_shape), np.uint8)
         if header.count:
             kept = [begin[: header.left_out] for begin in starts]
-            stacks = [Stack(np.concatenate(words)) for words in zip(kept, streams, strict=True)]
-            _decode(model, programs(vae, header.refiner), params, stacks, images)
+            both = zip(kept, streams, strict=True)
+            stacks = [Stack(np.concatenate(words), model.room) for words in both]
+            coder = _Coder(model, programs(vae, model, header.refiner), params, stacks)
+            _decode(coder, model.orders[header.order], images)
             streams = [each.words() for each in stacks]
     if header.images != _checksum(images) or not all(map(np.array_equal, streams, starts)):
         raise CodecError(WRONG)
@@ -175,49 +210,125 @@ def _enough_memory() -> Iterator[None]:
         raise CodecError(f"this machine has too little memory: {told[:200]}") from error
 
 
-def _encode(
-    model: Model, compiled: Programs, params: VAEParams, stacks: list[Stack], images: np.ndarray
-) -> None:
+class _Coder(NamedTuple):
+    """What the coding of rows of one image for each chain needs."""
+
+    model: Model
+    compiled: Programs
+    params: VAEParams
+    stacks: list[Stack]
+
+    def tables(self, step: Step, images: np.ndarray | None, latents: Latents) -> Table:
+        """A step's distributions of a latent."""
+        if images is None or not step.sees_x:
+            images = np.zeros((len(self.stacks), *self.model.event_shape), np.uint8)
+        program = (self.compiled.infer if step.kind == "infer" else self.compiled.prior)[step.name]
+        return program(self.params, images, self.seen(step, latents), self.model.grid)
+
+    def likelihoods(self, step: Step, latents: Latents) -> tuple[Any, Any]:
+        """p(x given z) of each chain and the tables of its blocks."""
+        return self.compiled.blocks(self.params, self.seen(step, latents), self.model.grid)
+
+    def seen(self, step: Step, latents: Latents) -> Latents:
+        """The latents that a step depends on, and zeros in place of the others."""
+        chains, sizes = len(self.stacks), self.model.sizes
+        blank = {name: np.zeros((chains, size), np.int32) for name, size in sizes.items()}
+        return blank | {name: latents[name] for name in step.given}
+
+
+def _encode(coder: _Coder, steps: Steps, images: np.ndarray) -> None:
     """Pushes all images, row by row of one image for each chain."""
-    size, chains = block_size(model.levels), len(stacks)
+    chains = len(coder.stacks)
     rows = [images[start : start + chains] for start in range(0, len(images), chains)]
-    ahead = compiled.infer(params, _filled(rows[0], chains))
+    first, *others = steps
+    ahead = coder.tables(first, _filled(rows[0], chains), {})
     for row, following in itertools.zip_longest(rows, rows[1:]):
-        used = stacks[: len(row)]
-        loc, scale = map(_finite, ahead)
+        used, filled = coder.stacks[: len(row)], _filled(row, chains)
+        tables = list(map(_finite, ahead))
         if following is not None:  # computed while this row is coded
-            ahead = compiled.infer(params, _filled(following, chains))
-        latents = _filled(list(map(Stack.pop_latents, used, loc, scale)), chains)
-        likelihoods, blocks = compiled.blocks(params, latents)
-        levels = _filled(row, chains).reshape(chains, -1).astype(np.int32)
-        chosen, inner = np.divmod(levels, size)
-        if size > 1:
-            finer = _finite(compiled.within(likelihoods, chosen))
-            for each, *coded in zip(used, inner, finer, strict=False):
-                each.push_levels(*coded)
-        for each, latent, *coded in zip(used, latents, chosen, _finite(blocks), strict=False):
-            each.push_levels(*coded)
-            each.push_prior(latent)
+            ahead = coder.tables(first, _filled(following, chains), {})
+        latents = {first.name: _each(Stack.pop_latents, used, chains, *tables)}
+        for step in others:
+            if step.kind == "pixels":
+                _push_pixels(coder, used, filled, coder.likelihoods(step, latents))
+                continue
+            tables = list(map(_finite, coder.tables(step, filled, latents)))
+            if step.kind == "infer":
+                latents[step.name] = _each(Stack.pop_latents, used, chains, *tables)
+            else:
+                list(map(Stack.push_prior, used, latents[step.name], *tables))
 
 
-def _decode(
-    model: Model, compiled: Programs, params: VAEParams, stacks: list[Stack], images: np.ndarray
-) -> None:
+def _decode(coder: _Coder, steps: Steps, images: np.ndarray) -> None:
     """Pops the images of all rows, the last row first; fills `images`."""
-    size, chains = block_size(model.levels), len(stacks)
+    chains = len(coder.stacks)
     for start in reversed(range(0, len(images), chains)):
-        used = stacks[: len(images) - start]
-        latents = _filled([each.pop_prior(model.latent_dim) for each in used], chains)
-        likelihoods, blocks = compiled.blocks(params, latents)
-        levels = _filled(list(map(Stack.pop_levels, used, _finite(blocks))), chains)
+        used, row = coder.stacks[: len(images) - start], None
+        latents: Latents = {}
+        for step in reversed(steps):
+            if step.kind == "pixels":
+                row = _pop_pixels(coder, used, coder.likelihoods(step, latents))
+                images[start : start + chains] = row[: len(used)]
+                continue
+            tables = list(map(_finite, coder.tables(step, row, latents)))
+            if step.kind == "prior":
+                latents[step.name] = _each(Stack.pop_prior, used, chains, *tables)
+            else:
+                list(map(Stack.push_latents, used, latents[step.name], *tables))
+
+
+def _push_pixels(
+    coder: _Coder, used: list[Stack], images: np.ndarray, likelihoods: tuple[Any, Any]
+) -> None:
+    """Pushes one image on each stack, the last of channels that are coded in turn first."""
+    model, compiled, levels = coder.model, coder.compiled, images.astype(np.int32)
+    size = block_size(model.levels)
+    for channel in reversed(range(model.channels or 1)):
+        own, blocks = compiled.channel(*likelihoods, levels, channel)
+        chosen, inner = np.divmod(of_channel(levels, channel, model), size)
         if size > 1:
-            finer = _finite(compiled.within(likelihoods, levels))
-            levels = size * levels + _filled(list(map(Stack.pop_levels, used, finer)), chains)
-        row = levels[: len(used)].astype(np.uint8).reshape(len(used), *model.event_shape)
-        images[start : start + chains] = row
-        loc, scale = map(_finite, compiled.infer(params, _filled(row, chains)))
-        for each, *coded in zip(used, latents, loc, scale, strict=False):
-            each.push_latents(*coded)
+            list(map(Stack.push_levels, used, inner, _finite(compiled.within(own, chosen))))
+        list(map(Stack.push_levels, used, chosen, _finite(blocks)))
+
+
+def _pop_pixels(coder: _Coder, used: list[Stack], likelihoods: tuple[Any, Any]) -> np.ndarray:
+    """The image uint8 of each chain; the inverse of `_push_pixels`."""
+    model, compiled, chains = coder.model, coder.compiled, len(coder.stacks)
+    size = block_size(model.levels)
+    images = np.zeros((chains, *model.event_shape), np.int32)
+    for channel in range(model.channels or 1):
+        own, blocks = compiled.channel(*likelihoods, images, channel)
+        levels = _each(Stack.pop_levels, used, chains, _finite(blocks))
+        if size > 1:
+            finer = _finite(compiled.within(own, levels))
+            levels = size * levels + _each(Stack.pop_levels, used, chains, finer)
+        of_channel(images, channel, model)[...] = levels
+    return images.astype(np.uint8)
+
+
+def _each(
+    pop: Callable[..., np.ndarray], used: list[Stack], chains: int, *tables: np.ndarray
+) -> np.ndarray:
+    """What is popped from each stack; zeros for the chains that have no image."""
+    return _filled(list(map(pop, used, *tables)), chains)
+
+
+def _order(model: Model, refiner: Refiner, order: str | None) -> str:
+    """The order in which a model is coded, the best one by default."""
+    if model.grid and refiner.num_steps:
+        raise TypeError(
+            "a refiner improves one diagonal Gaussian and the posterior is a Chain; leave the "
+            "refiner out, or take the hierarchy in its non-centred form"
+        )
+    if order is None:
+        return list(model.orders)[-1]
+    if order not in model.orders:
+        possible = " or ".join(map(repr, filter(None, model.orders))) or "no other than None"
+        raise ValueError(
+            f"order is {order!r}; of this model it can be {possible}"
+            + ", as q is no Markov chain from the image up" * (order == ORDERS[1])
+        )
+    return order
 
 
 def _checked(images: np.ndarray, model: Model) -> np.ndarray:
@@ -250,8 +361,8 @@ def _finite(output: jax.Array) -> np.ndarray:
 
 
 def _common(words: np.ndarray, begin: np.ndarray) -> int:
-    """How many words at the bottom of a stream are those that it started from, at most 255."""
-    size = min(len(words) - 1, len(begin), 255)
+    """How many words at the bottom of a stream are those that it started from, at least one not."""
+    size = min(len(words) - 1, len(begin))
     differs = np.flatnonzero(words[:size] != begin[:size])
     return int(differs[0]) if len(differs) else size
 

@@ -1,17 +1,19 @@
 """The file: a header, the streams of the chains, and nothing that a stranger could make costly.
 
     bytes   4  magic, 89 47 41 50
-            1  version, 2
+            1  version: 2 where an image's latent is one vector, 3 of a hierarchy
             1  levels - 1
             1  number of axes of an image, then each as an integer
                number of images, number of chains, as integers
             1  method of refinement, then its steps as an integer; if there are any, its
                num_samples and num_judged as integers, and its learning rate as a 32-bit float
+            1  of a hierarchy alone: the order of coding, 0 bits-back, 1 Bit-Swap
             8  fingerprint of the model
             4  fingerprint of the arithmetic without refinement
             4  of that with it; zeros where there is none
             8  checksum of the images
-            1  words at the bottom of every stream that are left out, see `stack.start`
+            1  words at the bottom of every stream that are left out, see `stack.start`; of a
+               hierarchy an integer
                words of each stream, as integers
             4  CRC-32 of the header up to here and of everything after it
                the streams, one after another, in 32-bit words
@@ -31,6 +33,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from gapjax.codec.schedule import ORDERS
 from gapjax.codec.stack import CodecError
 from gapjax.infer.newton import METHODS, Refiner
 
@@ -40,7 +43,7 @@ MAX_STEPS = 1000
 _MAX_POINTS = 1024  # samples, or pairs of points, of all chains together
 # What a byte may ask for. Two Newton steps are about 100 passes, ten of Adam 60.
 _IMAGES_PER_BYTE, _PASSES_PER_BYTE = 8, 256
-_MAGIC, _VERSION = b"\x89GAP", 2
+_MAGIC, _VECTOR, _HIERARCHY = b"\x89GAP", 2, 3
 _MAX_AXES, _DIGEST = 8, 8
 
 
@@ -55,18 +58,22 @@ class Header(NamedTuple):
     numerics: bytes  # fingerprints of the arithmetic
     images: bytes  # checksum
     left_out: int  # words at the bottom of every stream that are not in the file
+    order: str = ""  # of coding the latents of a hierarchy, one of `schedule.ORDERS`
 
 
 def pack(header: Header, streams: list[np.ndarray]) -> bytes:
     """A file of this header and one stream of uint32 for each chain."""
     _check_sizes(header, len(streams))
     method, steps, samples, judged, learning_rate = dataclasses.astuple(header.refiner)
-    parts = [_MAGIC, bytes([_VERSION, header.levels - 1, len(header.event_shape)])]
+    version = _HIERARCHY if header.order else _VECTOR
+    parts = [_MAGIC, bytes([version, header.levels - 1, len(header.event_shape)])]
     parts += map(_integer, (*header.event_shape, header.count, len(streams)))
     parts += [bytes([METHODS.index(method)]), _integer(steps)]
     if steps:
         parts += [_integer(samples), _integer(judged), struct.pack("<f", learning_rate)]
-    parts += [header.model, header.numerics, header.images, bytes([header.left_out])]
+    order = bytes([ORDERS.index(header.order)]) if header.order else b""
+    left_out = (_integer if header.order else lambda value: bytes([value]))(header.left_out)
+    parts += [order, header.model, header.numerics, header.images, left_out]
     parts += [_integer(len(stream)) for stream in streams]
     body = b"".join(stream.astype("<u4").tobytes() for stream in streams)
     body += bytes(_padding(header, len(body)))
@@ -78,8 +85,11 @@ def parse(content: bytes) -> tuple[Header, list[np.ndarray]]:
     """The header and the streams of a file; verified, and within the limits of every file."""
     if content[:4] != _MAGIC[: len(content)] or not content:
         raise CodecError("it is not a file of gapjax's codec")
-    if len(content) > 4 and content[4] != _VERSION:
-        raise CodecError(f"it has version {content[4]} of the format; this gapjax reads {_VERSION}")
+    if len(content) > 4 and content[4] not in (_VECTOR, _HIERARCHY):
+        raise CodecError(
+            f"it has version {content[4]} of the format; this gapjax reads {_VECTOR} and "
+            f"{_HIERARCHY}"
+        )
     reader = _Reader(content)
     try:
         header, lengths, crc = _read(reader)
@@ -102,6 +112,7 @@ class _Reader:
 
     def __init__(self, content: bytes):
         self._content, self.place = content, 5
+        self.is_hierarchy = content[4:5] == bytes([_HIERARCHY])
 
     def take(self, number: int) -> bytes:
         """The next bytes; IndexError where the file ends."""
@@ -139,10 +150,13 @@ def _read(reader: _Reader) -> tuple[Header, list[int], int]:
         samples, judged = reader.integer(), reader.integer()
         (learning_rate,) = struct.unpack("<f", reader.take(4))
         refiner = Refiner(METHODS[method], steps, samples, judged, learning_rate)
+    number = reader.byte() if reader.is_hierarchy else -1
+    if number >= len(ORDERS):
+        raise CodecError(f"the file is damaged: it names the order of coding {number}")
     model, numerics, checksum = (reader.take(_DIGEST) for _ in range(3))
-    header = Header(
-        levels, event_shape, count, refiner, model, numerics, checksum, left_out=reader.byte()
-    )
+    left_out = reader.integer() if reader.is_hierarchy else reader.byte()
+    order = ORDERS[number] if reader.is_hierarchy else ""
+    header = Header(levels, event_shape, count, refiner, model, numerics, checksum, left_out, order)
     _check_sizes(header, chains)
     lengths = [reader.integer() for _ in range(chains)]
     return header, lengths, struct.unpack("<I", reader.take(4))[0]

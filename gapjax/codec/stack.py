@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 
 # Latents are coded on a grid, 128 points for each standard deviation of the prior. A posterior's
-# mean lies within 8 of these, its scale is at most 2, and a latent is within 8 of its mean.
+# mean lies within 8 of these, its scale is at most 2, and a latent is within 8 of its mean. Where
+# the stack has room for more, these are that many times as large.
 GRID = 128
 MAX_LOC, MAX_SCALE = 8 * GRID, 2 * GRID
 _MAX_BITS = 24  # constriction's precision: a symbol costs no more
 _WINDOW = 6.0  # scales on each side of a posterior's mean that can be coded, at least
-_EXPONENTS = range(2, 11)  # of two; half the points of a window
+_EXPONENTS = 2, 10  # of two; half the points of a window
 
 WRONG = (
     "the file does not decode to the images that it was made from: it is damaged, or this "
@@ -36,24 +37,28 @@ class CodecError(ValueError):
 class Stack:
     """The bits of one chain of images."""
 
-    def __init__(self, words: np.ndarray):
+    def __init__(self, words: np.ndarray, room: int = 1):
         """Starts from these words, uint32, of which the last is not zero."""
         if len(words) and not words[-1]:
             raise CodecError("the file is damaged: a stream ends in a zero")
+        self._room = room  # a power of two
         self._coder = _library().stream.stack.AnsCoder(np.array(words, np.uint32))
 
-    def push_prior(self, indices: np.ndarray) -> None:
-        """Codes grid indices int32 [Z] under the prior."""
-        self._coder.encode_reverse(indices, *_prior(len(indices)))
+    def push_prior(self, indices: np.ndarray, loc: np.ndarray, scale: np.ndarray) -> None:
+        """Codes grid indices int32 [Z] under a prior; loc and scale float32 [Z], in steps.
 
-    def pop_prior(self, size: int) -> np.ndarray:
+        All points of the grid can be coded, as a posterior may be anywhere on it.
+        """
+        self._coder.encode_reverse(indices, _gaussian(2 * MAX_LOC * self._room), loc, scale)
+
+    def pop_prior(self, loc: np.ndarray, scale: np.ndarray) -> np.ndarray:
         """The grid indices int32 [Z] on top; the inverse of `push_prior`."""
-        return self._coder.decode(*_prior(size))
+        return self._coder.decode(_gaussian(2 * MAX_LOC * self._room), loc, scale)
 
     def push_latents(self, indices: np.ndarray, loc: np.ndarray, scale: np.ndarray) -> None:
         """Codes grid indices int32 [Z] that `pop_latents` gives for this posterior; its inverse."""
         middle = np.rint(loc)
-        for half, part in reversed(_windows(scale)):
+        for half, part in reversed(_windows(scale, self._room)):
             offsets = indices[part] - middle[part].astype(np.int32)
             if offsets.min() < -half or offsets.max() >= half:
                 raise CodecError(WRONG)
@@ -69,7 +74,7 @@ class Stack:
         """
         middle = np.rint(loc)
         indices = middle.astype(np.int32)
-        for half, part in _windows(scale):
+        for half, part in _windows(scale, self._room):
             indices[part] += self._coder.decode(_gaussian(half), (loc - middle)[part], scale[part])
         return indices
 
@@ -116,16 +121,12 @@ def _gaussian(half: int) -> Any:
     return _library().stream.model.QuantizedGaussian(-half, half - 1)
 
 
-def _prior(size: int) -> tuple[Any, np.ndarray, np.ndarray]:
-    """The prior of latents [Z], with its mean and scale in steps."""
-    return _gaussian(2 * MAX_LOC), np.zeros(size, np.float32), np.full(size, GRID, np.float32)
-
-
 def _categorical() -> Any:
     return _library().stream.model.Categorical(perfect=False)
 
 
-def _windows(scale: np.ndarray) -> list[tuple[int, np.ndarray]]:
+def _windows(scale: np.ndarray, room: int) -> list[tuple[int, np.ndarray]]:
     """Half the size of each window, and which latents have it."""
-    exponents = np.clip(np.frexp(_WINDOW * scale)[1], _EXPONENTS[0], _EXPONENTS[-1])
+    most = _EXPONENTS[-1] + room.bit_length() - 1
+    exponents = np.clip(np.frexp(_WINDOW * scale)[1], _EXPONENTS[0], most)
     return [(1 << int(e), np.flatnonzero(exponents == e)) for e in np.unique(exponents)]

@@ -16,26 +16,23 @@ import numpy as np
 import numpyro.distributions as dist
 
 from gapjax import parallel
-from gapjax.codec import stack
+from gapjax.codec import schedule, stack
+from gapjax.codec.schedule import VECTOR, Steps
 from gapjax.codec.stack import GRID
 from gapjax.infer.newton import Refiner, diagonal_normal, refine_one
+from gapjax.model.chain import Chain
 from gapjax.model.distributions import DiscretizedLogistic, innermost, type_name
 from gapjax.model.free import written_out
-from gapjax.vae import VAE, VAEParams, prior_of
+from gapjax.models.colour import ColourLogistic
+from gapjax.vae import VAE, VAEParams, prior_of, sample
 
-SEED = 0  # of the points or samples of the refinement
+SEED = 0  # of the points or samples of the refinement, and of the samples of the prior
 _LIBRARIES = ("jax", "jaxlib", "numpyro", "optax")
+_PRIOR_SAMPLES = 256
+_ROOM = 8  # of a chain's grid, whose steps may be fine beside the spread of a latent
 
-
-class Programs(NamedTuple):
-    """What is computed for L images at once, one of each chain."""
-
-    # (params, images uint8 [L, *event]) to q's loc and scale [L, Z], in steps of the latents' grid
-    infer: Callable[..., tuple[jax.Array, jax.Array]]
-    # (params, indices of the grid int32 [L, Z]) to p(x given z) and its blocks' [L, D, A]
-    blocks: Callable[..., tuple[Any, jax.Array]]
-    # (p(x given z), blocks int32 [L, D]) to the probabilities of their levels [L, D, B]
-    within: Callable[..., jax.Array]
+Latents = dict[str, Any]  # by name, indices of the grid int32 [L, Z]
+Table = tuple[Any, Any]  # a mean and a scale [L, Z] for each latent, in steps of its grid
 
 
 class Model(NamedTuple):
@@ -43,56 +40,191 @@ class Model(NamedTuple):
 
     event_shape: tuple[int, ...]
     levels: int
-    latent_dim: int
+    channels: int  # of a pixel that are coded in turn; 0 where they are independent
+    sizes: dict[str, int]  # of each latent, in the order of the prior
+    grid: dict[str, Any]  # of a chain, see `_grid`; a single vector lies on the prior's own
+    orders: dict[str, Steps]  # in which it can be coded, the one with fewest initial bits last
     fingerprint: bytes
+
+    @property
+    def latent_dim(self) -> int:
+        """The number of all latents of an image."""
+        return sum(self.sizes.values())
+
+    @property
+    def room(self) -> int:
+        """How many times as wide as that of a single vector the grid is."""
+        return _ROOM if self.grid else 1
+
+
+class Programs(NamedTuple):
+    """What is computed for L images at once, one of each chain of a file."""
+
+    # by name; (params, images uint8 [L, *event], latents, grid) to q of one latent
+    infer: dict[str, Any]
+    # by name; the same arguments to p of one latent
+    prior: dict[str, Any]
+    # (params, latents, grid) to p(x given z) and the probabilities of its blocks [L, D, A]
+    blocks: Any
+    # (p(x given z), its blocks, levels int32 [L, *event], channel) to both of this channel alone
+    channel: Any
+    # (p(x given z), blocks int32 [L, D]) to the probabilities of their levels [L, D, B]
+    within: Any
 
 
 def describe(vae: VAE, params: VAEParams) -> Model:
     """The model that is coded with."""
-    prior = prior_loc, _ = diagonal_normal(prior_of(vae, params.decoder), "the prior")
-    likelihood = jax.eval_shape(vae.decode, params.decoder, jnp.zeros(prior_loc.shape))
+    prior: Any = prior_of(vae, params.decoder)
+    grid: dict[str, Any] = {}
+    z: Any
+    if isinstance(prior, Chain):
+        grid = held = _grid.on(vae=vae)(params.decoder)
+        z = {name: grid[name][0] for name in prior.links}
+        shapes = sizes = {name: len(loc) for name, loc in z.items()}
+    else:
+        held = z, _ = diagonal_normal(prior, "the prior")
+        shapes, sizes = z.shape, {VECTOR: len(z)}
+    likelihood = jax.eval_shape(vae.decode, params.decoder, jax.tree.map(jnp.zeros_like, z))
     levels, event_shape = num_levels(likelihood), tuple(likelihood.event_shape)
     image = jax.ShapeDtypeStruct(event_shape, jnp.uint8)
-    jax.eval_shape(lambda x: diagonal_normal(vae.encode(params.encoder, x), "the posterior"), image)
-    digest = hashlib.sha256(f"{event_shape} {levels} {prior_loc.shape}".encode())
+    if grid:
+        orders = schedule.of_chain(vae, params, image, sizes)
+    else:
+        orders = schedule.of_vector()
+        infer = lambda x: diagonal_normal(vae.encode(params.encoder, x), "the posterior")
+        jax.eval_shape(infer, image)
+    digest = hashlib.sha256(f"{event_shape} {levels} {shapes}".encode())
     # Not the prior's own leaves: NumPyro orders them by hashes, which differ among processes.
-    for path, leaf in jax.tree_util.tree_flatten_with_path((params, prior))[0]:
+    for path, leaf in jax.tree_util.tree_flatten_with_path((params, held))[0]:
         leaf = np.asarray(leaf)
         digest.update(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}".encode())
         digest.update(np.ascontiguousarray(leaf).tobytes())
-    return Model(event_shape, levels, len(prior_loc), digest.digest()[:8])
+    channels = event_shape[-1] if isinstance(innermost(likelihood), ColourLogistic) else 0
+    fingerprint = digest.digest()[:8]
+    return Model(event_shape, levels, channels, sizes, grid, orders, fingerprint)
 
 
-def programs(vae: VAE, refiner: Refiner) -> Programs:
+def programs(vae: VAE, model: Model, refiner: Refiner) -> Programs:
     """The programs of a model; each is compiled for the shapes that it is called with."""
-    return Programs(_infer.on(vae=vae, refiner=refiner), _blocks.on(vae=vae), _within.on())
+    infer = {name: _infer.on(vae=vae, refiner=refiner, name=name) for name in model.sizes}
+    prior = {name: _prior.on(vae=vae, name=name) if model.grid else _itself for name in model.sizes}
+    channel = _channel.on() if model.channels else _whole
+    return Programs(infer, prior, _blocks.on(vae=vae), channel, _within.on())
 
 
 @parallel.on_one_device
-def _infer(params, images, *, vae, refiner) -> tuple[jax.Array, jax.Array]:
-    prior_loc, prior_scale = diagonal_normal(prior_of(vae, params.decoder), "the prior")
+def _grid(decoder, *, vae) -> dict[str, tuple[jax.Array, jax.Array]]:
+    """Middle and unit [Z] of the grid of each latent of a chain; a step is unit / `GRID`.
 
-    def one(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    The unit is about the scale of a latent given those above it, the geometric mean over samples
+    of the prior, but at least a quarter of the scale of its marginal. It is a power of two, so that
+    a point of the grid is exact.
+    """
+
+    def one(rng_key: jax.Array) -> dict[str, tuple[jax.Array, jax.Array]]:
+        prior: Any = prior_of(vae, decoder)
+        links = prior.links_at(sample(prior, rng_key))
+        return {name: diagonal_normal(link, f"the prior's {name}") for name, link in links.items()}
+
+    def of_one(loc: jax.Array, scale: jax.Array) -> tuple[jax.Array, jax.Array]:
+        given, marginal = jnp.exp(jnp.log(scale).mean(0)), jnp.sqrt(loc.var(0) + (scale**2).mean(0))
+        exponent = jnp.round(jnp.log2(jnp.maximum(given, marginal / 4)))
+        unit = jnp.ldexp(jnp.ones_like(given), exponent.astype(jnp.int32))
+        return jnp.round(loc.mean(0) / unit) * unit, unit
+
+    links = jax.vmap(one)(jax.random.split(jax.random.key(SEED), _PRIOR_SAMPLES))
+    return {name: of_one(*link) for name, link in links.items()}
+
+
+def _points(vae: VAE, params: VAEParams, grid: dict[str, Any]) -> Callable[[Latents], Any]:
+    """The function from indices of the grid, of one image, to z."""
+
+    def point(own: Table, index: jax.Array) -> jax.Array:
+        middle, unit = own
+        return middle + unit * (index.astype(jnp.float32) / GRID)
+
+    if not grid:
+        own = diagonal_normal(prior_of(vae, params.decoder), "the prior")
+        return lambda latents: point(own, latents[VECTOR])
+    return lambda latents: {name: point(grid[name], index) for name, index in latents.items()}
+
+
+def _in_steps(distribution: Any, own: Table, room: int = 1) -> Table:
+    """Mean and scale of a diagonal Gaussian on a grid, within what can be coded."""
+    loc, scale = diagonal_normal(distribution, "the posterior")
+    middle, unit = own
+    step = unit / GRID
+    loc = jnp.clip((loc - middle) / step, -room * stack.MAX_LOC, room * stack.MAX_LOC)
+    scale = jnp.clip(scale / step, 0.01, room * stack.MAX_SCALE)
+    return loc.astype(jnp.float32), scale.astype(jnp.float32)
+
+
+@parallel.on_one_device
+def _infer(params, images, latents, grid, *, vae, refiner, name) -> Table:
+    if grid:
+        points = _points(vae, params, grid)
+
+        def link(x: jax.Array, latents: Latents) -> Table:
+            q: Any = vae.encode(params.encoder, x)
+            return _in_steps(q.link_at(name, points(latents)), grid[name], _ROOM)
+
+        return jax.vmap(link)(images, latents)
+    own = diagonal_normal(prior_of(vae, params.decoder), "the prior")
+
+    def one(x: jax.Array) -> Table:
         q = refine_one(vae, params, jax.random.key(SEED), x, refiner).posteriors
-        loc, scale = diagonal_normal(q, "the posterior")
-        step = prior_scale / GRID
-        loc = jnp.clip((loc - prior_loc) / step, -stack.MAX_LOC, stack.MAX_LOC)
-        scale = jnp.clip(scale / step, 0.01, stack.MAX_SCALE)
-        return loc.astype(jnp.float32), scale.astype(jnp.float32)
+        return _in_steps(q, own)
 
     return jax.vmap(one)(images)
 
 
 @parallel.on_one_device
-def _blocks(params, indices, *, vae) -> tuple[Any, jax.Array]:
-    prior_loc, prior_scale = diagonal_normal(prior_of(vae, params.decoder), "the prior")
+def _prior(params, images, latents, grid, *, vae, name) -> Table:
+    del images
+    points = _points(vae, params, grid)
 
-    def decode(index: jax.Array) -> Any:
-        z = prior_loc + prior_scale * (index.astype(jnp.float32) / GRID)
-        return written_out(vae.decode(params.decoder, z))
+    def link(latents: Latents) -> Table:
+        p: Any = prior_of(vae, params.decoder)
+        return _in_steps(p.link_at(name, points(latents)), grid[name], _ROOM)
 
-    likelihoods = jax.vmap(decode)(indices)
+    return jax.vmap(link)(latents)
+
+
+def _itself(params, images, latents, grid) -> Table:
+    """A prior on its own grid."""
+    del params, images, grid
+    shape = latents[VECTOR].shape
+    return np.zeros(shape, np.float32), np.full(shape, GRID, np.float32)
+
+
+@parallel.on_one_device
+def _blocks(params, latents, grid, *, vae) -> tuple[Any, Any]:
+    points = _points(vae, params, grid)
+    decode = lambda latents: written_out(vae.decode(params.decoder, points(latents)))
+    likelihoods = jax.vmap(decode)(latents)
+    if isinstance(innermost(likelihoods), ColourLogistic):
+        return likelihoods, None
     return likelihoods, jax.vmap(lambda likelihood: _flat(block_probs(likelihood)))(likelihoods)
+
+
+@parallel.on_one_device
+def _channel(likelihoods, blocks, levels, channel) -> tuple[Any, Any]:
+    """Of a channel given those before it, `levels`; the others are not seen."""
+
+    def one(likelihood: Any, levels: jax.Array) -> tuple[Any, jax.Array]:
+        every = innermost(likelihood).given(levels)
+        loc, scale = (jnp.take(array, channel, axis=-1) for array in (every.loc, every.scale))
+        own = DiscretizedLogistic(loc, scale, every.levels, uniform_weight=every.uniform_weight)
+        own = own.to_event(loc.ndim)
+        return own, _flat(block_probs(own))
+
+    return jax.vmap(one)(likelihoods, levels)
+
+
+def _whole(likelihoods, blocks, levels, channel) -> tuple[Any, Any]:
+    """Entries of x that are independent are coded at once."""
+    del levels, channel
+    return likelihoods, blocks
 
 
 @parallel.on_one_device
@@ -104,7 +236,11 @@ def _within(likelihoods, chosen) -> jax.Array:
 
 
 def numerics(model: Model, compiled: Programs, params: VAEParams, num_chains: int) -> bytes:
-    """Fingerprint, 4 bytes: 2 of versions and device, 2 of what programs give on a probe."""
+    """Fingerprint, 4 bytes: 2 of versions and device, 2 of what programs give on a probe.
+
+    A file's programs run on one row for each of its chains in both directions, however many images
+    are left, and the probe has as many. So no other size of batch can occur.
+    """
     device = jax.devices()[0]
     versions = [f"{name} {importlib.metadata.version(name)}" for name in _LIBRARIES]
     versions += [f"constriction {stack.library_version()}", device.platform, device.device_kind]
@@ -115,14 +251,28 @@ def numerics(model: Model, compiled: Programs, params: VAEParams, num_chains: in
     images = (noise[: num_chains * size] % np.uint16(model.levels)).astype(np.uint8)
     images = images.reshape(num_chains, *model.event_shape)
     indices = noise[num_chains * size :].reshape(num_chains, -1).astype(np.int32) - 128
-    likelihoods, table = compiled.blocks(params, indices)
-    outputs = [*compiled.infer(params, images), table]
-    if block_size(model.levels) > 1:
-        chosen = images.reshape(num_chains, -1) // block_size(model.levels)
-        outputs.append(compiled.within(likelihoods, chosen.astype(np.int32)))
+    ends = np.cumsum(list(model.sizes.values()))[:-1]
+    latents = dict(zip(model.sizes, np.split(indices, ends, axis=1), strict=True))
+    outputs: list[Any] = []
+    for name in model.sizes:
+        outputs += compiled.infer[name](params, images, latents, model.grid)
+    likelihoods, whole = compiled.blocks(params, latents, model.grid)
+    for channel in range(model.channels or 1):
+        likelihood, table = compiled.channel(likelihoods, whole, images.astype(np.int32), channel)
+        outputs.append(table)
+        if block_size(model.levels) > 1:
+            chosen = of_channel(images, channel, model) // block_size(model.levels)
+            outputs.append(compiled.within(likelihood, chosen.astype(np.int32)))
+    for name in model.grid:
+        outputs += compiled.prior[name](params, images, latents, model.grid)
     for output in outputs:
         digest.update(np.asarray(output).tobytes())
     return hashlib.sha256(" ".join(versions).encode()).digest()[:2] + digest.digest()[:2]
+
+
+def of_channel(levels: np.ndarray, channel: int, model: Model) -> np.ndarray:
+    """The levels [L, D] that are coded together, a view of levels [L, *event]."""
+    return levels.reshape(len(levels), -1, model.channels or 1)[..., channel]
 
 
 def num_levels(likelihood: Any) -> int:
@@ -130,11 +280,11 @@ def num_levels(likelihood: Any) -> int:
     base = innermost(likelihood)
     if isinstance(base, dist.BernoulliLogits | dist.BernoulliProbs):
         return 2
-    if isinstance(base, DiscretizedLogistic):
+    if isinstance(base, DiscretizedLogistic | ColourLogistic):
         return base.levels
     raise TypeError(
         f"{type_name(likelihood)} has no table of levels to code with; the codec takes "
-        "Bernoulli and DiscretizedLogistic"
+        "Bernoulli, DiscretizedLogistic and ColourLogistic"
     )
 
 
