@@ -19,9 +19,9 @@ PACKAGE = ROOT / "gapjax"
 # new folder of gapjax/, or a new file beside the folders, needs a line here.
 FLOORS = {
     "checkpoints": 1,
-    "data": 1,
     "parallel": 1,
     "vae": 1,
+    "data": 2,
     "examples": 2,
     "jobs": 2,
     "model": 3,

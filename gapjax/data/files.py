@@ -5,7 +5,7 @@ import io
 import pathlib
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from gapjax.data.dataset import DatasetError, Stored, check_levels, one_line, re
 
 PARTS = ("train", "test")
 _NAMES = (("train", "test"), ("x_train", "x_test"), ("train_data", "test_data"))
+_CONTEXT = re.compile("(train|test)_context(_.+)?")
 _MODES = ("1", "L", "I;16", "I", "F", "RGB")  # of pillow, whose arrays are the pixels themselves
 _RARE = 0.02  # a level is in use if it has this share of the pixels that it would have on average
 
@@ -48,15 +49,17 @@ def read(path: pathlib.Path, levels: int | None) -> Stored:
     if sums:
         source = f"the file{'s' * (len(sums) > 1)} {' and '.join(sorted(sums))}"
     train, test = _numbers([np.asarray(held[name]) for name in names], path.name, levels)
+    contexts = _contexts(held, (len(train), len(test)), path.name)
     if levels is None and train.dtype == np.uint8:
         levels = _guess(train, test, path.name)
-    return Stored(path.name, train, test, levels, source, files=sums)
+    return Stored(path.name, train, test, levels, source, files=sums, contexts=contexts)
 
 
 def _read_npz(content: bytes) -> dict[str, Any]:
     with np.load(io.BytesIO(content), allow_pickle=False) as archive:
         names = {name for pair in _NAMES for name in pair} | {"levels"}
-        return {name: archive[name] if name in names else None for name in archive.files}
+        wanted = lambda name: name in names or _CONTEXT.fullmatch(name)
+        return {name: archive[name] if wanted(name) else None for name in archive.files}
 
 
 def _read_mat(content: bytes) -> dict[str, Any]:
@@ -169,6 +172,38 @@ def _numbers(parts: list[np.ndarray], name: str, levels: int | None) -> list[np.
         highest = max((levels or 0) - 1, *(int(x.max()) for x in parts))
         dtype = np.uint8 if highest < 2**8 else np.uint16 if highest < 2**16 else np.int32
     return [np.array(x, dtype, order="C") for x in parts]
+
+
+def _contexts(held: dict[str, Any], sizes: Sequence[int], file: str) -> dict[str, np.ndarray]:
+    """The contexts by their names in the file; those of 64 bits, which JAX has not, as of 32."""
+    kinds = {name.partition("_")[2] for name in held if _CONTEXT.fullmatch(name)}
+    contexts: dict[str, np.ndarray] = {}
+    for kind in sorted(kinds):
+        names = [f"{part}_{kind}" for part in PARTS]
+        if (kind == "context" and len(kinds) > 1) or not held.keys() >= set(names):
+            raise DatasetError(
+                f"{file!r} holds {one_line(sorted(held))}; give train_context and test_context, or "
+                "several train_context_NAME and test_context_NAME"
+            )
+        pair = [np.asarray(held[name]) for name in names]
+        shapes, dtype = [x.shape for x in pair], np.result_type(*pair)
+        what = f"{names[0]} and {names[1]} of {file!r} have"
+        if dtype.kind not in "uibf":
+            cure = "numbers, of names the second of numpy.unique(names, return_inverse=True)"
+            raise DatasetError(f"{what} dtype {dtype}; give {cure}")
+        if [shape[:1] for shape in shapes] != [(size,) for size in sizes] or (
+            shapes[0][1:] != shapes[1][1:]
+        ):
+            one = f"one entry for each of the {sizes[0]} and {sizes[1]} examples, of one shape"
+            raise DatasetError(f"{what} shapes {shapes[0]} and {shapes[1]}; give {one}")
+        most = np.finfo(np.float32).max if dtype.kind == "f" else 2**31 - 1
+        low, high = min(x.min() for x in pair), max(x.max() for x in pair)
+        if not max(-low, high) <= most:  # NaN is not
+            raise DatasetError(f"{what} values from {low} to {high}; give what 32 bits hold")
+        if dtype.itemsize == 8:
+            dtype = np.dtype(np.float32 if dtype.kind == "f" else np.int32)
+        contexts |= {name: x.astype(dtype) for name, x in zip(names, pair, strict=True)}
+    return contexts
 
 
 def _guess(train: np.ndarray, test: np.ndarray, name: str) -> int:

@@ -96,7 +96,10 @@ def load_dataset(
     Files hold [N, *event] in one of these forms:
 
     - `.npz`, `.mat`: arrays `train` and `test`, `x_train` and `x_test` as Keras has them, or
-      `train_data` and `test_data`; and, if you like, a number `levels`.
+      `train_data` and `test_data`; and, if you like, a number `levels`. What a conditional model
+      is given goes beside them: `train_context` and `test_context` [N, ...], or several, such as
+      `train_context_batch`. `train` and `test` are then a `Given(x, context)`, whose context is the
+      array, or a dict of several, here with the key "batch".
     - `.npy`, `.amat` (text): two files in one folder whose names differ in `train` and `test`
       alone, such as `x_train.npy` and `x_test.npy`; give either.
     - A folder of images: `train/` and `test/`, with images of one size and kind, grey or RGB,
