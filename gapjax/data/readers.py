@@ -20,7 +20,7 @@ from gapjax.data.dataset import (
     reason,
     unusable,
 )
-from gapjax.data.mnist import read_binarized_mnist, read_mnist
+from gapjax.data.mnist import read_binarized_mnist, read_fashion_mnist, read_mnist
 
 _DIGITS_LEVELS = 17
 
@@ -38,9 +38,9 @@ def _read_digits(name: str, _: pathlib.Path | None) -> Stored:
     images, labels = load_digits(return_X_y=True)
     images = images.reshape(-1, 8, 8).astype(np.uint8)
     # The split is part of the data set and depends on no seed of the user's.
-    parts = train_test_split(images, test_size=0.2, random_state=0, stratify=labels)
+    train, test = train_test_split(images, test_size=0.2, random_state=0, stratify=labels)
     source = "scikit-learn load_digits, fixed stratified split with 20 % for the test"
-    return Stored(name, *map(np.asarray, parts), levels=_DIGITS_LEVELS, source=source)
+    return Stored(name, np.asarray(train), np.asarray(test), _DIGITS_LEVELS, source)
 
 
 class _Entry(NamedTuple):
@@ -58,6 +58,7 @@ _ENTRIES: dict[str, _Entry] = {
     "mnist": _Entry(read_mnist, 256, "none"),
     "grey_mnist": _Entry(read_mnist, 256, "none"),
     "binary_mnist": _Entry(read_mnist, 256, "threshold", grey_name="mnist"),
+    "fashion_mnist": _Entry(read_fashion_mnist, 256, "none"),
     "binarized_mnist": _Entry(read_binarized_mnist, 2, "none"),
 }
 DATASETS: tuple[str, ...] = tuple(_ENTRIES)
@@ -83,6 +84,7 @@ def load_dataset(
     | grey_mnist      | (28, 28) | 256    | an alias of mnist                                      |
     | binary_mnist    | (28, 28) | 2      | mnist, pixel / 255 >= 0.5                              |
     | binarized_mnist | (28, 28) | 2      | a published random binarization, 50,000 and 10,000 [3] |
+    | fashion_mnist   | (28, 28) | 256    | 60,000 and 10,000 articles of clothing [4]             |
 
     The digits are split into 1,437 and 360, stratified by label. No split depends on a seed.
 
@@ -90,7 +92,8 @@ def load_dataset(
     `mnist/3.0.1`) or as the published IDX files of images, gzipped or not; without a `data_dir`, in
     TFDS's default directory (`TFDS_DATA_DIR`, by default `~/tensorflow_datasets`), where TFDS
     prepares it if it is not there; that alone needs TensorFlow. The images come in the published
-    order and are verified either way. `binarized_mnist` is looked for in the same way, except that
+    order and are verified either way. `fashion_mnist` is looked for in the same way; its files have
+    the names of MNIST's, and their pixels tell which they are. So is `binarized_mnist`, except that
     TFDS has to prepare its files.
 
     Files hold [N, *event] in one of these forms:
@@ -129,6 +132,8 @@ def load_dataset(
       [2] LeCun, Cortes, Burges. The MNIST database of handwritten digits. 1998.
       [3] Larochelle, Murray. The Neural Autoregressive Distribution Estimator. AISTATS 2011; with
         the binarization of Salakhutdinov, Murray. ICML 2008.
+      [4] Xiao, Rasul, Vollgraf. Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine
+        Learning Algorithms. 2017.
     """
     check_binarization(binarization, threshold, binarization_seed)
     if levels is not None:
