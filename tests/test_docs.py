@@ -120,7 +120,13 @@ def test_blocks_that_need_other_libraries(block):
 
 def test_only_marked_blocks_are_left_out():
     assert {block.page for block in BLOCKS} >= {"README.md", "docs/measure.md", "docs/close.md"}
-    assert {block.needs for block in BLOCKS} == {None, "constriction", "equinox", "haiku"}
+    assert {block.needs for block in BLOCKS} == {
+        None,
+        "anndata",
+        "constriction",
+        "equinox",
+        "haiku",
+    }
     for page in PAGES:
         assert len(_blocks(page)) == _read(page).count("```python"), page
 

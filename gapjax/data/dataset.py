@@ -29,8 +29,9 @@ class Dataset(NamedTuple):
       provenance: Where the arrays come from and how they were processed, as values that JSON can
         hold: `source` (a sentence), `num_train`, `num_test`, `binarization`, `sha256` (of the
         shapes and values of both parts: compare it to find out whether two runs used the same
-        data), and where there are any `contexts` (the shape and type of each, by name), `files`
-        (the SHA-256 of each that was read, by name) and `note` (a remark).
+        data), and where there are any `contexts` (the shape and type of each, by name), `batches`
+        (their names, in the order of the numbers in a context "batch"), `files` (the SHA-256 of
+        each that was read, by name) and `note` (a remark).
     """
 
     name: str
@@ -57,6 +58,7 @@ class Stored(NamedTuple):
     files: dict[str, str] | None = None  # the SHA-256 of each file that was read, by name
     note: str = ""
     contexts: dict[str, np.ndarray] | None = None  # as "train_context" or "train_context_NAME"
+    batches: list[str] | None = None  # the names of those that a context "batch" numbers
 
 
 def as_dataset(stored: Stored, binarization: str, threshold: float, seed: int) -> Dataset:
@@ -77,6 +79,8 @@ def as_dataset(stored: Stored, binarization: str, threshold: float, seed: int) -
             for name, x in stored.contexts.items()
             if name.startswith("train_")
         }
+    if stored.batches:
+        provenance["batches"] = stored.batches
     if stored.files:
         provenance["files"] = dict(sorted(stored.files.items()))
     if stored.note:
@@ -121,6 +125,32 @@ def check_binarization(binarization: str | None, threshold: float, binarization_
     if seed is None or seed < 0:
         problem = "is not usable; give a non-negative integer"
         raise unusable("binarization_seed", binarization_seed, problem)
+
+
+def dense(x: Any) -> np.ndarray:
+    """An array as it is, or of a sparse matrix in the smallest type; no wider one is made of it."""
+    if not hasattr(x, "toarray"):
+        return np.asarray(x)
+    matrix = x.tocoo().tocsr()  # a copy, with the sum of what stands twice
+    matrix.data = whole(matrix.data)
+    if matrix.data.dtype.kind in "ui" and matrix.data.min(initial=0) >= 0:
+        matrix.data = matrix.data.astype(smallest(matrix.data.max(initial=0)))
+    return matrix.toarray()
+
+
+def whole(x: np.ndarray) -> np.ndarray:
+    """Integers where all values are: text, MATLAB and anndata write them as floats."""
+    if x.dtype.kind != "f" or not (np.abs(x) < 2**31).all():
+        return x
+    integers = x.astype(np.int64)
+    return integers if (integers == x).all() else x
+
+
+def smallest(highest: int) -> type[np.integer]:
+    """The type of images and counts up to this."""
+    if highest >= 2**31:  # which is refused
+        return np.int64
+    return np.uint8 if highest < 2**8 else np.uint16 if highest < 2**16 else np.int32
 
 
 def unusable(argument: str, value: object, problem: str) -> DatasetError:

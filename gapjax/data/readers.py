@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gapjax.data import files
+from gapjax.data import cells, files
 from gapjax.data.dataset import (
     Dataset,
     DatasetError,
@@ -62,7 +62,8 @@ _ENTRIES: dict[str, _Entry] = {
     "binarized_mnist": _Entry(read_binarized_mnist, 2, "none"),
 }
 DATASETS: tuple[str, ...] = tuple(_ENTRIES)
-FILES = f"the path of a file ({', '.join(files.FORMS)}) or of a folder with train/ and test/"
+_FORMS = (*files.FORMS, cells.FORM)
+FILES = f"the path of a file ({', '.join(_FORMS)}) or of a folder with train/ and test/"
 
 
 def load_dataset(
@@ -73,6 +74,7 @@ def load_dataset(
     threshold: float = 0.5,
     binarization_seed: int = 0,
     levels: int | None = None,
+    batch_key: str | None = None,
 ) -> Dataset:
     """Loads a data set by its name, or from a file.
 
@@ -103,10 +105,17 @@ def load_dataset(
       is given goes beside them: `train_context` and `test_context` [N, ...], or several, such as
       `train_context_batch`. `train` and `test` are then a `Given(x, context)`, whose context is the
       array, or a dict of several, here with the key "batch".
-    - `.npy`, `.amat` (text): two files in one folder whose names differ in `train` and `test`
-      alone, such as `x_train.npy` and `x_test.npy`; give either.
+    - `.npy`, `.amat` (text), or an `.npz` of `scipy.sparse.save_npz`, which holds counts: two files
+      in one folder whose names differ in `train` and `test` alone, such as `x_train.npy` and
+      `x_test.npy`; give either.
     - A folder of images: `train/` and `test/`, with images of one size and kind, grey or RGB,
       which may be in subfolders.
+
+    - `.h5ad` (anndata): raw counts [cells, genes] in `layers["counts"]`, `raw.X` or `X`, the first
+      that there is. They are read piece by piece, never dense in a wider type than the result's.
+      Cells are split by a column `split` of `obs` ("train" and "test"); without one a fifth is for
+      the test, chosen by the names of the cells alone. The contexts are those of
+      `models.count_vae`: "library", the sum of a cell's counts, and with `batch_key` "batch".
 
     Integers above 255 are counts: they have no `levels`, unless you give them. Neither have floats,
     which need a likelihood of your own.
@@ -123,6 +132,8 @@ def load_dataset(
         the name stands for; for a file, its own `levels` if it has them, otherwise a guess: 2 if
         no pixel is above 1, 256 if none is above 255. A guess that leaves most levels unused
         warns.
+      batch_key: The column of `obs` of an `.h5ad` file that names the batch of each cell; the
+        batches are numbered from 0, and `provenance["batches"]` has their names.
 
     Raises:
       DatasetError: if an argument is wrong, or the data are missing or not usable.
@@ -139,13 +150,21 @@ def load_dataset(
     if levels is not None:
         check_levels("levels", levels)
     name = _path_text("name_or_path", name_or_path)
+    path = pathlib.Path(name)
+    is_cells = name not in _ENTRIES and path.suffix.lower() == cells.FORM
+    if is_cells and levels is not None:
+        raise unusable("levels", levels, f"does not fit {name!r}, whose counts have none")
+    if not is_cells and batch_key is not None:
+        raise unusable("batch_key", batch_key, f"does not fit {one_line(name)!r}: no {cells.FORM}")
     folder = None if data_dir is None else pathlib.Path(_path_text("data_dir", data_dir))
     if name in _ENTRIES:
         _check_named(name, binarization, levels)
         stored = _ENTRIES[name].read(name, folder)
         method = binarization or _ENTRIES[name].binarization
+    elif is_cells:
+        stored, method = cells.read(path, batch_key), binarization or "none"
     elif names_data(name):
-        stored, method = files.read(pathlib.Path(name), levels), binarization or "none"
+        stored, method = files.read(path, levels), binarization or "none"
     else:
         raise _unknown_name(name)
     return as_dataset(stored, method, threshold, binarization_seed)
@@ -153,7 +172,7 @@ def load_dataset(
 
 def names_data(name: str) -> bool:
     """Whether `load_dataset` knows the name, or the form of the file or folder; none need exist."""
-    has_form = pathlib.Path(name).suffix.lower() in files.FORMS
+    has_form = pathlib.Path(name).suffix.lower() in _FORMS
     has_parts = all(os.path.isdir(os.path.join(name, part)) for part in files.PARTS)
     return name in _ENTRIES or has_form or has_parts
 
