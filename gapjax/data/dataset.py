@@ -129,13 +129,16 @@ def check_binarization(binarization: str | None, threshold: float, binarization_
 
 def dense(x: Any) -> np.ndarray:
     """An array as it is, or of a sparse matrix in the smallest type; no wider one is made of it."""
-    if not hasattr(x, "toarray"):
-        return np.asarray(x)
+    return narrow(x).toarray() if hasattr(x, "toarray") else np.asarray(x)
+
+
+def narrow(x: Any) -> Any:
+    """A sparse matrix by rows, in the smallest type that holds its values."""
     matrix = x.tocoo().tocsr()  # a copy, with the sum of what stands twice
     matrix.data = whole(matrix.data)
     if matrix.data.dtype.kind in "ui" and matrix.data.min(initial=0) >= 0:
         matrix.data = matrix.data.astype(smallest(matrix.data.max(initial=0)))
-    return matrix.toarray()
+    return matrix
 
 
 def whole(x: np.ndarray) -> np.ndarray:
