@@ -118,6 +118,12 @@ def prepare(config: Config, data_dir: str | None, workdir: Workdir | None = None
     )  # fmt: skip
     if workdir is not None:
         workdir.check_data(config, dataset.provenance)
+    if contexts := dataset.provenance.get("contexts"):
+        raise UsageError(
+            f"--dataset={config.dataset} has contexts ({', '.join(contexts)}), for which the "
+            "programs have no model; leave them out of the file, or use the library with a "
+            "conditional model"
+        )
     if dataset.levels is None or dataset.levels > _MOST_LEVELS:
         held = f"{dataset.levels} levels" if dataset.levels else f"{dataset.train.dtype}"
         raise UsageError(

@@ -19,9 +19,9 @@ PACKAGE = ROOT / "gapjax"
 # new folder of gapjax/, or a new file beside the folders, needs a line here.
 FLOORS = {
     "checkpoints": 1,
-    "data": 1,
     "parallel": 1,
     "vae": 1,
+    "data": 2,
     "examples": 2,
     "jobs": 2,
     "model": 3,
@@ -46,6 +46,8 @@ OWNERS = {
     "sklearn": {"data/readers"},
     "PIL": {"data/files", "data/tfds"},
     "scipy": {"data/files"},
+    "anndata": {"data/cells"},
+    "h5py": {"data/cells"},
     "numpyro": {
         "model/bounds",
         "model/distributions",
@@ -74,11 +76,13 @@ _LATE = {
     "blackjax",
     "tensorboardX",
     "constriction",
+    "anndata",
+    "h5py",
 }
 # Calls that print or touch the file system, and the rooms that may.
 SPEAKS = {"print", "input"}
 FILES = {"open", "read_text", "read_bytes", "write_text", "write_bytes", "mkdir", "unlink"}
-ON_DISK = {"checkpoints", "data/files", "data/mnist", "data/tfds"}
+ON_DISK = {"checkpoints", "data/cells", "data/files", "data/mnist", "data/tfds"}
 # What is kept is kept by one cache, or was measured to be slow: the comment says how slow.
 _CACHES = {"functools.lru_cache", "functools.cache", "functools.cached_property"}
 _MEASURED = re.compile(r"#.*\d+(\.\d+)? (ms|s|seconds)\b")

@@ -177,3 +177,54 @@ def test_what_is_binary_is_not_binarized_again(tmp_path):
         # Known without the data, so said without them.
         assert "binary already" in load_error("binarized_mnist", binarization=method)
     assert "'mnist'" in load_error("binary_mnist", binarization="none")
+
+
+def test_contexts_come_with_the_examples(tmp_path):
+    """One is an array, several are a dict; either goes into the provenance and the checksum."""
+    path, x = tmp_path / "x.npz", random_images(7, shape=(3,))
+    labels, rates = np.arange(7), np.linspace(0, 1, 14).reshape(7, 2)
+    parts = {"x_train": x, "x_test": x[:2]}
+    np.savez(path, **parts)
+    plain = load_dataset(path)
+    assert "contexts" not in plain.provenance and isinstance(plain.train, np.ndarray)
+
+    np.savez(path, **parts, train_context=labels, test_context=labels[:2])
+    one = load_dataset(path)
+    assert one.event_shape == (3,) and one.provenance["num_test"] == 2
+    assert one.train.context.dtype == np.int32 and one.levels == plain.levels
+    np.testing.assert_array_equal(one.train.x, plain.train)
+    np.testing.assert_array_equal(one.test.context, [0, 1])
+
+    names = {"train_context_batch": labels, "test_context_batch": labels[5:].astype(np.uint8)}
+    rates = {"train_context_rate": rates, "test_context_rate": rates[:2]}
+    np.savez(path, **parts, **names, **rates, train_contexts=1, y_train=2)
+    several = load_dataset(path)
+    assert several.train.context.keys() == several.test.context.keys() == {"batch", "rate"}
+    assert several.test.context["batch"].dtype == several.train.context["batch"].dtype == np.int32
+    assert several.train.context["rate"].dtype == np.float32
+    kinds = {"context_batch": "int32 []", "context_rate": "float32 [2]"}
+    assert several.provenance["contexts"] == kinds
+    np.savez(path, **parts, **{**names, "test_context_batch": labels[:2]}, **rates)
+    changed = load_dataset(path)
+    sums = {each.provenance["sha256"] for each in (plain, one, several, changed)}
+    assert len(sums) == 4
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "words"),
+    [
+        ({"": [1, 2, 3]}, {}, ["test_context"]),
+        ({"": [1, 2, 3], "_a": [1, 2, 3]}, {"": [1], "_a": [1]}, ["train_context_NAME"]),
+        ({"_a": ["k", "l", "m"]}, {"_a": ["k"]}, ["train_context_a", "<U1", "numpy.unique"]),
+        ({"": [1, 2]}, {"": [1]}, ["(2,)", "each of the 3 and 1"]),
+        ({"": [[1], [2], [3]]}, {"": [[1, 2]]}, ["(1, 2)", "of one shape"]),
+        ({"": [1, 2, 2**31]}, {"": [1]}, [str(2**31), "32 bits"]),
+        ({"": [1, 2, np.nan]}, {"": [1.0]}, ["nan"]),
+    ],
+)
+def test_unusable_contexts(tmp_path, train, test, words):
+    named = {f"train_context{name}": x for name, x in train.items()}
+    named |= {f"test_context{name}": x for name, x in test.items()}
+    np.savez(tmp_path / "x.npz", train=np.ones((3, 2)), test=np.ones((1, 2)), **named)
+    message = load_error(tmp_path / "x.npz")
+    assert all(word in message for word in words), message

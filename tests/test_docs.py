@@ -14,6 +14,7 @@ from typing import NamedTuple
 import pytest
 
 import gapjax
+from gapjax.examples import take
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ["README.md", *sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").glob("**/*.md"))]
@@ -92,7 +93,7 @@ def small_scale(monkeypatch, tmp_path):
 
     def few(*args, **options):
         data = load(*args, **options)
-        return data._replace(train=data.train[:200], test=data.test[:100])
+        return data._replace(train=take(data.train, slice(200)), test=take(data.test, slice(100)))
 
     monkeypatch.setattr(gapjax, "load_dataset", few)
 
@@ -119,7 +120,13 @@ def test_blocks_that_need_other_libraries(block):
 
 def test_only_marked_blocks_are_left_out():
     assert {block.page for block in BLOCKS} >= {"README.md", "docs/measure.md", "docs/close.md"}
-    assert {block.needs for block in BLOCKS} == {None, "constriction", "equinox", "haiku"}
+    assert {block.needs for block in BLOCKS} == {
+        None,
+        "anndata",
+        "constriction",
+        "equinox",
+        "haiku",
+    }
     for page in PAGES:
         assert len(_blocks(page)) == _read(page).count("```python"), page
 

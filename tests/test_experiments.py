@@ -402,6 +402,10 @@ def test_data_without_a_likelihood_of_the_programs_are_refused_in_one_line(tmp_p
         with pytest.raises(options.UsageError, match=f"holds {words}, .*of your own") as error:
             experiment.prepare(options.config_from_flags(parsed([f"--dataset={path}"])), None)
         assert "\n" not in str(error.value)
+    bits, labels = whole % 2, {"train_context": whole[:, 0, 0], "test_context": whole[:, 0, 0]}
+    path = _npz(tmp_path, train=bits, test=bits, **labels)
+    with pytest.raises(options.UsageError, match=r"has contexts \(context\), .* no model; leave"):
+        experiment.prepare(options.config_from_flags(parsed([f"--dataset={path}"])), None)
 
 
 def test_a_data_file_may_be_named_in_capitals(tmp_path):

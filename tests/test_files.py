@@ -2,6 +2,7 @@
 
 import contextlib
 import pathlib
+import tracemalloc
 import warnings
 import zipfile
 
@@ -45,6 +46,12 @@ def _sparse_mat(folder):
     return "mine.mat"
 
 
+def _sparse_npz(folder):
+    for name, x in (("train", TRAIN), ("test", TEST)):
+        scipy.sparse.save_npz(folder / f"{name}.npz", scipy.sparse.csr_array(x.reshape(len(x), -1)))
+    return "test.npz"
+
+
 def _images(folder):
     image = pytest.importorskip("PIL.Image")
     for part, images in (("train", TRAIN), ("test", TEST)):
@@ -56,7 +63,7 @@ def _images(folder):
     return "pictures"
 
 
-@pytest.mark.parametrize("make", [_keras, _pair, _amat, _mat, _sparse_mat, _images])
+@pytest.mark.parametrize("make", [_keras, _pair, _amat, _mat, _sparse_mat, _sparse_npz, _images])
 def test_every_form_gives_the_same_arrays(tmp_path, make):
     path = tmp_path / "in [brackets]" / make(_made(tmp_path / "in [brackets]"))
     assert names_data(str(path))
@@ -64,7 +71,7 @@ def test_every_form_gives_the_same_arrays(tmp_path, make):
     for stored, expected in ((dataset.train, TRAIN), (dataset.test, TEST)):
         assert stored.dtype == np.uint8
         np.testing.assert_array_equal(stored.reshape(expected.shape), expected)
-    assert dataset.levels == 256 and dataset.name == path.name
+    assert dataset.levels == (None if make == _sparse_npz else 256) and dataset.name == path.name
     assert str(tmp_path) not in str(dataset.provenance)
     assert set(dataset.provenance.get("files", {})) <= {each.name for each in path.parent.iterdir()}
 
@@ -72,6 +79,34 @@ def test_every_form_gives_the_same_arrays(tmp_path, make):
 def _made(folder):
     folder.mkdir()
     return folder
+
+
+def test_sparse_counts_take_the_memory_of_what_they_become(tmp_path):
+    """The largest array that is made is the result; MATLAB's 8 bytes an entry are never dense."""
+    rng, shape = np.random.default_rng(0), (2000, 1000)
+    matrix = scipy.sparse.random(*shape, 0.01, rng=rng, data_rvs=lambda n: rng.integers(1, 300, n))
+    for part in ("train", "test"):
+        scipy.sparse.save_npz(tmp_path / f"{part}.npz", matrix)
+        scipy.io.savemat(tmp_path / "x.mat", {"train": matrix * 1.0, "test": matrix * 1.0})
+    for name in ("train.npz", "x.mat"):
+        tracemalloc.start()
+        dataset = load_dataset(tmp_path / name)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert dataset.train.dtype == np.uint16 and dataset.levels is None
+        np.testing.assert_array_equal(dataset.test, matrix.toarray())
+        assert peak < 1.6 * (dataset.train.nbytes + dataset.test.nbytes)
+
+
+def test_a_sparse_matrix_that_does_not_fit_is_named(tmp_path):
+    scipy.sparse.save_npz(tmp_path / "train.npz", scipy.sparse.csr_array([[1, 0]]))
+    assert "test.npz' does not exist" in load_error(tmp_path / "train.npz")
+    np.savez(tmp_path / "test.npz", test=TEST)
+    assert "dtype object" in load_error(tmp_path / "train.npz")
+    scipy.sparse.save_npz(tmp_path / "test.npz", scipy.sparse.csr_array([[-1, 0]]))
+    assert "-1" in load_error(tmp_path / "train.npz")
+    (tmp_path / "train.npz").rename(tmp_path / "cells.npz")
+    assert "x_train.npz" in load_error(tmp_path / "cells.npz")
 
 
 def test_either_of_a_pair_names_both(tmp_path):

@@ -162,6 +162,27 @@ def test_published_mnist(mnist_dir):
     np.testing.assert_array_equal(rounded.test, grey.test / 255 >= 0.5)
 
 
+def test_files_of_fashion_mnist_are_told_from_those_of_mnist(small_mnist, monkeypatch):
+    """They have the same names; the pixels say which they are."""
+    folder, train, test = small_mnist
+    as_mnist = load_dataset("mnist", data_dir=folder)
+    message = load_error("fashion_mnist", data_dir=folder)
+    assert "is MNIST, not Fashion-MNIST; use 'mnist'" in message
+    sums = mnist._PIXELS_SHA256
+    swapped = dict(zip(sums, reversed(sums.values()), strict=True))
+    monkeypatch.setattr(mnist, "_PIXELS_SHA256", swapped)
+    dataset = load_dataset("fashion_mnist", data_dir=folder)
+    np.testing.assert_array_equal(dataset.train, train)
+    np.testing.assert_array_equal(dataset.test, test)
+    assert dataset.name == "fashion_mnist" and "Fashion-MNIST" in dataset.provenance["source"]
+    assert dataset.levels == 256 and dataset.provenance["files"] == as_mnist.provenance["files"]
+    assert "is Fashion-MNIST, not MNIST" in load_error("binary_mnist", data_dir=folder)
+    (folder / f"{TEST}.gz").write_bytes(b"")
+    assert "is not the published Fashion-MNIST" in load_error("fashion_mnist", data_dir=folder)
+    (folder / f"{TEST}.gz").unlink()
+    assert "images of Fashion-MNIST" in load_error("fashion_mnist", data_dir=folder)
+
+
 def test_small_files_do_not_pass_for_the_published_ones(tmp_path):
     for name in (TRAIN, TEST):
         (tmp_path / f"{name}.gz").write_bytes(gzip.compress(idx_bytes(random_images(4))))

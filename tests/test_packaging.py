@@ -26,6 +26,8 @@ EXPERIMENTS_ONLY = {
     "tensorboardX",
     "tensorflow_datasets",
     "importlib_resources",
+    "anndata",
+    "h5py",
 }
 
 
@@ -155,8 +157,9 @@ def _imported(path):
 
 
 def test_what_launch_installs_is_all_that_the_programs_import():
-    """But for what docs name an extra of its own for: a download, a comparison."""
-    optional = _with_extras("tfds") | _with_extras("benchmark")
+    """But for what docs name an extra of its own for: a download, a comparison, a form of file."""
+    optional = _with_extras("tfds") | _with_extras("benchmark") | _with_extras("cells")
+    own = {"tensorflow", "torch", "anndata", "h5py"}
     needed = _requirements("options", "install_requires") | _with_extras("experiments")
     needed = {name.lower() for name in needed}
     distributions = importlib.metadata.packages_distributions()
@@ -165,9 +168,9 @@ def test_what_launch_installs_is_all_that_the_programs_import():
     assert {"constriction", "zstandard", "matplotlib", "sklearn"} <= modules
     modules -= {*sys.stdlib_module_names, "gapjax", "experiments", "jaxlib"}  # JAX requires jaxlib
     has = lambda name: needed & {found.lower() for found in distributions.get(name, [name])}
-    missing = {name for name in modules - {"tensorflow", "torch"} if not has(name)}
+    missing = {name for name in modules - own if not has(name)}
     assert not missing, f"add these to the extra 'experiments' of setup.cfg: {sorted(missing)}"
-    assert {"tensorflow", "torch"} <= optional - needed
+    assert own <= optional - needed
 
 
 def test_a_missing_library_is_named_with_the_extra_that_has_it(monkeypatch, tmp_path):

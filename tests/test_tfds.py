@@ -46,10 +46,11 @@ def test_prepared_directory_is_read_in_the_published_order(small_mnist, tmp_path
     assert load_dataset("mnist").provenance == dataset.provenance
 
 
-def test_other_images_in_a_prepared_directory_are_not_called_published(tmp_path):
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])
+def test_other_images_in_a_prepared_directory_are_not_called_published(tmp_path, name):
     train, test = random_images(15, 5), random_images(10, 6)
-    prepare_small(tmp_path, "mnist", {"train": train, "test": test})
-    dataset = load_dataset("mnist", data_dir=tmp_path)
+    prepare_small(tmp_path, name, {"train": train, "test": test})
+    dataset = load_dataset(name, data_dir=tmp_path)
     assert sorted(map(bytes, dataset.train)) == sorted(map(bytes, train))
     assert not np.array_equal(dataset.train, train)  # as stored: TFDS shuffles
     assert "not the published" in dataset.provenance["note"]

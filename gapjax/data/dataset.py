@@ -21,27 +21,29 @@ class Dataset(NamedTuple):
     Attributes:
       name: The name of the data set, or of its file; that of `grey_mnist` is `mnist`.
       train: Training images, [N_train, *event]: uint8, or the smallest of uint16 and int32 that
-        holds the integers; float32 for floats.
-      test: Test images, [N_test, *event], of the same type.
+        holds the integers; float32 for floats. With contexts, a `Given` of these and of the
+        contexts: an array [N_train, ...], or a dict of such.
+      test: Test images, [N_test, *event], of the same types.
       levels: Number of pixel levels; pixels take the values 0 .. levels - 1. None for floats, and
         for counts above 255.
       provenance: Where the arrays come from and how they were processed, as values that JSON can
         hold: `source` (a sentence), `num_train`, `num_test`, `binarization`, `sha256` (of the
         shapes and values of both parts: compare it to find out whether two runs used the same
-        data), and where there are any `files` (the SHA-256 of each that was read, by name) and
-        `note` (a remark).
+        data), and where there are any `contexts` (the shape and type of each, by name), `batches`
+        (their names, in the order of the numbers in a context "batch"), `files` (the SHA-256 of
+        each that was read, by name) and `note` (a remark).
     """
 
     name: str
-    train: np.ndarray
-    test: np.ndarray
+    train: Any
+    test: Any
     levels: int | None
     provenance: dict[str, Any]
 
     @property
     def event_shape(self) -> tuple[int, ...]:
         """The shape of one image."""
-        return tuple(self.train.shape[1:])
+        return tuple(getattr(self.train, "x", self.train).shape[1:])
 
 
 class Stored(NamedTuple):
@@ -55,6 +57,8 @@ class Stored(NamedTuple):
     binarization: str = "none"
     files: dict[str, str] | None = None  # the SHA-256 of each file that was read, by name
     note: str = ""
+    contexts: dict[str, np.ndarray] | None = None  # as "train_context" or "train_context_NAME"
+    batches: list[str] | None = None  # the names of those that a context "batch" numbers
 
 
 def as_dataset(stored: Stored, binarization: str, threshold: float, seed: int) -> Dataset:
@@ -65,13 +69,39 @@ def as_dataset(stored: Stored, binarization: str, threshold: float, seed: int) -
         "num_train": len(stored.train),
         "num_test": len(stored.test),
         "binarization": stored.binarization,
-        "sha256": _arrays_sha256(stored.train, stored.test),
+        "sha256": _arrays_sha256(
+            {"train": stored.train, "test": stored.test, **(stored.contexts or {})}
+        ),
     }
+    if stored.contexts:
+        provenance["contexts"] = {
+            name.removeprefix("train_"): f"{x.dtype.name} {list(x.shape[1:])}"
+            for name, x in stored.contexts.items()
+            if name.startswith("train_")
+        }
+    if stored.batches:
+        provenance["batches"] = stored.batches
     if stored.files:
         provenance["files"] = dict(sorted(stored.files.items()))
     if stored.note:
         provenance["note"] = stored.note
-    return Dataset(stored.name, stored.train, stored.test, stored.levels, provenance)
+    train, test = (_with_context(stored, part) for part in ("train", "test"))
+    return Dataset(stored.name, train, test, stored.levels, provenance)
+
+
+def _with_context(stored: Stored, part: str) -> Any:
+    """One part of the data, with its contexts if there are any."""
+    x, own = getattr(stored, part), f"{part}_context"
+    if not stored.contexts:
+        return x
+    from gapjax.vae import Given  # which imports JAX
+
+    several = {
+        name.removeprefix(f"{own}_"): context
+        for name, context in stored.contexts.items()
+        if name.startswith(f"{own}_")
+    }
+    return Given(x, several or stored.contexts[own])
 
 
 def check_levels(argument: str, value: object) -> int:
@@ -95,6 +125,35 @@ def check_binarization(binarization: str | None, threshold: float, binarization_
     if seed is None or seed < 0:
         problem = "is not usable; give a non-negative integer"
         raise unusable("binarization_seed", binarization_seed, problem)
+
+
+def dense(x: Any) -> np.ndarray:
+    """An array as it is, or of a sparse matrix in the smallest type; no wider one is made of it."""
+    return narrow(x).toarray() if hasattr(x, "toarray") else np.asarray(x)
+
+
+def narrow(x: Any) -> Any:
+    """A sparse matrix by rows, in the smallest type that holds its values."""
+    matrix = x.tocoo().tocsr()  # a copy, with the sum of what stands twice
+    matrix.data = whole(matrix.data)
+    if matrix.data.dtype.kind in "ui" and matrix.data.min(initial=0) >= 0:
+        matrix.data = matrix.data.astype(smallest(matrix.data.max(initial=0)))
+    return matrix
+
+
+def whole(x: np.ndarray) -> np.ndarray:
+    """Integers where all values are: text, MATLAB and anndata write them as floats."""
+    if x.dtype.kind != "f" or not (np.abs(x) < 2**31).all():
+        return x
+    integers = x.astype(np.int64)
+    return integers if (integers == x).all() else x
+
+
+def smallest(highest: int) -> type[np.integer]:
+    """The type of images and counts up to this."""
+    if highest >= 2**31:  # which is refused
+        return np.int64
+    return np.uint8 if highest < 2**8 else np.uint16 if highest < 2**16 else np.int32
 
 
 def unusable(argument: str, value: object, problem: str) -> DatasetError:
@@ -153,9 +212,9 @@ def _as_integer(value: object) -> int | None:
         return None
 
 
-def _arrays_sha256(train: np.ndarray, test: np.ndarray) -> str:
+def _arrays_sha256(arrays: dict[str, np.ndarray]) -> str:
     digest = hashlib.sha256()
-    for part, x in (("train", train), ("test", test)):
-        digest.update(f"{part} {x.dtype.name} {list(x.shape)}\n".encode())
+    for name, x in arrays.items():
+        digest.update(f"{name} {x.dtype.name} {list(x.shape)}\n".encode())
         digest.update(np.ascontiguousarray(x).data)
     return digest.hexdigest()

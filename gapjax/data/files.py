@@ -5,15 +5,26 @@ import io
 import pathlib
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from gapjax.data.dataset import DatasetError, Stored, check_levels, one_line, reason
+from gapjax.data.dataset import (
+    DatasetError,
+    Stored,
+    check_levels,
+    dense,
+    one_line,
+    reason,
+    smallest,
+    whole,
+)
 
 PARTS = ("train", "test")
 _NAMES = (("train", "test"), ("x_train", "x_test"), ("train_data", "test_data"))
+_MATRIX = "a sparse matrix"
+_CONTEXT = re.compile("(train|test)_context(_.+)?")
 _MODES = ("1", "L", "I;16", "I", "F", "RGB")  # of pillow, whose arrays are the pixels themselves
 _RARE = 0.02  # a level is in use if it has this share of the pixels that it would have on average
 
@@ -21,14 +32,17 @@ _RARE = 0.02  # a level is in use if it has this share of the pixels that it wou
 def read(path: pathlib.Path, levels: int | None) -> Stored:
     """Reads a file, or the folder or pair that it is of; `load_dataset` describes them."""
     sums: dict[str, str] = {}
-    held: dict[str, Any]
+    held: dict[str, Any] = {}
     form = path.suffix.lower()
     if path.is_dir() and form not in FORMS:
         held = {part: _read_images(path / part) for part in PARTS}
     elif form in _ARCHIVES:
         held = _opened(path, sums, _ARCHIVES[form])
-    else:
-        each = (_opened(file, sums, _ARRAYS[form]) for file in _pair(path))
+    is_sparse = _MATRIX in held
+    if form in _ARRAYS or is_sparse:
+        matrix: Callable[[bytes], Any] = lambda content: _read_npz(content).get(_MATRIX)
+        parse = _ARRAYS.get(form, matrix)
+        each = (_opened(file, sums, parse) for file in _pair(path))
         held = dict(zip(PARTS, each, strict=True))
     names = next((names for names in _NAMES if held.keys() >= set(names)), None)
     if names is None:
@@ -47,23 +61,29 @@ def read(path: pathlib.Path, levels: int | None) -> Stored:
     source = f"the folder {path.name} of images"
     if sums:
         source = f"the file{'s' * (len(sums) > 1)} {' and '.join(sorted(sums))}"
-    train, test = _numbers([np.asarray(held[name]) for name in names], path.name, levels)
-    if levels is None and train.dtype == np.uint8:
+    train, test = _numbers([dense(held[name]) for name in names], path.name, levels)
+    contexts = _contexts(held, (len(train), len(test)), path.name)
+    if levels is None and train.dtype == np.uint8 and not is_sparse:
         levels = _guess(train, test, path.name)
-    return Stored(path.name, train, test, levels, source, files=sums)
+    return Stored(path.name, train, test, levels, source, files=sums, contexts=contexts)
 
 
 def _read_npz(content: bytes) -> dict[str, Any]:
     with np.load(io.BytesIO(content), allow_pickle=False) as archive:
+        if {"format", "shape", "data"} <= set(archive.files):
+            from scipy.sparse import load_npz
+
+            return {_MATRIX: load_npz(io.BytesIO(content))}
         names = {name for pair in _NAMES for name in pair} | {"levels"}
-        return {name: archive[name] if name in names else None for name in archive.files}
+        wanted = lambda name: name in names or _CONTEXT.fullmatch(name)
+        return {name: archive[name] if wanted(name) else None for name in archive.files}
 
 
 def _read_mat(content: bytes) -> dict[str, Any]:
     from scipy.io import loadmat
 
     return {
-        name: _whole(x.toarray() if hasattr(x, "toarray") else x)  # sparse matrices have it
+        name: x if hasattr(x, "toarray") else whole(x)  # sparse matrices have it
         for name, x in loadmat(io.BytesIO(content)).items()
         if hasattr(x, "dtype")
     }
@@ -74,15 +94,7 @@ def _read_npy(content: bytes) -> np.ndarray:
 
 
 def _read_text(content: bytes) -> np.ndarray:
-    return _whole(np.loadtxt(io.BytesIO(content), ndmin=2))
-
-
-def _whole(x: np.ndarray) -> np.ndarray:
-    """Integers where all values are: text and MATLAB write them as floats."""
-    if x.dtype.kind != "f" or not (np.abs(x) < 2**31).all():
-        return x
-    integers = x.astype(np.int64)
-    return integers if (integers == x).all() else x
+    return whole(np.loadtxt(io.BytesIO(content), ndmin=2))
 
 
 _ARCHIVES: dict[str, Callable[[bytes], dict[str, Any]]] = {".npz": _read_npz, ".mat": _read_mat}
@@ -166,9 +178,40 @@ def _numbers(parts: list[np.ndarray], name: str, levels: int | None) -> list[np.
     if any(x.dtype.kind == "f" for x in parts):
         dtype: type = np.float32
     else:
-        highest = max((levels or 0) - 1, *(int(x.max()) for x in parts))
-        dtype = np.uint8 if highest < 2**8 else np.uint16 if highest < 2**16 else np.int32
-    return [np.array(x, dtype, order="C") for x in parts]
+        dtype = smallest(max((levels or 0) - 1, *(int(x.max()) for x in parts)))
+    return [np.asarray(x, dtype, order="C") for x in parts]
+
+
+def _contexts(held: dict[str, Any], sizes: Sequence[int], file: str) -> dict[str, np.ndarray]:
+    """The contexts by their names in the file; those of 64 bits, which JAX has not, as of 32."""
+    kinds = {name.partition("_")[2] for name in held if _CONTEXT.fullmatch(name)}
+    contexts: dict[str, np.ndarray] = {}
+    for kind in sorted(kinds):
+        names = [f"{part}_{kind}" for part in PARTS]
+        if (kind == "context" and len(kinds) > 1) or not held.keys() >= set(names):
+            raise DatasetError(
+                f"{file!r} holds {one_line(sorted(held))}; give train_context and test_context, or "
+                "several train_context_NAME and test_context_NAME"
+            )
+        pair = [np.asarray(held[name]) for name in names]
+        shapes, dtype = [x.shape for x in pair], np.result_type(*pair)
+        what = f"{names[0]} and {names[1]} of {file!r} have"
+        if dtype.kind not in "uibf":
+            cure = "numbers, of names the second of numpy.unique(names, return_inverse=True)"
+            raise DatasetError(f"{what} dtype {dtype}; give {cure}")
+        if [shape[:1] for shape in shapes] != [(size,) for size in sizes] or (
+            shapes[0][1:] != shapes[1][1:]
+        ):
+            one = f"one entry for each of the {sizes[0]} and {sizes[1]} examples, of one shape"
+            raise DatasetError(f"{what} shapes {shapes[0]} and {shapes[1]}; give {one}")
+        most = np.finfo(np.float32).max if dtype.kind == "f" else 2**31 - 1
+        low, high = min(x.min() for x in pair), max(x.max() for x in pair)
+        if not max(-low, high) <= most:  # NaN is not
+            raise DatasetError(f"{what} values from {low} to {high}; give what 32 bits hold")
+        if dtype.itemsize == 8:
+            dtype = np.dtype(np.float32 if dtype.kind == "f" else np.int32)
+        contexts |= {name: x.astype(dtype) for name, x in zip(names, pair, strict=True)}
+    return contexts
 
 
 def _guess(train: np.ndarray, test: np.ndarray, name: str) -> int:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gapjax.data import files
+from gapjax.data import cells, files
 from gapjax.data.dataset import (
     Dataset,
     DatasetError,
@@ -20,7 +20,7 @@ from gapjax.data.dataset import (
     reason,
     unusable,
 )
-from gapjax.data.mnist import read_binarized_mnist, read_mnist
+from gapjax.data.mnist import read_binarized_mnist, read_fashion_mnist, read_mnist
 
 _DIGITS_LEVELS = 17
 
@@ -38,9 +38,9 @@ def _read_digits(name: str, _: pathlib.Path | None) -> Stored:
     images, labels = load_digits(return_X_y=True)
     images = images.reshape(-1, 8, 8).astype(np.uint8)
     # The split is part of the data set and depends on no seed of the user's.
-    parts = train_test_split(images, test_size=0.2, random_state=0, stratify=labels)
+    train, test = train_test_split(images, test_size=0.2, random_state=0, stratify=labels)
     source = "scikit-learn load_digits, fixed stratified split with 20 % for the test"
-    return Stored(name, *map(np.asarray, parts), levels=_DIGITS_LEVELS, source=source)
+    return Stored(name, np.asarray(train), np.asarray(test), _DIGITS_LEVELS, source)
 
 
 class _Entry(NamedTuple):
@@ -58,10 +58,12 @@ _ENTRIES: dict[str, _Entry] = {
     "mnist": _Entry(read_mnist, 256, "none"),
     "grey_mnist": _Entry(read_mnist, 256, "none"),
     "binary_mnist": _Entry(read_mnist, 256, "threshold", grey_name="mnist"),
+    "fashion_mnist": _Entry(read_fashion_mnist, 256, "none"),
     "binarized_mnist": _Entry(read_binarized_mnist, 2, "none"),
 }
 DATASETS: tuple[str, ...] = tuple(_ENTRIES)
-FILES = f"the path of a file ({', '.join(files.FORMS)}) or of a folder with train/ and test/"
+_FORMS = (*files.FORMS, cells.FORM)
+FILES = f"the path of a file ({', '.join(_FORMS)}) or of a folder with train/ and test/"
 
 
 def load_dataset(
@@ -72,6 +74,7 @@ def load_dataset(
     threshold: float = 0.5,
     binarization_seed: int = 0,
     levels: int | None = None,
+    batch_key: str | None = None,
 ) -> Dataset:
     """Loads a data set by its name, or from a file.
 
@@ -83,6 +86,7 @@ def load_dataset(
     | grey_mnist      | (28, 28) | 256    | an alias of mnist                                      |
     | binary_mnist    | (28, 28) | 2      | mnist, pixel / 255 >= 0.5                              |
     | binarized_mnist | (28, 28) | 2      | a published random binarization, 50,000 and 10,000 [3] |
+    | fashion_mnist   | (28, 28) | 256    | 60,000 and 10,000 articles of clothing [4]             |
 
     The digits are split into 1,437 and 360, stratified by label. No split depends on a seed.
 
@@ -90,17 +94,28 @@ def load_dataset(
     `mnist/3.0.1`) or as the published IDX files of images, gzipped or not; without a `data_dir`, in
     TFDS's default directory (`TFDS_DATA_DIR`, by default `~/tensorflow_datasets`), where TFDS
     prepares it if it is not there; that alone needs TensorFlow. The images come in the published
-    order and are verified either way. `binarized_mnist` is looked for in the same way, except that
+    order and are verified either way. `fashion_mnist` is looked for in the same way; its files have
+    the names of MNIST's, and their pixels tell which they are. So is `binarized_mnist`, except that
     TFDS has to prepare its files.
 
     Files hold [N, *event] in one of these forms:
 
     - `.npz`, `.mat`: arrays `train` and `test`, `x_train` and `x_test` as Keras has them, or
-      `train_data` and `test_data`; and, if you like, a number `levels`.
-    - `.npy`, `.amat` (text): two files in one folder whose names differ in `train` and `test`
-      alone, such as `x_train.npy` and `x_test.npy`; give either.
+      `train_data` and `test_data`; and, if you like, a number `levels`. What a conditional model
+      is given goes beside them: `train_context` and `test_context` [N, ...], or several, such as
+      `train_context_batch`. `train` and `test` are then a `Given(x, context)`, whose context is the
+      array, or a dict of several, here with the key "batch".
+    - `.npy`, `.amat` (text), or an `.npz` of `scipy.sparse.save_npz`, which holds counts: two files
+      in one folder whose names differ in `train` and `test` alone, such as `x_train.npy` and
+      `x_test.npy`; give either.
     - A folder of images: `train/` and `test/`, with images of one size and kind, grey or RGB,
       which may be in subfolders.
+
+    - `.h5ad` (anndata): raw counts [cells, genes] in `layers["counts"]`, `raw.X` or `X`, the first
+      that there is. They are read piece by piece, never dense in a wider type than the result's.
+      Cells are split by a column `split` of `obs` ("train" and "test"); without one a fifth is for
+      the test, chosen by the names of the cells alone. The contexts are those of
+      `models.count_vae`: "library", the sum of a cell's counts, and with `batch_key` "batch".
 
     Integers above 255 are counts: they have no `levels`, unless you give them. Neither have floats,
     which need a likelihood of your own.
@@ -117,6 +132,8 @@ def load_dataset(
         the name stands for; for a file, its own `levels` if it has them, otherwise a guess: 2 if
         no pixel is above 1, 256 if none is above 255. A guess that leaves most levels unused
         warns.
+      batch_key: The column of `obs` of an `.h5ad` file that names the batch of each cell; the
+        batches are numbered from 0, and `provenance["batches"]` has their names.
 
     Raises:
       DatasetError: if an argument is wrong, or the data are missing or not usable.
@@ -126,18 +143,28 @@ def load_dataset(
       [2] LeCun, Cortes, Burges. The MNIST database of handwritten digits. 1998.
       [3] Larochelle, Murray. The Neural Autoregressive Distribution Estimator. AISTATS 2011; with
         the binarization of Salakhutdinov, Murray. ICML 2008.
+      [4] Xiao, Rasul, Vollgraf. Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine
+        Learning Algorithms. 2017.
     """
     check_binarization(binarization, threshold, binarization_seed)
     if levels is not None:
         check_levels("levels", levels)
     name = _path_text("name_or_path", name_or_path)
+    path = pathlib.Path(name)
+    is_cells = name not in _ENTRIES and path.suffix.lower() == cells.FORM
+    if is_cells and levels is not None:
+        raise unusable("levels", levels, f"does not fit {name!r}, whose counts have none")
+    if not is_cells and batch_key is not None:
+        raise unusable("batch_key", batch_key, f"does not fit {one_line(name)!r}: no {cells.FORM}")
     folder = None if data_dir is None else pathlib.Path(_path_text("data_dir", data_dir))
     if name in _ENTRIES:
         _check_named(name, binarization, levels)
         stored = _ENTRIES[name].read(name, folder)
         method = binarization or _ENTRIES[name].binarization
+    elif is_cells:
+        stored, method = cells.read(path, batch_key), binarization or "none"
     elif names_data(name):
-        stored, method = files.read(pathlib.Path(name), levels), binarization or "none"
+        stored, method = files.read(path, levels), binarization or "none"
     else:
         raise _unknown_name(name)
     return as_dataset(stored, method, threshold, binarization_seed)
@@ -145,7 +172,7 @@ def load_dataset(
 
 def names_data(name: str) -> bool:
     """Whether `load_dataset` knows the name, or the form of the file or folder; none need exist."""
-    has_form = pathlib.Path(name).suffix.lower() in files.FORMS
+    has_form = pathlib.Path(name).suffix.lower() in _FORMS
     has_parts = all(os.path.isdir(os.path.join(name, part)) for part in files.PARTS)
     return name in _ENTRIES or has_form or has_parts
 

@@ -18,8 +18,10 @@ import numpy as np
 
 from gapjax import parallel
 from gapjax.examples import event_shape, num_bytes
+from gapjax.fit import step as steps
 from gapjax.fit.sources import Source, first_example
-from gapjax.fit.step import TrainState, check_batch_size, explain_step, run_steps, steps_per_epoch
+from gapjax.fit.step import TrainState, run_steps, steps_per_epoch
+from gapjax.fit.streams import streams
 from gapjax.model.bounds import bits_per_dim
 from gapjax.optimizers import Convergence, PlateauState, is_finished, judge, scale_learning_rate
 from gapjax.vae import Params, VAEParams
@@ -105,7 +107,7 @@ def run_members(
         if not any(active):
             break
         length = min(executor.max_steps, num_steps - step % num_steps)
-        packed, sums, finite = executor.run(packed, active, length)
+        packed, sums, finite = executor.run(packed, active, length, step)
         _check_finite(executor, begin, sums, finite, active, step)
         step += length
         members = [
@@ -252,7 +254,7 @@ class Executor:
         batch_size = static["batch_size"]
         self.sources = sources
         self.num_examples = sources[0].num_examples
-        check_batch_size(batch_size, self.num_examples)
+        steps.check_batch_size(batch_size, self.num_examples)
         self.num_steps = steps_per_epoch(self.num_examples, batch_size)
         example = jax.eval_shape(first_example, sources[0])
         self.event_shape = event_shape(example)
@@ -260,17 +262,19 @@ class Executor:
         self.max_steps = _steps_per_call(self.num_steps, len(sources), step_bytes)
         self._static = static
         self._devices = parallel.all_devices(devices)
+        if len(sources) > 1:  # each of several processes computes all members
+            self._devices = parallel.local_devices(self._devices)
+            auto = "vmap" if parallel.is_accelerated(self._devices) else "map"
+            self._static["sweep"] = auto if sweep == "auto" else sweep
+        self._placed = None if streams(sources) else self._place(sources)
+
+    def _place(self, sources: Sequence[Source]) -> tuple[Any, Any, Any]:
+        """What varies of the sources and what they share, on the devices; of one, that alone."""
         if len(sources) == 1:
-            self._source = parallel.replicate(sources[0], self._devices)
-            return
-        # Each of several processes computes all members.
-        self._devices = parallel.local_devices(self._devices)
-        if sweep == "auto":
-            sweep = "vmap" if parallel.is_accelerated(self._devices) else "map"
+            return parallel.replicate(sources[0], self._devices), None, None
         varying, shared, treedef = _stack_sources(sources)
-        self._varying = parallel.split_members(varying, self._devices)
-        self._shared = parallel.replicate(shared, self._devices)
-        self._static |= {"sweep": sweep, "treedef": treedef}
+        varying = parallel.split_members(varying, self._devices)
+        return varying, parallel.replicate(shared, self._devices), treedef
 
     def pack(self, states: Sequence[TrainState]) -> Packed:
         """R states in the layout of the devices."""
@@ -289,21 +293,26 @@ class Executor:
         return [jax.tree.map(lambda leaf, i=i: leaf[i], stacked) for i in range(number)]
 
     def run(
-        self, packed: Packed, active: Sequence[bool], num_steps: int
+        self, packed: Packed, active: Sequence[bool], num_steps: int, step: int
     ) -> tuple[Packed, np.ndarray, np.ndarray]:
-        """One compiled call: the next steps of every member that is active.
+        """One compiled call: the steps after `step` of every member that is active.
 
         Also returns the sum of the objective over the examples of each step [R, num_steps], nats,
         and whether every parameter is finite [R].
         """
+        size = self._static["batch_size"]
+        load = lambda *pair: steps.load_steps(pair[0], pair[1], step, num_steps, size)
+        placed = self._placed or self._place(list(map(load, self.sources, self.unpack(packed))))
+        varying, shared, treedef = placed
         if len(self.sources) == 1:
             program = run_steps.on(self._devices, **self._static, num_steps=num_steps)
-            packed, sums, finite = program(packed, self._source)
+            packed, sums, finite = program(packed, varying)
             sums, finite = parallel.unreplicate((sums, finite))
             return packed, np.asarray(sums)[None], np.asarray(finite)[None]
-        program = _steps_of_members.on(self._devices, **self._static, num_steps=num_steps)
+        static = {**self._static, "treedef": treedef, "num_steps": num_steps}
+        program = _steps_of_members.on(self._devices, **static)
         mask = parallel.split_members(jnp.asarray(active), self._devices)
-        packed, *out = program(packed, (self._varying, mask), self._shared)
+        packed, *out = program(packed, (varying, mask), shared)
         sums, finite = parallel.join_members(out, len(self.sources), self._devices)
         return packed, np.asarray(sums), np.asarray(finite)
 
@@ -311,7 +320,9 @@ class Executor:
         """What is not finite of a member's batch at a step, with the parameters of `state`."""
         state = state._replace(step=jnp.asarray(step, jnp.int32))
         static, source = self._static, self.sources[member]
-        return explain_step(static["vae"], static["objective"], source, state, static["batch_size"])
+        return steps.explain_step(
+            static["vae"], static["objective"], source, state, static["batch_size"]
+        )
 
 
 @parallel.donating_members

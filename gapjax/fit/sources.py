@@ -25,6 +25,8 @@ from jax.typing import ArrayLike
 
 from gapjax import parallel
 from gapjax.examples import count, dtypes_of, on_device, take, with_x, x_of
+from gapjax.fit.streams import StreamSource
+from gapjax.fit.streams import stream_source as stream_source
 from gapjax.measure.bounds import Images
 from gapjax.model.checks import check_array, check_positive
 from gapjax.model.distributions import common_dtype, sample_beside
@@ -176,6 +178,8 @@ def drawn_images(source: Source) -> Iterator[jax.Array]:
     """The images that a source draws from as they are, also as a part of a mixture."""
     if isinstance(source, DataSource) and not isinstance(source.images, Tracer):
         yield source.images
+    if isinstance(source, StreamSource):
+        yield source.few
     if isinstance(source, MixtureSource):
         if source.only != "data":
             yield from drawn_images(source.model)

@@ -15,11 +15,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.typing import ArrayLike
 
 from gapjax import parallel
 from gapjax.examples import take
 from gapjax.fit.objectives import needs_rsample
 from gapjax.fit.sources import Source, check_source, draw_examples, drawn_images, first_example
+from gapjax.fit.streams import loaded, streams
 from gapjax.model.bounds import elbo
 from gapjax.model.checks import (
     check_images,
@@ -200,10 +202,15 @@ def _batches(
     finite where the examples are. All is drawn together: one large program is cheaper than many
     small ones inside the scan.
     """
+    if streams(source):
+        raise TypeError(
+            "source holds a stream, which `train` and the refits alone load; give what fits the "
+            "device, such as gapjax.data_source(images)"
+        )
     number = source.num_examples
     epoch, first_step = jnp.divmod(state.step, steps_per_epoch(number, batch_size))
     first_positions = (first_step + jnp.arange(num_steps)) * batch_size
-    plan_key, examples_key = jax.random.split(jax.random.fold_in(state.rng_key, epoch))
+    plan_key, examples_key = _epoch_keys(state, epoch)
     share = -(-batch_size // shard.count)
     slots = shard.index * share + jnp.arange(share)
     positions = first_positions[:, None] + slots[None]
@@ -216,6 +223,21 @@ def _batches(
     x, keys = jax.tree.map(by_step, (x, keys[:, 1]))
     sizes = jnp.clip(number - first_positions, 1, batch_size)
     return x, keys, jnp.where(is_padding, 0.0, 1.0), sizes
+
+
+def _epoch_keys(state: TrainState, epoch: ArrayLike) -> jax.Array:
+    """The keys of an epoch's plan and of its examples."""
+    return jax.random.split(jax.random.fold_in(state.rng_key, epoch))
+
+
+def load_steps(
+    source: Source, state: TrainState, step: int, num_steps: int, batch_size: int
+) -> Source:
+    """The source with what its streams hold for the steps of an epoch after `step`."""
+    epoch, step = divmod(step, steps_per_epoch(source.num_examples, batch_size))
+    first = step * batch_size
+    number = min(num_steps * batch_size, source.num_examples - first)
+    return loaded(source, _epoch_keys(state, epoch)[0], first, number)
 
 
 def _objectives(
@@ -234,6 +256,7 @@ def explain_step(
     vae: VAE, objective: Objective, source: Source, state: TrainState, batch_size: int
 ) -> str:
     """What is not finite of the objective on the batch that follows this state, in words."""
+    source = load_steps(source, state, int(state.step), 1, batch_size)
     x, (keys,), *_ = _batches(parallel.WHOLE, state, source, batch_size, 1)
     x = take(x, 0)
     of_all = lambda params: _objectives(vae, objective, params, keys, x)

@@ -9,6 +9,7 @@ import numpy as np
 import numpyro.distributions as dist
 from jax.typing import ArrayLike
 
+from gapjax.data.dataset import dense
 from gapjax.model import networks
 from gapjax.model.mlp import StandardNormal
 from gapjax.model.networks import InitBoth, apply_module, init_module
@@ -18,12 +19,13 @@ LIKELIHOODS = ("negative_binomial", "poisson", "multinomial")
 _LEAST_MEAN = 1e-8  # so that a count of 0 costs nothing where a library is empty
 
 
-def count_examples(counts: ArrayLike, batch: ArrayLike | None = None) -> Given:
+def count_examples(counts: Any, batch: ArrayLike | None = None) -> Given:
     """Examples for `count_vae`: counts [N, G] with their library sizes and, if given, batches [N].
 
-    The library size of an example is the sum of its counts.
+    The library size of an example is the sum of its counts. A sparse matrix of SciPy will do; it is
+    made dense in the smallest type that holds its values.
     """
-    counts = np.asarray(counts)
+    counts = dense(counts)
     if counts.ndim != 2 or counts.dtype.kind not in "ui":
         raise TypeError(f"counts are {counts.dtype} of shape {counts.shape}; give integers [N, G]")
     context = {"library": counts.sum(1, dtype=np.int32)}
