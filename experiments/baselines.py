@@ -48,13 +48,13 @@ def _picture(images: np.ndarray, levels: int, form: str, **options: object) -> i
 
 
 def grid(images: np.ndarray) -> np.ndarray:
-    """Images [N, H, W] as one picture about as wide as high; blank where there is none."""
-    if images.ndim != 3:
-        raise ValueError(f"images have shape {images.shape}; a picture needs [N, H, W]")
-    count, height, width = images.shape
+    """Images [N, H, W] or [N, H, W, 3] as one picture about as wide as high; blank at the end."""
+    if images.ndim != 3 and images.shape[3:] != (3,):
+        raise ValueError(f"images have shape {images.shape}; a picture needs [N, H, W] or RGB")
+    count, height, width, *channels = images.shape
     columns = max(1, math.ceil(math.sqrt(count)))
     rows = -(-count // columns)
-    filled = np.zeros((rows * columns, height, width), images.dtype)
+    filled = np.zeros((rows * columns, height, width, *channels), images.dtype)
     filled[:count] = images
-    picture = filled.reshape(rows, columns, height, width).swapaxes(1, 2)
-    return picture.reshape(rows * height, columns * width)
+    picture = filled.reshape(rows, columns, height, width, *channels).swapaxes(1, 2)
+    return picture.reshape(rows * height, columns * width, *channels)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import gapjax
-from experiments import atlas, rows
+from experiments import atlas, atlas_bytes, baselines, rows
 from experiments.atlas import Job
 from experiments.config import UsageError
 from experiments.rows import ROWS, Data, Row
@@ -108,3 +108,22 @@ def test_every_row_names_what_there_is():
         jax.eval_shape(vae.init, jax.random.key(0))
     with pytest.raises(UsageError, match=r"docs/atlas\.md says where"):
         rows.load("starmap", "no_such_folder")
+
+
+def test_bytes_are_of_files_that_come_back_beside_what_the_elbo_predicts(tmp_path):
+    options = {"latent_dims": (2, 2), "hidden_sizes": (4,), "form": "top_down"}
+    job = _job(MLP._replace(model="hierarchy", options=options), _images(2), tmp_path)
+    found = atlas_bytes.measured(job, 6)
+    assert found["images"] == 6 and found["entries"] == 96
+    file = found["files"]["bits_back"]
+    assert file["one_image_bytes"] < file["bytes"] and file["stream_bytes"] < file["bytes"]
+    params = atlas.trained(job)["late"][0]
+    nats = gapjax.evaluate(job.vae, params, jax.random.key(5), job.data.test[:6], num_samples=50)
+    assert abs(found["elbo_bytes"] - nats.bpd * 96 / 8) < 1.0
+    assert "bit_swap" in found["files"]["bit_swap"]["refused"]
+    assert found["baselines"]["packed"] == 12
+    assert "bits_back" in atlas_bytes.table({"rows": [found]})
+    with pytest.raises(ValueError, match=r"a picture needs \[N, H, W\] or RGB"):
+        baselines.grid(np.zeros((2, 4, 4, 2), np.uint8))
+    picture = baselines.grid(np.arange(2 * 4 * 4 * 3).reshape(2, 4, 4, 3))
+    np.testing.assert_array_equal(picture[:, 4:], np.arange(48, 96).reshape(4, 4, 3))
