@@ -29,7 +29,8 @@ def read(path: pathlib.Path, batch_key: str | None) -> Stored:
     try:  # HDF5 and anndata raise errors of many types
         with path.open("rb") as content:
             digest = hashlib.file_digest(content, "sha256").hexdigest()
-        with h5py.File(path) as file:
+        with h5py.File(path) as opened:
+            file: Any = opened  # each place is a group or an array
             place = next((place for place in _PLACES if place in file), _PLACES[-1])
             held = file[place]
             counts = sparse_dataset(held) if isinstance(held, h5py.Group) else held
