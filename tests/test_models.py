@@ -141,6 +141,8 @@ def test_a_model_of_counts_scales_with_the_library_and_sees_the_batch(likelihood
     np.testing.assert_allclose(twice, 2 * mean, rtol=1e-5)
     other = vae.at({**context, "batch": jnp.array(1)}).decode(params.decoder, z).mean
     assert np.abs(other - mean).max() > 1e-3
+    noisy = vae.at(context).encode(params.encoder, jnp.array([-2.0, 0.5, 0.0]))
+    assert np.isfinite(noisy.base_dist.loc).all()
     if likelihood == "multinomial":
         assert sample_model(vae.at(context), params.decoder, KEY).sum() == 5
         draws = vae.at(context).decode(params.decoder, z).sample(KEY, (4000,))
