@@ -1,11 +1,13 @@
 """Writes the table of what works with what into docs/models.md, from calls on small models.
 
-python tests/draw_what_works.py
+python tests/draw_what_works.py          runs all, which takes minutes
+python tests/draw_what_works.py compress runs the functions whose names have this word
 """
 
 import contextlib
 import functools
 import re
+import sys
 import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -236,9 +238,9 @@ def shown_cells():
 
 
 def main():
-    found, cells = cases(), {}
+    found, cells = cases(), shown_cells()
     for name, case in found.items():
-        for function in FUNCTIONS:
+        for function in (f for f in FUNCTIONS if all(word in f for word in sys.argv[1:])):
             cells[function, name] = cell(function, case)[:2]
             print(name, function, *cells[function, name], sep="  ", flush=True)
     text = PAGE.read_text(encoding="utf-8").replace(shown(), table(cells, list(found)))
