@@ -71,8 +71,8 @@ def hierarchical_vae(
         encoder = mlp_encoder(
             event_shape, latent_dim=size, hidden_sizes=hidden_sizes, levels=pixels.levels
         )
-        decode = _DecodeNoise(pixels, links)
-        return VAE(InitBoth(encoder, decode), encoder.encode, decode, StandardNormal(size))
+        from_noise = _DecodeNoise(pixels, links)
+        return VAE(InitBoth(encoder, from_noise), encoder.encode, from_noise, StandardNormal(size))
     names = tuple(f"z{number + 1}" for number in range(len(sizes)))
     shape = event_shape, hidden_sizes, pixels.levels, sizes, names
     encode = (_EncodeDown if form == "top_down" else _EncodeUp)(*shape)
