@@ -1,7 +1,7 @@
 """Writes the table of what works with what into docs/models.md, from calls on small models.
 
 python tests/draw_what_works.py          runs all, which takes minutes
-python tests/draw_what_works.py compress runs the functions whose names have this word
+python tests/draw_what_works.py compress runs the functions whose names have such a word
 """
 
 import contextlib
@@ -21,12 +21,13 @@ from conftest import random_params
 import gapjax
 from gapjax import models, objectives, parallel
 from gapjax.fit.derived_sources import (
+    augmented_source,
     interpolation_source,
     noisy_source,
     reconstruction_source,
     thinned_source,
 )
-from gapjax.fit.objectives import ConsistentCodes, DenoisingElbo, Distillation, Iwae
+from gapjax.fit.objectives import ConsistentCodes, DenoisingElbo, Distillation, FreeBits, Iwae
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "models.md"
 _BEGIN, _END = "<!-- what works, by tests/draw_what_works.py -->", "<!-- end of what works -->"
@@ -155,12 +156,14 @@ FUNCTIONS = {
     "`log_likelihood`, `Annealing`": _measure(gapjax.log_likelihood, method=_ANNEALING),
     "`ledger`": _ledger,
     "`objectives.Iwae`": _refit(objective=Iwae(2)),
+    "`objectives.FreeBits`": _refit(objective=FreeBits(0.1)),
     "`objectives.sleep_phase`": _refit(objective=objectives.sleep_phase),
     "`objectives.DenoisingElbo`": _refit(objective=DenoisingElbo(0.3)),
     "`objectives.ConsistentCodes`": _refit(objective=ConsistentCodes(1.0)),
     "`objectives.Distillation`": _refit(objective=Distillation(gapjax.Refiner("adam"))),
     "`reconstruction_source`": _refit(reconstruction_source),
     "`interpolation_source`": _refit(interpolation_source),
+    "`augmented_source`": _refit(lambda vae, params, data: augmented_source(data)),
     "`noisy_source`": _refit(lambda vae, params, data: noisy_source(data, 0.1)),
     "`thinned_source`": _refit(lambda vae, params, data: thinned_source(data, 0.3)),
     **_COMPUTED,
@@ -238,9 +241,10 @@ def shown_cells():
 
 
 def main():
-    found, cells = cases(), shown_cells()
+    found, cells, words = cases(), shown_cells(), sys.argv[1:] or [""]
+    functions = [name for name in FUNCTIONS if any(word in name for word in words)]
     for name, case in found.items():
-        for function in (f for f in FUNCTIONS if all(word in f for word in sys.argv[1:])):
+        for function in functions:
             cells[function, name] = cell(function, case)[:2]
             print(name, function, *cells[function, name], sep="  ", flush=True)
     text = PAGE.read_text(encoding="utf-8").replace(shown(), table(cells, list(found)))
