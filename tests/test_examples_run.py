@@ -22,6 +22,7 @@ def test_an_example_runs_and_is_short(path, monkeypatch, tmp_path, capsys):
         shortened = _shortened(getattr(gapjax, name))
         monkeypatch.setattr(gapjax, name, shortened)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", [str(path)])
     runpy.run_module(f"experiments.examples.{path.stem}", run_name="__main__")
     printed = capsys.readouterr().out
     assert re.search(r"\d", printed)
