@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gapjax.vae import Given
+from gapjax.vae import Frozen, Given
 
 Examples = Any  # [N, *event] in every array
 
@@ -18,8 +18,26 @@ def count(examples: Examples) -> int:
 
 
 def take(examples: Examples, index: Any) -> Any:
-    """The example at an index, or the set of those at several."""
-    return jax.tree.map(lambda leaf: leaf[index], examples)
+    """The example at an index, or the set of those at several. What is `Frozen` stays as it is."""
+    one = lambda leaf: leaf if _is_frozen(leaf) else leaf[index]
+    return jax.tree.map(one, examples, is_leaf=_is_frozen)
+
+
+def own(posteriors: Any) -> Any:
+    """Posteriors of several examples, or one, without what all share: the content of a `Frozen`."""
+    without = lambda leaf: Frozen(None) if _is_frozen(leaf) else leaf
+    return jax.tree.map(without, posteriors, is_leaf=_is_frozen)
+
+
+def with_shared(posteriors: Any, like: Any) -> Any:
+    """The inverse of `own`: what `like` has in a `Frozen` is put back."""
+    shared = filter(_is_frozen, jax.tree.leaves(like, is_leaf=_is_frozen))
+    fill = lambda leaf: next(shared) if _is_frozen(leaf) else leaf
+    return jax.tree.map(fill, posteriors, is_leaf=_is_frozen)
+
+
+def _is_frozen(node: Any) -> bool:
+    return isinstance(node, Frozen)
 
 
 def on_device(examples: Examples) -> Examples:

@@ -196,8 +196,8 @@ def _compiled(program: Program, devices: tuple[Device, ...], static: Static) -> 
         return Compiled(mapped(promoted, in_axes=(0, 0, None), donate_argnums=donated))
     local = local_devices(devices)
     indices = jnp.asarray([i for i, device in enumerate(devices) if device in local], jnp.int32)
-    donated = tuple(place + 1 for place in donated)  # after the indices
-    shares = mapped(share, in_axes=(0, None, None), out_axes=None, donate_argnums=donated)
+    after = tuple(place + 1 for place in donated)  # the indices
+    shares = mapped(share, in_axes=(0, None, None), out_axes=None, donate_argnums=after)
     return Compiled(shares, lambda first, *others: (indices, first, others))
 
 

@@ -108,7 +108,10 @@ def latent_size(vae: VAE) -> int:
     draw = lambda key: sample(prior_of(vae, vae.init(key).decoder), key)
     z = jax.eval_shape(draw, jax.random.key(0))
     if getattr(z, "ndim", None) != 1:
-        raise TypeError("the latent of this model is not one vector [Z]")
+        raise TypeError(
+            "the latent of this model is not one vector [Z], which a new encoder and learned "
+            "refinement need; that of a hierarchy in its non-centred form is one"
+        )
     return z.shape[0]
 
 

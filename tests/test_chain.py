@@ -7,12 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import pytest
+from conftest import random_params
 from jax.tree_util import Partial
 
 import gapjax
 from gapjax import VAE, VAEParams, elbo, importance_weighted_bound
+from gapjax.measure.bounds import per_image_bounds, posterior_bounds
 from gapjax.model.bounds import divergence
 from gapjax.model.chain import Chain
+from gapjax.models.hierarchy import hierarchical_vae
 from gapjax.vae import sample_model
 
 # z2 ~ N(0, 1), z1 ~ N(A z2, S1^2), x ~ N(B z1, SX^2); one number each.
@@ -126,3 +129,26 @@ def test_samples_of_the_model_have_the_marginal_variance():
     keys = jax.random.split(jax.random.key(5), 20_000)
     draws = jax.vmap(lambda key: sample_model(_model(("z2", "z1")), {}, key))(keys)
     np.testing.assert_allclose(np.var(draws), _VARIANCES[2, 2], rtol=0.05)
+
+
+def test_posteriors_of_images_hold_the_weights_that_all_share_once():
+    vae = hierarchical_vae((2, 2), latent_dims=(2, 1), hidden_sizes=(3,), form="top_down")
+    params = random_params(vae)
+    images = np.random.default_rng(0).integers(0, 2, (5, 2, 2), np.uint8)
+    key = jax.random.key(0)
+    encoders = np.asarray(per_image_bounds(vae, params, key, images))
+    adam = gapjax.Refiner("adam", num_steps=0)
+    refined = gapjax.refine(vae, params, key, images, adam, batch_size=5)
+    search = gapjax.PosteriorSearch(2, max_rounds=1, num_heldout=50, steps_per_round=20)
+    found = gapjax.best_posteriors(vae, params, key, images, refiner=adam, search=search)
+    for posteriors in (refined.posteriors, found.posteriors):
+        link = posteriors.links["z1"]
+        assert link.features.shape == (5, 64)
+        jax.tree.map(np.testing.assert_array_equal, link.weights.params, params.encoder["links"][0])
+    nats = lambda q: posterior_bounds(vae, params, key, images, q, num_samples=1)
+    np.testing.assert_allclose(nats(refined.posteriors), encoders, rtol=1e-5)
+    assert nats(found.posteriors).mean() > encoders.mean()
+    log_prob = gapjax.log_likelihood(
+        vae, params, key, images, posteriors=found.posteriors, num_samples=200
+    ).log_prob
+    assert log_prob.mean() > nats(found.posteriors).mean()

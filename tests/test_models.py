@@ -9,12 +9,12 @@ import numpyro.distributions as dist
 import pytest
 
 import gapjax
-from gapjax.model.bounds import log_joint
+from gapjax.model.bounds import elbo, importance_weighted_bound, log_joint
 from gapjax.model.checks import check_model
 from gapjax.models.colour import ColourLogistic
 from gapjax.models.convolution import conv_vae
 from gapjax.models.counts import count_examples, count_vae
-from gapjax.models.hierarchy import FORMS, hierarchical_vae
+from gapjax.models.hierarchy import FORMS, auxiliary_vae, hierarchical_vae
 from gapjax.models.priors import FlowPrior, MixturePrior, VampPrior, with_prior
 from gapjax.vae import Given, sample_model
 
@@ -49,6 +49,49 @@ def test_the_forms_of_a_hierarchy_are_one_generative_model():
     of_noise = log_joint(noise, decoder, x, e)
     of_chain = log_joint(chain, decoder, x, z) + jnp.log(link.scale).sum()
     np.testing.assert_allclose(of_noise, of_chain, rtol=1e-5)
+
+
+def _auxiliary():
+    vae = auxiliary_vae((2, 2), latent_dim=1, auxiliary_dim=1, hidden_sizes=(4,))
+    return vae, vae.init(KEY), jnp.array([[0, 1], [1, 1]], jnp.uint8)
+
+
+def test_the_bound_with_an_auxiliary_variable_is_below_log_p():
+    vae, params, x = _auxiliary()
+    pixels = gapjax.mlp_vae((2, 2), latent_dim=1, hidden_sizes=(4,)).decode
+    grid = jnp.linspace(-8.0, 8.0, 1001)[:, None]
+    plain = gapjax.VAE(vae.init, vae.encode, pixels, dist.Normal(jnp.zeros(1), 1.0).to_event(1))
+    at = lambda z: log_joint(plain, params.decoder["pixels"], x, z)
+    log_p = jax.nn.logsumexp(jax.jit(jax.vmap(at))(grid)) + np.log(16 / 1000)
+    one = lambda key: elbo(vae, params, key, x)
+    values = jax.jit(jax.vmap(one))(jax.random.split(KEY, 4000))
+    assert values.mean() + 4.5 * values.std() / np.sqrt(4000) < log_p
+    many = jax.jit(lambda params: importance_weighted_bound(vae, params, KEY, x, 20_000))
+    weighted = many(params)
+    np.testing.assert_allclose(weighted, log_p, atol=0.03)
+
+
+def test_where_nothing_depends_on_the_auxiliary_variable_the_bound_is_the_plain_one():
+    vae, params, x = _auxiliary()
+    encoder, decoder = jax.tree.map(jnp.copy, params)
+    (to_z,), (to_a,) = encoder["links"], decoder["links"]
+    first = to_z["MLP_0"]["Dense_0"]
+    first["kernel"] = first["kernel"].at[0].set(0.0)  # q(z given a, x) does not see a
+    q_of_a, r = encoder["start"]["MLP_0"]["Dense_1"], to_a["MLP_0"]["Dense_1"]
+    for name in ("kernel", "bias"):  # and q(a given x) = r(a given z)
+        q_of_a[name] = q_of_a[name].at[..., :2].set(0.0)
+        r[name] = jnp.zeros_like(r[name])
+    params = gapjax.VAEParams(encoder, decoder)
+    q = vae.encode(params.encoder, x).link_at("z", {"a": jnp.zeros(1)})
+    plain = gapjax.mlp_vae((2, 2), latent_dim=1, hidden_sizes=(4,))
+    plain = plain._replace(encode=lambda params, x: q)
+    keys = jax.random.split(KEY, 20)
+    of_pair = lambda key: importance_weighted_bound(vae, params, key, x, 1)
+    of_z = lambda key: importance_weighted_bound(
+        plain, params._replace(decoder=decoder["pixels"]), jax.random.split(key)[1], x, 1
+    )
+    both = jax.jit(jax.vmap(lambda key: (of_pair(key), of_z(key))))
+    np.testing.assert_allclose(*both(keys), rtol=1e-5)
 
 
 @pytest.mark.parametrize("uniform_weight", [0.0, 0.1])
@@ -98,6 +141,8 @@ def test_a_model_of_counts_scales_with_the_library_and_sees_the_batch(likelihood
     np.testing.assert_allclose(twice, 2 * mean, rtol=1e-5)
     other = vae.at({**context, "batch": jnp.array(1)}).decode(params.decoder, z).mean
     assert np.abs(other - mean).max() > 1e-3
+    noisy = vae.at(context).encode(params.encoder, jnp.array([-2.0, 0.5, 0.0]))
+    assert np.isfinite(noisy.base_dist.loc).all()
     if likelihood == "multinomial":
         assert sample_model(vae.at(context), params.decoder, KEY).sum() == 5
         draws = vae.at(context).decode(params.decoder, z).sample(KEY, (4000,))

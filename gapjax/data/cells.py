@@ -32,11 +32,12 @@ def read(path: pathlib.Path, batch_key: str | None) -> Stored:
         with h5py.File(path) as opened:
             file: Any = opened  # each place is a group or an array
             place = next((place for place in _PLACES if place in file), _PLACES[-1])
-            held = file[place]
-            counts = sparse_dataset(held) if isinstance(held, h5py.Group) else held
+            held: Any = file[place]
+            counts: Any = sparse_dataset(held) if isinstance(held, h5py.Group) else held
             if getattr(counts, "format", "") == "csc":  # whose rows lie apart
                 counts = counts.to_memory().tocsr()
-            obs = read_elem(file["obs"])
+            described: Any = file["obs"]
+            obs = read_elem(described)
             is_test, how = _split(obs, path.name)
             order = np.argsort(is_test, kind="stable")
             x = _in_order(counts, order, f"{place} of {path.name!r}")

@@ -51,8 +51,8 @@ def read(path: pathlib.Path, levels: int | None) -> Stored:
             "or 'x_train' and 'x_test'"
         )
     if "levels" in held:
-        own = np.asarray(held["levels"]).squeeze()[()]  # .mat files hold [[levels]]
-        own = check_levels(f"'levels' of {path.name!r}: levels", own)
+        stored = np.asarray(held["levels"]).squeeze()[()]  # .mat files hold [[levels]]
+        own = check_levels(f"'levels' of {path.name!r}: levels", stored)
         if levels not in (None, own):
             raise DatasetError(
                 f"levels={levels} does not fit {path.name!r}, which says levels={own}; leave it out"
@@ -136,7 +136,8 @@ def _read_images(folder: pathlib.Path) -> np.ndarray:
         from PIL import Image
     except ImportError as error:
         raise DatasetError(f"a folder of images needs pillow ({error}); pip install it") from error
-    known, images = Image.registered_extensions(), []
+    known = Image.registered_extensions()
+    images: list[np.ndarray] = []
     for path in sorted(path for path in folder.rglob("*") if path.suffix.lower() in known):
         try:
             with Image.open(path) as image:

@@ -98,7 +98,8 @@ def read_prepared(
             "its extra 'experiments'"
         ) from error
 
-    files, parts = {}, {}
+    files: dict[str, str] = {}
+    parts: dict[str, Any] = {}
     # TFDS, array_record and Pillow raise errors of many types for a damaged directory.
     try:
         builder = tfds.builder_from_directory(directory)

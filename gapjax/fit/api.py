@@ -132,7 +132,7 @@ def train(
     executor = Executor(
         [source], devices, vae=vae, optimizer=optimizer, batch_size=batch_size, objective=objective
     )
-    each = on_chunk and (lambda members: on_chunk(members[0]))
+    each = None if on_chunk is None else (lambda members: on_chunk(members[0]))
     (done,) = run_members(executor, [begin], num_epochs, Measuring([None]), on_epoch, each)
     return done.state, done.curve
 
@@ -167,7 +167,7 @@ def refit_encoder(
       **options: see `refit_members`.
     """
     member = Member(params, source, rng_key, monitor, resume)
-    each = on_chunk and (lambda members: on_chunk(members[0]))
+    each = None if on_chunk is None else (lambda members: on_chunk(members[0]))
     return refit_members(vae, [member], num_epochs=num_epochs, on_chunk=each, **options)[0]
 
 

@@ -219,7 +219,9 @@ def affine(x: jax.Array, matrix: jax.Array, shift: jax.Array) -> jax.Array:
     Output pixel u is the input's at A (u - c - s) + c, interpolated linearly; 0 where it ends.
     """
     if x.ndim not in (2, 3):
-        raise ValueError(f"an image is [H, W] or [H, W, C], not {x.shape}")
+        raise ValueError(
+            f"an image is [H, W] or [H, W, C], not {x.shape}; noisy_source takes any shape"
+        )
     height, width = x.shape[:2]
     centre = jnp.array([(height - 1) / 2, (width - 1) / 2])[:, None, None]
     places = jnp.stack(jnp.mgrid[:height, :width]).astype(jnp.float32)

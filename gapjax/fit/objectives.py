@@ -7,7 +7,7 @@ takes no gradient through samples of q says so by an attribute `needs_rsample = 
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -80,7 +80,7 @@ class SeveralSamples:
     """The ELBO averaged over `num_samples` samples of z: its gradient has less noise."""
 
     num_samples: int
-    bound = staticmethod(elbo)
+    bound: ClassVar[Any] = staticmethod(elbo)
 
     def __call__(self, vae: VAE, params: VAEParams, rng_key: jax.Array, x: jax.Array) -> jax.Array:
         return self.bound(vae, params, rng_key, x, self.num_samples)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from gapjax.examples import context_of, count, event_shape
+from gapjax.examples import context_of, count, event_shape, take
 from gapjax.fit import objectives
 from gapjax.fit.api import Member, Refit, init_params, refit_encoder
 from gapjax.fit.derived_sources import (
@@ -40,7 +40,17 @@ from gapjax.measure.bounds import Images
 from gapjax.model.distributions import integer_range
 from gapjax.model.mlp import mlp_encoder
 from gapjax.optimizers import adam, cosine_adam
-from gapjax.vae import VAE, Encoder, Frozen, VAEParams, latent_size, prior_of, sample, with_encoder
+from gapjax.vae import (
+    VAE,
+    Encoder,
+    Frozen,
+    VAEParams,
+    bind,
+    latent_size,
+    prior_of,
+    sample,
+    with_encoder,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -255,7 +265,10 @@ def recipe_model(
             levels=_levels(vae),
         )
     model = vae if encoder is None else with_encoder(vae, encoder)
-    return with_refinement(model, recipe.refinement_steps) if recipe.refinement_steps else model
+    if not recipe.refinement_steps:
+        return model
+    latent_dim = latent_size(bind(vae, take(train_images, 0))[0])
+    return with_refinement(model, recipe.refinement_steps, latent_dim=latent_dim)
 
 
 def recipe_source(recipe: Recipe, vae: VAE, params: VAEParams, data: DataSource) -> Source:

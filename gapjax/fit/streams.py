@@ -102,7 +102,7 @@ class Shards:
         _, held, order = self._last
         leaves, treedef = jax.tree.flatten(take(held, order[positions]))
         pairs = zip(map(dense, leaves), self._dtypes, strict=True)
-        return treedef.unflatten([x.astype(dtype, copy=False) for x, dtype in pairs])
+        return jax.tree.unflatten(treedef, [x.astype(dtype, copy=False) for x, dtype in pairs])
 
 
 @jax.tree_util.register_dataclass

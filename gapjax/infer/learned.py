@@ -30,7 +30,12 @@ class RefinementParams(NamedTuple):
     decoder: Frozen  # a copy of the decoder's, whose gradient every step takes; no refit changes it
 
 
-def with_refinement(vae: VAE, num_steps: int = 1, hidden_sizes: tuple[int, ...] = (128,)) -> VAE:
+def with_refinement(
+    vae: VAE,
+    num_steps: int = 1,
+    hidden_sizes: tuple[int, ...] = (128,),
+    latent_dim: int | None = None,
+) -> VAE:
     """The same model, whose encoder ends with `num_steps` steps of learned refinement.
 
     From q = N(m, diag(s^2)) of the encoder each step computes, by a network f of its own with
@@ -48,12 +53,15 @@ def with_refinement(vae: VAE, num_steps: int = 1, hidden_sizes: tuple[int, ...] 
     The encoder's parameters are `RefinementParams`; `refinement_params` says where a refit starts.
     Do not `train` from scratch with it: the steps would use the decoder as it was at the start.
 
+    Args:
+      latent_dim: Z; needed where the prior is a function of a context.
+
     References:
       Marino, Yue, Mandt, Iterative Amortized Inference, 2018; Kim et al., Semi-Amortized
       Variational Autoencoders, 2018.
     """
     check_positive(num_steps=num_steps, hidden_sizes=hidden_sizes)
-    latent_dim = latent_size(vae)
+    latent_dim = latent_dim or latent_size(vae)
     network = networks.Refinement(tuple(hidden_sizes), latent_dim)
     return vae._replace(init=_Init(vae, num_steps, network), encode=_Encode(vae, network))
 

@@ -14,7 +14,7 @@ import numpy as np
 import numpyro.distributions as dist
 
 from gapjax import parallel
-from gapjax.examples import count, on_device
+from gapjax.examples import count, on_device, own, take, with_shared
 from gapjax.measure.bounds import Images, check_finite
 from gapjax.model.bounds import bound_at, elbo, log_joint
 from gapjax.model.checks import check_inputs, check_positive
@@ -28,6 +28,7 @@ _STEP_SIZES = (1.0, 0.5, 0.2)
 # Folded into an image's key: for Adam's choice and for what is reported. Its steps lie between.
 _CHOICE, _REPORT = 0, 2**32 - 1
 _NUM_CELLS = 12
+_INSTEAD = "Newton steps take no other, method='adam' takes every family"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +56,8 @@ class Refiner:
 class Refined(NamedTuple):
     """The improved posteriors of N images."""
 
-    posteriors: Any  # a pytree as `encode` returns it, every leaf with a leading axis [N]
+    # a pytree as `encode` returns it, every leaf with a leading axis [N] but what is `Frozen`
+    posteriors: Any
     # [N] nats, the ELBO of the encoder's posterior and of the improved one on the same samples,
     # which no step and no choice has seen
     start: np.ndarray | jax.Array
@@ -152,7 +154,7 @@ def _newton(
 ) -> list[jax.Array]:  # fmt: skip
     """The free parameters after K steps, each judged at the points that it was computed from."""
     dtype = free[0].dtype
-    size = len(diagonal_normal(like, "the posterior")[0])
+    size = len(diagonal_normal(like, "the posterior", _INSTEAD)[0])
     points = _points(rng_key, size, refiner.num_judged).astype(dtype)
 
     def judge(free: list[jax.Array]) -> jax.Array:
@@ -182,7 +184,7 @@ def _full_step(
 ) -> list[jax.Array]:
     """The free parameters that a full step leads to; see `refine`."""
     loc, scale = diagonal_normal(posterior, "the posterior")
-    _, prior_scale = diagonal_normal(prior_of(vae, decoder), "the prior")
+    _, prior_scale = diagonal_normal(prior_of(vae, decoder), "the prior", _INSTEAD)
 
     def curvature_at(z: jax.Array) -> jax.Array:
         def known(z: jax.Array) -> Information:
@@ -235,11 +237,13 @@ def _refine_all(shard, params, rng_key, images, *, vae, refiner, batch_size) -> 
 
     def one(xs: tuple) -> Refined:
         model, x = bind(vae, xs[1])
-        return refine_one(model, params, jax.random.fold_in(rng_key, xs[0]), x, refiner)
+        return own(refine_one(model, params, jax.random.fold_in(rng_key, xs[0]), x, refiner))
 
     xs = shard.split((jnp.arange(count(images)), images))
     refined = jax.lax.map(one, xs, batch_size=-(-batch_size // shard.count))
-    return shard.merge(refined, count(images))
+    model, x = bind(vae, take(images, 0))
+    shared = refined._replace(posteriors=model.encode(params.encoder, x))
+    return with_shared(shard.merge(refined, count(images)), shared)
 
 
 class Information(NamedTuple):
@@ -252,15 +256,16 @@ class Information(NamedTuple):
     fisher: jax.Array  # [P, P, *event]
 
 
-def diagonal_normal(distribution: Any, role: str) -> tuple[jax.Array, jax.Array]:
-    """The mean and the scale, both [Z], of a diagonal Gaussian; `role` is for the error."""
+def diagonal_normal(
+    distribution: Any, role: str, instead: str = "a hierarchy in its non-centred form has one"
+) -> tuple[jax.Array, jax.Array]:
+    """The mean and the scale, both [Z], of a diagonal Gaussian; the others are for the error."""
     base = innermost(written_out(distribution))
-    event_shape = tuple(getattr(distribution, "event_shape", ()))
+    event_shape = getattr(distribution, "event_shape", ())
     if not isinstance(base, dist.Normal) or len(event_shape) != 1:
         raise TypeError(
             f"{role} is {type_name(distribution)} with event shape {event_shape}; it must be a "
-            "diagonal Gaussian, numpyro.distributions.Normal(loc, scale).to_event(1); a hierarchy "
-            "in its non-centred form has one"
+            f"diagonal Gaussian, numpyro.distributions.Normal(loc, scale).to_event(1); {instead}"
         )
     return jnp.asarray(base.loc), jnp.asarray(base.scale)
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gapjax import optimizers, parallel
-from gapjax.examples import count, on_device, take
+from gapjax.examples import count, on_device, own, take, with_shared
 from gapjax.infer.newton import Refiner, refine
 from gapjax.measure.bounds import Images, check_finite
 from gapjax.model.bounds import elbo
@@ -49,7 +49,8 @@ class PosteriorSearch(NamedTuple):
 class BestPosteriors(NamedTuple):
     """The best posteriors of N images, with statistics of the search."""
 
-    posteriors: Any  # a pytree as `encode` returns it, every leaf with a leading axis [N]
+    # a pytree as `encode` returns it, every leaf with a leading axis [N] but what is `Frozen`
+    posteriors: Any
     kept_start: np.ndarray  # [N] bool, whether no round was better than the start
     converged: np.ndarray  # [N] bool, whether the image was finished before `max_rounds`
     num_steps: np.ndarray  # [N] int, optimizer steps taken
@@ -88,6 +89,10 @@ def best_posteriors(
     The family is that of the distributions which `vae.encode` returns. Like optimal inference it
     measures the loss due to the encoder, but for an encoder of unlimited capacity.
 
+    All float parameters of that distribution are the image's own, but what it has in a
+    `gapjax.vae.Frozen`. So of a `Chain` whose links are functions these keep their weights, of the
+    first encoder: an image has its own first link, and its own of what the functions hold beside.
+
     Args:
       encoders: parameters of encoders to start from, by default that of `params` alone. Each
         image starts from the best of them, judged on held-out noise.
@@ -124,8 +129,8 @@ def best_posteriors(
             refined = refine(
                 vae, params._replace(encoder=start), key, images, refiner,
                 batch_size=batch_size, devices=devices,
-            )  # fmt: skip
-            candidates.append(jax.vmap(to_free)(refined.posteriors))
+            ).posteriors  # fmt: skip
+            candidates.append(_free(refined))
     walk, compare = (step.on(devices, vae=vae, search=search) for step in (_walk, _judge))
     active, rule = np.arange(number), _rule(search)
 
@@ -209,6 +214,11 @@ def _encode(encoder, images, *, vae) -> list[jax.Array]:
     return jax.vmap(lambda example: to_free(_posterior(vae, encoder, example)))(images)
 
 
+def _free(posteriors: Any) -> list[jax.Array]:
+    """The free parameters of the posterior of each image."""
+    return jax.vmap(lambda q: to_free(with_shared(q, posteriors)))(own(posteriors))
+
+
 def _posterior(vae: VAE, encoder: Params, example: Any) -> Any:
     model, x = bind(vae, example)
     return model.encode(encoder, x)
@@ -275,9 +285,9 @@ def _replace(shard: parallel.Shard, state, batch, one: Callable, keys, images) -
 
 @parallel.on_one_device
 def _finish(best, encoder, images, *, vae) -> Any:
-    """The distributions that have these free parameters."""
-    one = lambda example, free: from_free(_posterior(vae, encoder, example), free)
-    return jax.vmap(one)(images, best)
+    """The distributions that have these free parameters; weights that all share are there once."""
+    one = lambda example, free: own(from_free(_posterior(vae, encoder, example), free))
+    return with_shared(jax.vmap(one)(images, best), _posterior(vae, encoder, take(images, 0)))
 
 
 def _value(

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gapjax import parallel
-from gapjax.examples import count, on_device, take
+from gapjax.examples import count, on_device, own, take, with_shared
 from gapjax.model.bounds import elbo
 from gapjax.model.checks import check_inputs, check_positive, explain
 from gapjax.model.free import of_images
@@ -84,7 +84,8 @@ def posterior_bounds(
     encoder are compared on common noise.
 
     Args:
-      posteriors: a q for every image, a pytree with a leading axis [N], in place of the encoder's.
+      posteriors: a q for every image, a pytree with a leading axis [N] but for what is `Frozen`, in
+        place of the encoder's.
 
     Raises:
       FloatingPointError: as in `evaluate`.
@@ -160,9 +161,10 @@ def _posterior_bounds(
     def one(xs: tuple) -> jax.Array:
         index, example, posterior = xs
         model, x = bind(vae, example)
+        posterior = with_shared(posterior, posteriors)
         key = jax.random.fold_in(rng_key, index)
         return bound(local_inference(model), VAEParams(posterior, decoder), key, x, num_samples)
 
-    xs = shard.split((jnp.arange(count(images)), images, posteriors))
+    xs = shard.split((jnp.arange(count(images)), images, own(posteriors)))
     nats = jax.lax.map(one, xs, batch_size=-(-batch_size // shard.count))
     return shard.merge(nats, count(images))

@@ -117,7 +117,10 @@ def divergences(first: Distribution, second: Distribution) -> jax.Array:
     """KL(first || second) of each latent [Z] in nats, where they are independent in both."""
     kl = _analytic_kl(innermost(first), innermost(second), are_whole=False)
     if kl is None or innermost(first).event_shape:
-        raise ValueError(f"{type_name(first)} and {type_name(second)} have no KL of each latent")
+        raise ValueError(
+            f"{type_name(first)} and {type_name(second)} have no KL of each latent, as two "
+            "diagonal Gaussians have"
+        )
     return jnp.broadcast_to(kl, second.event_shape)
 
 

@@ -13,7 +13,7 @@ from jax.interpreters.partial_eval import dce_jaxpr
 from jax.tree_util import keystr, tree_leaves_with_path
 
 from gapjax import parallel
-from gapjax.examples import count, shape_of_one, take
+from gapjax.examples import count, own, shape_of_one, take
 from gapjax.model.distributions import innermost, support_of, type_name
 from gapjax.vae import (
     VAE,
@@ -64,7 +64,7 @@ def check_inputs(
     check_array("images", images)
     check_key(rng_key)
     if posteriors is not None:
-        for shape in map(np.shape, jax.tree.leaves(posteriors)):
+        for shape in map(np.shape, jax.tree.leaves(own(posteriors))):
             if shape[:1] != (count(images),):
                 wanted = f"a leading axis of {count(images)}, one for each image"
                 raise ValueError(f"posteriors has an array of shape {shape}; it needs {wanted}")

@@ -44,7 +44,8 @@ def check_vae(vae: VAE, params: VAEParams, images: Any) -> Inspection:
     else an ellipsoid of up to 50 real numbers. The estimate is good for an f with one hill.
     All `images` [N, *event] are compared with the support of p, and 64 are given to q.
     """
-    seen, problems = {}, []
+    seen: dict[str, str] = {}
+    problems: list[str] = []
     try:
         checks.check_array("images", images)
         model = checks.check_model(vae, params, shape_of_one(images))
@@ -84,12 +85,12 @@ def check_vae(vae: VAE, params: VAEParams, images: Any) -> Inspection:
         "likelihood": f"{model.likelihood}, support {model.support or 'unknown'}",
     }
     for role in filter(drawn.get, kinds):
-        integral, error = _integral(*drawn[role])
+        integral, stderr = _integral(*drawn[role])
         seen[role] = f"{kinds[role]}; samples are {_describe(drawn[role][0])}"
-        if _disagree(integral, error):
+        if _disagree(integral, stderr):
             problems.append(
                 f"log_prob and samples of the {role} do not agree: E[1/f]/|A| of f = exp(log_prob) "
-                f"is {integral:.3g} +- {error:.2g} where it must be 1"
+                f"is {integral:.3g} +- {stderr:.2g} where it must be 1"
             )
     spread = drawn["posterior"][0].astype(np.float64).std(axis=0)
     moves = np.ptp(latents.astype(np.float64), axis=0)

@@ -5,6 +5,7 @@ from gapjax.models.colour import ColourLogistic as ColourLogistic
 from gapjax.models.convolution import conv_vae as conv_vae
 from gapjax.models.counts import count_examples as count_examples
 from gapjax.models.counts import count_vae as count_vae
+from gapjax.models.hierarchy import auxiliary_vae as auxiliary_vae
 from gapjax.models.hierarchy import hierarchical_vae as hierarchical_vae
 from gapjax.models.priors import FlowPrior as FlowPrior
 from gapjax.models.priors import MixturePrior as MixturePrior

@@ -149,7 +149,8 @@ class _Decode(_Sizes):
             return dist.Bernoulli(logits=out.reshape(shape)).to_event(len(shape))
         loc, log_scale, coefficients = jnp.split(out, (channels, 2 * channels), -1)
         scale = jnp.exp(jnp.maximum(log_scale - 2.0, min_log_scale(self.levels)))
-        loc, options = loc + 0.5, {"uniform_weight": self.uniform_weight}
+        loc += 0.5
+        options: Any = {"uniform_weight": self.uniform_weight}
         if self.likelihood == "colour":
             pixels = ColourLogistic(loc, scale, coefficients, self.levels, **options)
             return pixels.to_event(2)

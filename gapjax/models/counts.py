@@ -123,7 +123,8 @@ class _Encode(_Network):
         return init_module(self._module(), rng_key, inputs)
 
     def __call__(self, params: Params, x: jax.Array, context: Any) -> Distribution:
-        inputs = self._inputs(jnp.log1p(x.astype(jnp.float32)), context)
+        x = jnp.maximum(x.astype(jnp.float32), 0.0)  # as `DenoisingElbo` may give less
+        inputs = self._inputs(jnp.log1p(x), context)
         loc, scale, _ = apply_module(self._module(), params, inputs)
         return dist.Normal(loc, scale).to_event(1)
 

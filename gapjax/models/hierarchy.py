@@ -1,4 +1,4 @@
-"""A VAE whose latents are in layers, with feed-forward networks."""
+"""VAEs whose latents are in layers, or have an auxiliary one; with feed-forward networks."""
 
 import dataclasses
 from typing import Any
@@ -9,6 +9,7 @@ import numpyro.distributions as dist
 
 from gapjax.model import networks
 from gapjax.model.chain import Chain
+from gapjax.model.checks import check_positive
 from gapjax.model.mlp import UNIFORM_WEIGHT, Decode, StandardNormal, mlp_encoder, pixel_decoder
 from gapjax.model.networks import InitBoth, apply_module, init_module
 from gapjax.vae import VAE, Distribution, Frozen, Params
@@ -70,13 +71,57 @@ def hierarchical_vae(
         encoder = mlp_encoder(
             event_shape, latent_dim=size, hidden_sizes=hidden_sizes, levels=pixels.levels
         )
-        decode = _DecodeNoise(pixels, links)
-        return VAE(InitBoth(encoder, decode), encoder.encode, decode, StandardNormal(size))
+        from_noise = _DecodeNoise(pixels, links)
+        return VAE(InitBoth(encoder, from_noise), encoder.encode, from_noise, StandardNormal(size))
     names = tuple(f"z{number + 1}" for number in range(len(sizes)))
     shape = event_shape, hidden_sizes, pixels.levels, sizes, names
     encode = (_EncodeDown if form == "top_down" else _EncodeUp)(*shape)
     decode = _DecodeBottom(pixels, links)
     return VAE(InitBoth(encode, decode), encode, decode, _Prior(links, names, sizes[-1]))
+
+
+def auxiliary_vae(
+    event_shape: tuple[int, ...],
+    likelihood: str = "bernoulli",
+    *,
+    latent_dim: int = 10,
+    auxiliary_dim: int = 10,
+    hidden_sizes: tuple[int, ...] = (500, 500),
+    levels: int = 256,
+    uniform_weight: float = UNIFORM_WEIGHT,
+) -> VAE:
+    """The generative model of `mlp_vae` with an auxiliary variable a in its posterior.
+
+        p(z) p(x given z) r(a given z),   q(a given x) q(z given a, x)
+
+    Every conditional is a diagonal Gaussian, but q(z given x), a mixture of them over a, is none.
+    The latent is {"z", "a"}. r integrates to 1, so p(x) is that of the plain model, and
+
+        ELBO(x) = E_q[log p(x, z) - log q(z given x)] - E_q[KL(q(a given z, x) || r(a given z))].
+
+    The first term is the bound of the mixture itself. The second is what not knowing its density
+    costs. The references have r(a given z, x), which makes it smaller; a prior sees no x here.
+
+    r is trained with the decoder. A refit leaves both as they are, so its encoder learns to fit an
+    r that was made for the encoder before: what it gains is a lower bound of what it could gain.
+
+    Args:
+      auxiliary_dim: size of a. The others are those of `mlp_vae`.
+
+    References:
+      Agakov, Barber, An Auxiliary Variational Method, 2004; Maaløe, Sønderby, Sønderby, Winther,
+      Auxiliary Deep Generative Models, 2016.
+    """
+    check_positive(auxiliary_dim=auxiliary_dim)
+    hidden_sizes = tuple(hidden_sizes)
+    pixels = pixel_decoder(
+        event_shape, likelihood, latent_dim, hidden_sizes, levels, uniform_weight
+    )
+    sizes = latent_dim, auxiliary_dim
+    encode = _EncodeDown(tuple(event_shape), hidden_sizes, pixels.levels, sizes, ("z", "a"))
+    links = (_Gaussian(latent_dim, auxiliary_dim, hidden_sizes),)
+    decode = _DecodeBottom(pixels, links, "z")
+    return VAE(InitBoth(encode, decode), encode, decode, _Prior(links, ("a", "z"), latent_dim))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,6 +159,7 @@ class _DecodeBottom:
 
     pixels: Decode
     links: tuple[_Gaussian, ...]
+    name: str = "z1"
 
     def init(self, rng_key: jax.Array) -> Params:
         pixel_key, link_key = jax.random.split(rng_key)
@@ -121,7 +167,7 @@ class _DecodeBottom:
         return {"pixels": self.pixels.init(pixel_key), "links": links}
 
     def __call__(self, params: Params, z: Any) -> Distribution:
-        return self.pixels(params["pixels"], z["z1"])
+        return self.pixels(params["pixels"], z[self.name])
 
 
 class _DecodeNoise(_DecodeBottom):

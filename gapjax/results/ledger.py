@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from gapjax.examples import count
 from gapjax.measure.bounds import Images
 from gapjax.measure.statistics import mean_and_stderr
 from gapjax.results.measurements import Measured, measure, subset
@@ -103,9 +104,7 @@ def ledger(
         measure(vae, params, key, subset(images, num_images, subset_seed), encoders, **options)
         for key, images in ((train_key, train_images), (test_key, test_images))
     ]
-    return balance(
-        *measured, refit=refit, num_available=(np.shape(train_images)[0], np.shape(test_images)[0])
-    )
+    return balance(*measured, refit=refit, num_available=(count(train_images), count(test_images)))
 
 
 def balance(

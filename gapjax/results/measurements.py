@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from gapjax.examples import count, take
 from gapjax.infer.search import BestPosteriors, PosteriorSearch, best_posteriors
 from gapjax.measure.annealing import Annealing
 from gapjax.measure.bounds import Bound, Images, check_finite, per_image_bounds, posterior_bounds
@@ -114,15 +115,15 @@ def measure(
     return Measured(elbo, optimal, log_prob, ess, acceptance, *search_of)
 
 
-def subset(images: Images, num_images: int | None, seed: int) -> np.ndarray:
+def subset(images: Images, num_images: int | None, seed: int) -> Images:
     """At most `num_images` of the images, chosen at random by `seed`, in their own order."""
-    images = np.asarray(images)
-    if num_images is None or num_images >= len(images):
+    images = jax.tree.map(np.asarray, images)
+    if num_images is None or num_images >= count(images):
         return images
     if num_images < 2:
         raise ValueError(f"num_images is {num_images}; a standard error needs at least 2")
-    chosen = np.random.default_rng(seed).choice(len(images), num_images, replace=False)
-    return images[np.sort(chosen)]
+    chosen = np.random.default_rng(seed).choice(count(images), num_images, replace=False)
+    return take(images, np.sort(chosen))
 
 
 def _bounds(
