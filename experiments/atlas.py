@@ -12,6 +12,7 @@ command resumes, checkpoint by checkpoint and refit by refit. Writes atlas.json 
 
 import contextlib
 import dataclasses
+import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -47,9 +48,9 @@ _VALIDATED = 20  # times in the budget that the validation loss is measured
 _STEPS = 2  # of learned refinement and of Newton's method
 _NOTES = (
     "Nats are of the ELBO, per example; gaps and gains are of the late checkpoint unless said.",
-    "`gap` is the ELBO of the best posterior q* of each test example that a search found, minus "
-    "that of the encoder as trained, on the first test examples. Where q* was not looked for, it "
-    "is that of the encoder refitted on the test set. Both are fitted on test examples.",
+    "`gap` is the ELBO of the best posterior q* of a test example that a search found, minus that "
+    "of the encoder as trained; the mean over some of the test examples, evenly spread. Where q* was "
+    "not looked for, it is that of the encoder refitted on the test set. Both are fitted on them.",
     "`closed` is by cure the share of that gap, the ratio of two means over the same examples, "
     "and the nats that it wins. `optimal` is fitted on test examples; nothing else is.",
     "`stderr` is over seeds, which share data and test examples; `stderr_over_examples` is of the "
@@ -206,9 +207,9 @@ def choose(job: Job, at: str, params: gapjax.VAEParams) -> Choice:
 
 
 def scored(job: Job, at: str, params: gapjax.VAEParams, choice: Choice) -> dict[str, np.ndarray]:
-    """Nats of every test example [N], as trained and by cure; `q_star` of the first ones."""
+    """Nats of every test example [N], as trained and by cure; `q_star` of some."""
     test, number = job.data.test, min(job.row.num_optimal, count(job.data.test))
-    first = take(test, slice(number))
+    some = take(test, spread(count(test), number))
     nats = {"trained": _nats(job, job.vae, params, test)}
     nats |= {name: _nats(job, *model, test) for name, model in choice.models.items()}
     own = lambda examples, posteriors: posterior_bounds(
@@ -218,11 +219,11 @@ def scored(job: Job, at: str, params: gapjax.VAEParams, choice: Choice) -> dict[
 
     def newton() -> np.ndarray:
         refiner = gapjax.Refiner(num_steps=_STEPS)
-        refined = gapjax.refine(job.vae, params, job.key("newton"), first, refiner)
-        return own(first, refined.posteriors)
+        refined = gapjax.refine(job.vae, params, job.key("newton"), some, refiner)
+        return own(some, refined.posteriors)
 
     def q_star() -> np.ndarray:
-        return own(first, _best(job, params, first, choice))
+        return own(some, _best(job, params, some, choice))
 
     searches = {"newton": newton, "q_star": q_star} if job.row.num_optimal else {}
     for name, compute in searches.items():
@@ -231,7 +232,7 @@ def scored(job: Job, at: str, params: gapjax.VAEParams, choice: Choice) -> dict[
         except TypeError as error:
             choice.refused[name] = str(error)
     if "q_star" in nats:
-        train = take(job.data.train, slice(number))
+        train = take(job.data.train, spread(count(job.data.train), number))
         nats["train_trained"] = _nats(job, job.vae, params, train)
         nats["train_q_star"] = own(train, _best(job, params, train, choice))
     if job.row.recipes:
@@ -242,6 +243,11 @@ def scored(job: Job, at: str, params: gapjax.VAEParams, choice: Choice) -> dict[
             )  # fmt: skip
         nats["optimal"] = _nats(job, job.vae, refit.params, test)
     return nats
+
+
+def spread(size: int, number: int) -> np.ndarray:
+    """So many places [number] of `size`, evenly spread, as data may be sorted."""
+    return np.arange(number) * size // max(number, 1)
 
 
 def _best(job: Job, params: gapjax.VAEParams, examples: Any, choice: Choice) -> Any:
@@ -270,7 +276,7 @@ def measured(job: Job) -> dict[str, dict]:
             return nats, {"nats": mean, "sizes": sizes, "refused": choice.refused}
 
         like = lambda record: {name: np.zeros(n, np.float32) for name, n in record["sizes"].items()}
-        nats, record = job.kept(f"{at}_scores", like, compute)
+        nats, record = job.kept(f"{at}_nats", like, compute)
         found[at] = facts | {
             "nats": {name: np.asarray(values, np.float64) for name, values in nats.items()},
             "best": choice.best, "validation_by_recipe": choice.validation,
@@ -304,8 +310,12 @@ def at_checkpoint(seeds: Sequence[Mapping]) -> dict:
     """What the seeds of a row give at one checkpoint."""
     nats, first = [each["nats"] for each in seeds], seeds[0]["nats"]
 
+    def at_places(values: np.ndarray, number: int) -> np.ndarray:
+        return values if len(values) == number else values[spread(len(values), number)]
+
     def minus(name: str, other: str, number: int | None = None) -> list[np.ndarray]:
-        return [each[name][:number] - each[other][:number] for each in nats]
+        number = number or len(first[name])
+        return [at_places(each[name], number) - at_places(each[other], number) for each in nats]
 
     by_recipe = lambda name: over_seeds([each["validation_by_recipe"][name] for each in seeds])
     result: dict[str, Any] = {
@@ -396,9 +406,9 @@ def atlas(values: flags.FlagValues) -> None:
     program.use_compilation_cache()
     out = Path(values.out)
     out.mkdir(parents=True, exist_ok=True)
-    results: dict[str, Any] = {
-        "schema": 1, "rows": [], "notes": _NOTES, "environment": environment()
-    }  # fmt: skip
+    path = out / "atlas.json"
+    kept = json.loads(path.read_text())["rows"] if path.exists() else []
+    found = {row["row"]: row for row in kept}  # of earlier calls
     for name in names:
         row = ROWS[name]
         data = rows.load(row.data, values.data_dir)
@@ -407,8 +417,12 @@ def atlas(values: flags.FlagValues) -> None:
             measured(Job(name, row, seed, data, vae, out))
             for seed in range(values.first_seed, values.first_seed + values.seeds)
         ]
-        results["rows"].append(row_summary(name, seeds, data))
-        write_json(out / "atlas.json", results)
+        found[name] = row_summary(name, seeds, data)
+        results = {
+            "schema": 1, "rows": [found[name] for name in ROWS if name in found],
+            "notes": _NOTES, "environment": environment(),
+        }  # fmt: skip
+        write_json(path, results)
     if any(row["gap"] for row in results["rows"]):
         figures.save(figures.atlas(results), out / "atlas")
     print(table(results))
