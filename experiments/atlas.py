@@ -49,8 +49,8 @@ _STEPS = 2  # of learned refinement and of Newton's method
 _NOTES = (
     "Nats are of the ELBO, per example; gaps and gains are of the late checkpoint unless said.",
     "`gap` is the ELBO of the best posterior q* of a test example that a search found, minus that "
-    "of the encoder as trained; the mean over some of the test examples, evenly spread. Where q* was "
-    "not looked for, it is that of the encoder refitted on the test set. Both are fitted on them.",
+    "of the encoder as trained; the mean over some of the test examples, evenly spread. Where q* "
+    "was not looked for, it is that of the encoder refitted on the test set. Both are fitted on them.",
     "`closed` is by cure the share of that gap, the ratio of two means over the same examples, "
     "and the nats that it wins. `optimal` is fitted on test examples; nothing else is.",
     "`stderr` is over seeds, which share data and test examples; `stderr_over_examples` is of the "
