@@ -49,8 +49,8 @@ _STEPS = 2  # of learned refinement and of Newton's method
 _NOTES = (
     "Nats are of the ELBO, per example; gaps and gains are of the late checkpoint unless said.",
     "`gap` is the ELBO of the best posterior q* of a test example that a search found, minus that "
-    "of the encoder as trained; the mean over some of the test examples, evenly spread. Where q* "
-    "was not looked for, it is that of the encoder refitted on the test set. Both are fitted on them.",
+    "of the encoder as trained; the mean over some test examples, evenly spread. Where q* "
+    "was not looked for, it is that of the encoder refitted on the test set.",
     "`closed` is by cure the share of that gap, the ratio of two means over the same examples, "
     "and the nats that it wins. `optimal` is fitted on test examples; nothing else is.",
     "`stderr` is over seeds, which share data and test examples; `stderr_over_examples` is of the "
@@ -346,6 +346,7 @@ def at_checkpoint(seeds: Sequence[Mapping]) -> dict:
         train, test = ([each[name] for each in nats] for name in ("train_q_star", "q_star"))
         errors = [mean_and_stderr(np.mean(each, 0))[1] for each in (train, test)]
         decoder = [a.mean() - b.mean() for a, b in zip(train, test, strict=True)]
+        result["train"] = _mean([each["train_trained"] for each in nats])
         result["train_gap"] = _mean(minus("train_q_star", "train_trained"))
         encoder = np.subtract(result["gap"]["values"], result["train_gap"]["values"])
         both = [result[name]["stderr_over_examples"] for name in ("gap", "train_gap")]
@@ -391,6 +392,19 @@ def table(results: Mapping) -> str:
     return text_table(heads, lines, 26, 16)
 
 
+def markdown(results: Mapping) -> str:
+    """The rows with a gap, as docs/atlas.md shows them."""
+    lines = ["| row | seeds | early, late | test ELBO | gap | " + " | ".join(CURES) + " |"]
+    lines.append("|---" * (5 + len(CURES)) + "|")
+    for row in results["rows"]:
+        if row["gap"]:
+            epochs = ", ".join(f"{epoch:.0f}" for epoch in row["epochs"])
+            closed = [_cell(row["closed"].get(name), percent=True) for name in CURES]
+            cells = _cell(row["late"]["test"]), _cell(row["gap"]), *closed
+            lines.append(f"| `{row['row']}` | {row['seeds']} | {epochs} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def _cell(value: Mapping | None, *, percent: bool = False) -> str:
     if value is None:
         return "–"
@@ -407,8 +421,6 @@ def atlas(values: flags.FlagValues) -> None:
     out = Path(values.out)
     out.mkdir(parents=True, exist_ok=True)
     path = out / "atlas.json"
-    kept = json.loads(path.read_text())["rows"] if path.exists() else []
-    found = {row["row"]: row for row in kept}  # of earlier calls
     for name in names:
         row = ROWS[name]
         data = rows.load(row.data, values.data_dir)
@@ -417,7 +429,8 @@ def atlas(values: flags.FlagValues) -> None:
             measured(Job(name, row, seed, data, vae, out))
             for seed in range(values.first_seed, values.first_seed + values.seeds)
         ]
-        found[name] = row_summary(name, seeds, data)
+        kept = json.loads(path.read_text())["rows"] if path.exists() else []  # of other calls
+        found = {row["row"]: row for row in kept} | {name: row_summary(name, seeds, data)}
         results = {
             "schema": 1, "rows": [found[name] for name in ROWS if name in found],
             "notes": _NOTES, "environment": environment(),

@@ -1,6 +1,7 @@
 """The atlas: rows resume, nothing is chosen by test examples, and its numbers are what they say."""
 
 import json
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -108,6 +109,13 @@ def test_every_row_names_what_there_is():
         jax.eval_shape(vae.init, jax.random.key(0))
     with pytest.raises(UsageError, match=r"docs/atlas\.md says where"):
         rows.load("starmap", "no_such_folder")
+
+
+def test_the_page_has_the_numbers_of_the_results():
+    root = Path(atlas.__file__).parents[1]
+    results = json.loads((root / "experiments/results/atlas/atlas.json").read_text())
+    assert atlas.markdown(results) in (root / "docs/atlas.md").read_text(encoding="utf-8")
+    assert {row["row"] for row in results["rows"]} <= set(ROWS)
 
 
 def test_bytes_are_of_files_that_come_back_beside_what_the_elbo_predicts(tmp_path):
