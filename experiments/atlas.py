@@ -45,6 +45,7 @@ from gapjax.measure.statistics import mean_and_stderr, ratio_of_means
 CHECKPOINTS = ("early", "late")
 CURES = ("control", "paper", "best", "learned", "newton", "optimal")
 _VALIDATED = 20  # times in the budget that the validation loss is measured
+_REGULARIZERS = ("noise", "codes", "norm")  # in the names of rows
 _STEPS = 2  # of learned refinement and of Newton's method
 _NOTES = (
     "Nats are of the ELBO, per example; gaps and gains are of the late checkpoint unless said.",
@@ -327,6 +328,11 @@ def at_checkpoint(seeds: Sequence[Mapping]) -> dict:
         },
         "gain_over_control": _mean(minus("paper", "control")),
         "refused": seeds[0]["refused"],
+        "gain": {  # on all test examples
+            name: _mean(minus(name, "trained"))
+            for name in CURES
+            if name in first and len(first[name]) == len(first["trained"])
+        },
     }
     to = next((name for name in ("q_star", "optimal") if name in first), None)
     if to is None:
@@ -402,6 +408,23 @@ def markdown(results: Mapping) -> str:
             closed = [_cell(row["closed"].get(name), percent=True) for name in CURES]
             cells = _cell(row["late"]["test"]), _cell(row["gap"]), *closed
             lines.append(f"| `{row['row']}` | {row['seeds']} | {epochs} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def regularization(results: Mapping) -> str:
+    """Joint trainings beside the plain one, as docs/regularization.md shows them."""
+    heads = ("row", "seeds", "early epoch", *(f"{at}: {what}" for at in CHECKPOINTS for what in (
+        "validation", "test", "test after `paper`", "gap")))  # fmt: skip
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for row in results["rows"]:
+        name = row["row"]
+        if name in ("digits", "binary_mnist") or any(f"_{kind}_" in name for kind in _REGULARIZERS):
+            cells = [f"`{name}`", str(row["seeds"]), f"{row['epochs'][0]:.0f}"]
+            for at in map(row.__getitem__, CHECKPOINTS):
+                after = at["test"]["mean"] + at["gain"]["paper"]["mean"]
+                validation = f"{at['validation']['mean']:.2f}"
+                cells += [validation, _cell(at["test"]), f"{after:.2f}", _cell(at.get("gap"))]
+            lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
