@@ -23,9 +23,10 @@ from experiments.options import define_path
 from experiments.rows import ROWS
 from experiments.run import commit, environment
 from experiments.show.formatting import text_table
-from gapjax.codec import container
+from gapjax.codec import container, stack
 from gapjax.codec.schedule import ORDERS
 from gapjax.codec.stack import CodecError
+from gapjax.codec.tables import describe
 from gapjax.measure.bounds import per_image_bounds
 from gapjax.measure.statistics import mean_and_stderr
 from gapjax.model.chain import Chain
@@ -59,23 +60,26 @@ def _file(job: Job, params: gapjax.VAEParams, images: np.ndarray, order: str | N
         return {"refused": str(error)}
     if not np.array_equal(gapjax.decompress(job.vae, params, content), images):
         raise CodecError("what was compressed did not decompress to the same images")
-    _, streams = container.parse(content)
+    header, streams = container.parse(content)
+    started = len(stack.start(0, describe(job.vae, params).latent_dim))
     one = gapjax.compress(job.vae, params, images[:1], order=order)
     return {
         "bytes": len(content), "stream_bytes": 4 * sum(map(len, streams)), "chains": len(streams),
+        # of the bits that a chain starts from, those that it popped, in words of 32
+        "initial_bits": 32 * (started - header.left_out),
         "one_image_bytes": len(one), "one_image_stream_bytes": 4 * len(container.parse(one)[1][0]),
     }  # fmt: skip
 
 
 def table(results: Mapping) -> str:
     """A line for each file, beside the ELBO's bytes and the other compressors'."""
-    heads = ("row", "order", "bytes", "ELBO's", "over", "one image", "PNG", "WebP")
+    heads = ("row", "order", "bytes", "ELBO's", "over", "initial bits", "PNG", "WebP")
     lines = []
     for row in results["rows"]:
         for order, file in row["files"].items():
             if "refused" not in file:
                 over = f"{file['stream_bytes'] / row['elbo_bytes'] - 1:+.2%}"
-                sizes = file["bytes"], round(row["elbo_bytes"]), over, file["one_image_bytes"]
+                sizes = file["bytes"], round(row["elbo_bytes"]), over, file["initial_bits"]
                 others = (row["baselines"][name] for name in ("png", "webp"))
                 lines.append((row["row"], order, *map(str, (*sizes, *others))))
     return text_table(heads, lines, 24, 12)

@@ -185,7 +185,7 @@ _MNIST = Row(
 )  # fmt: skip
 _CELLS = Row("starmap", "counts", epochs=300, refit_epochs=30, recipes=_COUNTS)
 _BRAIN = _CELLS._replace(
-    data="mouse_brain", epochs=300, refit_epochs=10, note="5,000 of 10,000 cells, for two cores"
+    data="mouse_brain", epochs=100, refit_epochs=10, note="5,000 of 10,000 cells, for two cores"
 )
 _TWO_LAYERS = {"latent_dims": (10, 10)}
 # Regularization of the encoder in the joint training. The strengths are compared on validation.

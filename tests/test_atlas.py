@@ -124,6 +124,7 @@ def test_bytes_are_of_files_that_come_back_beside_what_the_elbo_predicts(tmp_pat
     found = atlas_bytes.measured(job, 6)
     assert found["images"] == 6 and found["entries"] == 96
     file = found["files"]["bits_back"]
+    assert 0 < file["initial_bits"] <= 32 * 8  # of four latents
     assert file["one_image_bytes"] < file["bytes"] and file["stream_bytes"] < file["bytes"]
     params = atlas.trained(job)["late"][0]
     nats = gapjax.evaluate(job.vae, params, jax.random.key(5), job.data.test[:6], num_samples=50)
