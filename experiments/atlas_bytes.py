@@ -82,7 +82,7 @@ def table(results: Mapping) -> str:
                 sizes = file["bytes"], round(row["elbo_bytes"]), over, file["initial_bits"]
                 others = (row["baselines"][name] for name in ("png", "webp"))
                 lines.append((row["row"], order, *map(str, (*sizes, *others))))
-    return text_table(heads, lines, 24, 12)
+    return text_table(heads, lines, 24, 14)
 
 
 def atlas_bytes(values: flags.FlagValues) -> None:
