@@ -114,7 +114,8 @@ def test_every_row_names_what_there_is():
 def test_the_page_has_the_numbers_of_the_results():
     root = Path(atlas.__file__).parents[1]
     results = json.loads((root / "experiments/results/atlas/atlas.json").read_text())
-    assert atlas.markdown(results) in (root / "docs/atlas.md").read_text(encoding="utf-8")
+    for page, show in (("atlas", atlas.markdown), ("regularization", atlas.regularization)):
+        assert show(results) in (root / f"docs/{page}.md").read_text(encoding="utf-8")
     assert {row["row"] for row in results["rows"]} <= set(ROWS)
 
 
