@@ -102,11 +102,9 @@ class Job(NamedTuple):
         return checkpoints.restore(place, self.seed, like)
 
     def facts(self) -> dict:
-        """What all that is kept of this job depends on."""
+        """What all that is kept of this job depends on, as JSON gives it back."""
         row = self.row._asdict() | {"objective": _objective(self.row), "note": ""}
-        row = {name: list(x) if isinstance(x, tuple) else x for name, x in row.items()}
-        options = {k: list(v) if isinstance(v, tuple) else v for k, v in row["options"].items()}
-        return {"row": row | {"options": options}, "data": self.data.checksum}
+        return json.loads(json.dumps({"row": row, "data": self.data.checksum}))
 
 
 @contextlib.contextmanager
