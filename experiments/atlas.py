@@ -29,7 +29,7 @@ from experiments import program, rows, stores
 from experiments.config import UsageError, known
 from experiments.files import write_json
 from experiments.options import define_path
-from experiments.rows import ROWS, Data, Row
+from experiments.rows import ROWS, Data, Row, spread
 from experiments.run import environment
 from experiments.show import figures
 from experiments.show.formatting import text_table
@@ -77,22 +77,31 @@ class Job(NamedTuple):
             key = jax.random.fold_in(key, number)
         return key
 
+    def place(self, store: str) -> Path:
+        """The folder of a store, with an entry for each seed."""
+        return self.out / "checkpoints" / self.name / store
+
+    def has(self, store: str) -> bool:
+        """Whether it is kept; UsageError: what is kept there was made with something else."""
+        place = self.place(store)
+        if self.seed not in checkpoints.numbers(place):
+            return False
+        if checkpoints.record(place, self.seed)["made_with"] != self.facts():
+            raise UsageError(
+                f"{place} is of another definition of the row or of other data; give another --out"
+            )
+        return True
+
     def kept(self, store: str, like: Any, compute: Callable[[], tuple[Any, dict]]) -> tuple:
         """The tree and the record of a store, computed where it is not there.
 
         `like` is as `checkpoints.restore` takes it, or a function of the record that gives it.
         """
-        place, made_with = self.out / "checkpoints" / self.name / store, self.facts()
-        if self.seed in checkpoints.numbers(place):
-            if checkpoints.record(place, self.seed)["made_with"] != made_with:
-                raise UsageError(
-                    f"{place} is of another definition of the row or of other data; give "
-                    "another --out"
-                )
-        else:
+        place = self.place(store)
+        if not self.has(store):
             clock = time.monotonic()
             tree, facts = compute()
-            facts = stores.entry_metadata(clock) | facts | {"made_with": made_with}
+            facts = stores.entry_metadata(clock) | facts | {"made_with": self.facts()}
             checkpoints.save(place, self.seed, tree, facts)
             text = f"{self.name} seed {self.seed}, {store}"
             tqdm.write(f"{text:48} {facts.get('nats', float('nan')):10.3f} nats "
@@ -126,9 +135,14 @@ def trained(job: Job) -> dict[str, tuple[gapjax.VAEParams, dict]]:
         init_key, run_key = jax.random.split(job.key("train"))
         params = init_params.on(vae=job.vae)(init_key)
         state, early, curve = init_state(params, run_key, optimizer), params, []
+        if job.has("training"):  # what an interruption left
+            (state, early), record = checkpoints.restore(
+                job.place("training"), job.seed, jax.eval_shape(lambda: (state, early))
+            )
+            curve = record["curve"]
         stops = np.unique(np.ceil(np.linspace(0, row.epochs, _VALIDATED + 1)[1:]).astype(int))
         with _bar(job, "training", row.epochs) as show:
-            for stop in map(int, stops):
+            for stop in map(int, stops[len(curve) :]):
                 state, _ = gapjax.train(
                     job.vae, source, num_epochs=stop, batch_size=row.batch_size, state=state,
                     optimizer=optimizer, objective=row.objective, on_epoch=show,
@@ -137,11 +151,14 @@ def trained(job: Job) -> dict[str, tuple[gapjax.VAEParams, dict]]:
                 if not curve or nats > max(each[1] for each in curve):
                     early = jax.tree.map(np.asarray, state.params)
                 curve.append((stop, nats))
+                facts = {"curve": curve, "made_with": job.facts()}
+                checkpoints.save(job.place("training"), job.seed, (state, early), facts)
         best = max(curve, key=lambda each: each[1])
         facts = {"curve": curve, "epochs": [best[0], curve[-1][0]], "nats": curve[-1][1]}
         return {"early": early, "late": state.params}, facts
 
     tree, record = job.kept("train", dict.fromkeys(CHECKPOINTS, like), compute)
+    checkpoints.prune(job.place("training"), lambda saved: [n for n in saved if n == job.seed])
     return {
         name: (tree[name], {"epoch": epoch, "validation": dict(record["curve"])[epoch]})
         for name, epoch in zip(CHECKPOINTS, record["epochs"], strict=True)
@@ -178,7 +195,7 @@ def refitted(
 class Choice(NamedTuple):
     """The refitted encoders at one checkpoint, and which of equal cost is the best."""
 
-    models: dict[str, tuple[gapjax.VAE, gapjax.VAEParams]]  # by cure
+    models: dict[str, tuple[gapjax.VAE, gapjax.VAEParams]]  # by recipe, and "learned"
     validation: dict[str, float]  # nats by recipe
     best: str
     refused: dict[str, str]  # by cure, why it does not apply
@@ -186,13 +203,11 @@ class Choice(NamedTuple):
 
 def choose(job: Job, at: str, params: gapjax.VAEParams) -> Choice:
     """Refits by every recipe, and chooses by validation examples alone."""
-    tried, validation, refused = {}, {}, {}
+    found, validation, refused = {}, {}, {}
     recipes = candidates(job.row)
     for name, recipe in recipes.items():
-        vae, refit, validation[name] = refitted(job, at, params, name, recipe)
-        tried[name] = vae, refit
+        *found[name], validation[name] = refitted(job, at, params, name, recipe)
     best = max(validation, key=validation.__getitem__)
-    found = {"control": tried["control"], "paper": tried["paper"], "best": tried[best]}
     if job.row.recipes:
         learned = dataclasses.replace(recipes[best], refinement_steps=_STEPS)
         try:
@@ -211,6 +226,7 @@ def scored(job: Job, at: str, params: gapjax.VAEParams, choice: Choice) -> dict[
     some = take(test, spread(count(test), number))
     nats = {"trained": _nats(job, job.vae, params, test)}
     nats |= {name: _nats(job, *model, test) for name, model in choice.models.items()}
+    nats["best"] = nats[choice.best]
     own = lambda examples, posteriors: posterior_bounds(
         job.vae, params, job.key("evaluate"), examples, posteriors,
         num_samples=job.row.num_samples,
@@ -244,13 +260,9 @@ def scored(job: Job, at: str, params: gapjax.VAEParams, choice: Choice) -> dict[
     return nats
 
 
-def spread(size: int, number: int) -> np.ndarray:
-    """So many places [number] of `size`, evenly spread, as data may be sorted."""
-    return np.arange(number) * size // max(number, 1)
-
-
 def _best(job: Job, params: gapjax.VAEParams, examples: Any, choice: Choice) -> Any:
-    encoders = [params.encoder, *(choice.models[name][1].encoder for name in ("paper", "best"))]
+    others = (choice.models[name][1].encoder for name in ("paper", choice.best))
+    encoders = [params.encoder, *others]
     key = job.key("search")
     return gapjax.best_posteriors(job.vae, params, key, examples, encoders=encoders).posteriors
 
@@ -260,6 +272,33 @@ def _nats(job: Job, vae: gapjax.VAE, params: gapjax.VAEParams, examples: Any) ->
     samples = job.row.num_samples
     key = job.key("evaluate")
     return np.asarray(per_image_bounds(vae, params, key, examples, num_samples=samples))
+
+
+def seconds(job: Job, params: gapjax.VAEParams, choice: Choice) -> dict[str, dict]:
+    """What cures cost at a checkpoint: to fit them, and for the posterior of one test example.
+
+    The latter is of a second call, without compilation.
+    """
+
+    def each(vae: gapjax.VAE, own: gapjax.VAEParams, steps: int) -> float:
+        number = min(job.row.num_optimal, count(job.data.test))
+        examples = take(job.data.test, spread(count(job.data.test), number))
+        refiner = gapjax.Refiner(num_steps=steps)
+        for _ in range(2):
+            clock = time.monotonic()
+            gapjax.refine(vae, own, job.key("newton"), examples, refiner)
+        return (time.monotonic() - clock) / number
+
+    at_test = {"encoder": each(job.vae, params, 0)}
+    if "learned" in choice.models:
+        at_test["learned"] = each(*choice.models["learned"], 0)
+    with contextlib.suppress(TypeError):  # where Newton's method does not apply
+        at_test["newton"] = each(job.vae, params, _STEPS)
+    fit = {
+        name: checkpoints.record(job.place(f"late_{name}"), job.seed)["seconds"]
+        for name in choice.models
+    }
+    return {"fit": fit, "example": at_test}
 
 
 def measured(job: Job) -> dict[str, dict]:
@@ -281,6 +320,9 @@ def measured(job: Job) -> dict[str, dict]:
             "best": choice.best, "validation_by_recipe": choice.validation,
             "refused": record["refused"], "commit": record["commit"],
         }  # fmt: skip
+    if job.row.num_optimal:
+        costs = lambda: ({}, {"costs": seconds(job, params, choice)})
+        found["late"]["seconds"] = job.kept("late_seconds", {}, costs)[1]["costs"]
     return found
 
 
@@ -323,6 +365,11 @@ def at_checkpoint(seeds: Sequence[Mapping]) -> dict:
         "best": [each["best"] for each in seeds],
         "validation_by_recipe": {
             name: by_recipe(name) for name in seeds[0]["validation_by_recipe"]
+        },
+        "gain_by_recipe": {
+            name: _mean(minus(name, "trained"))
+            for name in seeds[0]["validation_by_recipe"]
+            if name in first
         },
         "gain_over_control": _mean(minus("paper", "control")),
         "refused": seeds[0]["refused"],
@@ -376,9 +423,19 @@ def row_summary(name: str, seeds: Sequence[Mapping[str, Mapping]], data: Data) -
         "examples": {part: count(getattr(data, part)) for part in ("train", "validation", "test")},
         "entries": math.prod(rows.shape_of(data)), "data_sha256": data.checksum,
         "gap": late.get("gap"), "closed": late.get("closed"), **by_checkpoint,
+        "seconds": _costs([seed["late"]["seconds"] for seed in seeds if "seconds" in seed["late"]]),
         "commits": sorted({str(seed[at]["commit"]) for seed in seeds for at in CHECKPOINTS}),
         "note": row.note,
     }  # fmt: skip
+
+
+def _costs(seeds: Sequence[Mapping[str, Mapping[str, float]]]) -> dict:
+    """Means over seeds of what `seconds` gives."""
+    return {
+        kind: {name: float(np.mean([one[kind][name] for one in seeds])) for name in seeds[0][kind]}
+        for kind in ("fit", "example")
+        if seeds
+    }
 
 
 def _objective(row: Row) -> str:

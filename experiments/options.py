@@ -13,7 +13,7 @@ from experiments.show.formatting import listed
 from gapjax.data import BINARIZATIONS, DATASETS, FILES
 from gapjax.fit.loop import SWEEPS
 from gapjax.fit.recipes import RECIPES
-from gapjax.model.mlp import LIKELIHOODS, POSTERIORS, UNIFORM_WEIGHT
+from gapjax.model.mlp import PIXELS, POSTERIORS, UNIFORM_WEIGHT
 
 MIXTURES = ("random", "stratified")
 # Those whose encoder is of the trained one's form; the control is made beside each.
@@ -153,7 +153,7 @@ _RUN_FLAGS = (
     (_int, "latent_dim", None, "Dimension of the latent space."),
     (flags.DEFINE_list, "hidden_sizes", None, "Widths of the hidden layers, e.g. 500,500."),
     (
-        _one_of(LIKELIHOODS), "likelihood", None,
+        _one_of(PIXELS), "likelihood", None,
         "p(x given z); default: bernoulli for binary data, discretized_logistic for grey.",
     ),
     (

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import scipy.sparse
+import sklearn.datasets
 
 import gapjax
 from experiments.config import UsageError
@@ -58,21 +60,54 @@ class Data(NamedTuple):
 # ---- data --------------------------------------------------------------------
 
 
-def _named(name: str, folder: str | None = None) -> Callable[[Path], tuple]:
+def _named(name: str, folder: str | None = None, *, few: bool = False) -> Callable:
+    """A data set that has a name; `few`: 5,000 of its training images and 1,000 of the others."""
+
     def load(data_dir: Path) -> tuple:
         path = None if folder is None else data_dir / folder
-        dataset = gapjax.load_dataset(name, data_dir=path)
-        return dataset.train, dataset.test, dataset.levels
+        return _parts(gapjax.load_dataset(name, data_dir=path), few=few)
 
     return load
 
 
-def _file(path: str, **options: Any) -> Callable[[Path], tuple]:
+def _file(path: str, *, few: bool = False, **options: Any) -> Callable:
     def load(data_dir: Path) -> tuple:
-        dataset = gapjax.load_dataset(data_dir / path, **options)
-        return dataset.train, dataset.test, dataset.levels
+        return _parts(gapjax.load_dataset(data_dir / path, **options), few=few)
 
     return load
+
+
+def _parts(dataset: gapjax.Dataset, *, few: bool) -> tuple:
+    train, test = dataset.train, dataset.test
+    if few:
+        train, test = take(train, spread(len(train), 5000)), take(test, spread(len(test), 1000))
+    return train, test, dataset.levels
+
+
+def _documents(path: str) -> Callable:
+    """Counts of words in some of the documents of 10 to 512 words, and of training ones alone."""
+
+    def load(data_dir: Path) -> tuple:
+        parts = []
+        with np.load(data_dir / path) as file:
+            for part, number in (("tr", 5000), ("ts", 1000)):
+                pieces = [file[f"{part}_{name}"] for name in ("counts", "indices", "indptr")]
+                counts = scipy.sparse.csr_array(tuple(pieces), (len(pieces[2]) - 1, 3072))
+                words = np.asarray(counts.sum(1))
+                counts = counts[(words >= 10) & (words <= 512)]
+                parts.append(models.count_examples(counts[spread(counts.shape[0], number)]))
+        return *parts, None
+
+    return load
+
+
+def _breast_cancer(data_dir: Path) -> tuple:
+    """scikit-learn's table of 569 tumours, 30 features each, standardized by training rows."""
+    x = sklearn.datasets.load_breast_cancer().data
+    is_test = _every(5, len(x))
+    mean, deviation = x[~is_test].mean(0), x[~is_test].std(0)
+    x = ((x - mean) / deviation).astype(np.float32)
+    return x[~is_test], x[is_test], None
 
 
 def _cells(path: str, batch: str | None = None, number: int | None = None) -> Callable:
@@ -95,10 +130,16 @@ DATA: Mapping[str, Callable[[Path], tuple]] = {
     "grey_digits": _named("grey_digits"),
     "binary_mnist": _named("binary_mnist", "mnist"),
     "grey_mnist": _named("grey_mnist", "mnist"),
+    "binary_mnist_few": _named("binary_mnist", "mnist", few=True),
+    "grey_mnist_few": _named("grey_mnist", "mnist", few=True),
+    "fashion_mnist_few": _named("fashion_mnist", "fashion_mnist", few=True),
     "omniglot": _file("omniglot/gapjax.npz", binarization="threshold"),
+    "omniglot_few": _file("omniglot/gapjax.npz", binarization="threshold", few=True),
     "kodak": _file("kodak/gapjax.npz"),
     "starmap": _cells("starmap/counts.npz", "batch"),
     "mouse_brain": _cells("mouse_brain/counts.npz", number=5000),
+    "newsgroups": _documents("newsgroups/news20.npz"),
+    "breast_cancer": _breast_cancer,
 }
 
 
@@ -120,6 +161,11 @@ def load(name: str, data_dir: str | None) -> Data:
     for leaf in jax.tree.leaves((train, test)):
         digest.update(np.ascontiguousarray(leaf).data)
     return Data(take(train, ~held), take(train, held), test, levels, digest.hexdigest())
+
+
+def spread(size: int, number: int) -> np.ndarray:
+    """So many places [number] of `size`, evenly spread, as data may be sorted."""
+    return np.arange(number) * size // max(number, 1)
 
 
 def _every(number: int, size: int) -> np.ndarray:
@@ -170,9 +216,8 @@ def shape_of(data: Data) -> tuple[int, ...]:
 
 
 def _pixels(data: Data) -> dict[str, Any]:
-    assert data.levels is not None
-    if data.levels == 2:
-        return {"likelihood": "bernoulli"}
+    if data.levels in (2, None):
+        return {"likelihood": "bernoulli" if data.levels else "normal"}
     return {"likelihood": "discretized_logistic", "levels": data.levels}
 
 
@@ -186,6 +231,9 @@ _MNIST = Row(
 _CELLS = Row("starmap", "counts", epochs=300, refit_epochs=30, recipes=_COUNTS)
 _BRAIN = _CELLS._replace(
     data="mouse_brain", epochs=100, refit_epochs=10, note="5,000 of 10,000 cells, for two cores"
+)
+_FEW = _MNIST._replace(
+    data="binary_mnist_few", epochs=60, refit_epochs=10, note="5,000 images, for two cores"
 )
 _TWO_LAYERS = {"latent_dims": (10, 10)}
 # Regularization of the encoder in the joint training. The strengths are compared on validation.
@@ -217,6 +265,18 @@ ROWS: Mapping[str, Row] = {
         model="hierarchy", options=_TWO_LAYERS | {"form": "bottom_up"}
     ),
     "omniglot": _MNIST._replace(data="omniglot", epochs=100, refit_epochs=20, note=""),
+    **{
+        f"{name}_few": _FEW._replace(data=f"{name}_few")
+        for name in ("binary_mnist", "grey_mnist", "fashion_mnist", "omniglot")
+    },
+    "binary_mnist_few_convolution": _FEW._replace(
+        model="convolution", options={"num_channels": (8, 16)}, epochs=30, refit_epochs=5
+    ),
+    "newsgroups": _CELLS._replace(
+        data="newsgroups", options={"likelihood": "multinomial", "latent_dim": 20}, epochs=60,
+        refit_epochs=10, num_samples=5, num_optimal=50, note="5,000 documents, for two cores",
+    ),
+    "breast_cancer": _SMALL._replace(data="breast_cancer", options={"hidden_sizes": (128,)}),
     "kodak": Row(
         "kodak", "convolution", {"latent_dim": 64, "num_channels": (16, 32)}, epochs=15,
         refit_epochs=3, num_samples=5, num_optimal=20, recipes=(),

@@ -14,7 +14,8 @@ from gapjax.model.checks import check_positive
 from gapjax.model.distributions import AutoregressiveFlow, DiscretizedLogistic
 from gapjax.vae import VAE, Encoder, Params
 
-LIKELIHOODS = ("bernoulli", "discretized_logistic")
+PIXELS = ("bernoulli", "discretized_logistic")  # likelihoods of integer levels
+LIKELIHOODS = (*PIXELS, "normal")
 _FLOW_LAYERS, _FLOW_HIDDEN = 2, 64
 _FLOW_LAYER = networks.Autoregressive(_FLOW_HIDDEN)
 
@@ -23,6 +24,9 @@ _FLOW_LAYER = networks.Autoregressive(_FLOW_HIDDEN)
 # training images, get narrower and narrower, and one test image that is not 0 there cost 1e8 nats:
 # after 100 epochs of grey MNIST the mean test BPD was 23, its median 1.56.
 _MIN_LOG_SCALE = -7.0
+
+# The least scale of a real entry: no density exceeds 4, however sharp a decoder would be.
+_MIN_SCALE = 0.1
 
 # The weight of the uniform over the levels in a grey pixel's likelihood. The authors' code has
 # log(p + 1e-7); with 256 levels this is the normalised distribution with that floor.
@@ -42,9 +46,11 @@ def mlp_vae(
     """The paper's model: two feed-forward networks, N(0, I) prior, diagonal Gaussian posterior.
 
     Args:
-      event_shape: shape of one x, whose entries are integer levels.
-      likelihood: "bernoulli" (levels 0 and 1) or "discretized_logistic", whose mean and log
-        scale the decoder gives for every pixel. The scale is at least 0.23 of a bin.
+      event_shape: shape of one x, whose entries are integer levels, or real numbers.
+      likelihood: "bernoulli" (levels 0 and 1); "discretized_logistic", whose mean and log
+        scale the decoder gives for every pixel, the scale at least 0.23 of a bin; or "normal", of
+        real numbers, whose mean and log scale it gives likewise. Those should be standardized, as
+        the scale is at least 0.1.
       latent_dim: Z.
       hidden_sizes: widths of the hidden layers; the decoder has them in reverse.
       levels: number of pixel levels, for the discretized logistic.
@@ -80,11 +86,13 @@ def pixel_decoder(
 ) -> "Decode":  # fmt: skip
     """The decoder of `mlp_vae` by itself."""
     if likelihood not in LIKELIHOODS:
-        raise ValueError(f"likelihood is {likelihood!r}; it must be {' or '.join(LIKELIHOODS)}")
-    if likelihood == "bernoulli":
-        levels, uniform_weight = 2, 0.0
+        raise ValueError(
+            f"likelihood is {likelihood!r}; it must be one of {', '.join(LIKELIHOODS)}"
+        )
+    if likelihood != "discretized_logistic":
+        levels, uniform_weight = 2, 0.0  # level/(levels-1) is x itself
     elif levels is None:
-        raise ValueError("levels is None, as for floats and counts; they need a model of your own")
+        raise ValueError("levels is None; floats need likelihood='normal', and counts count_vae")
     else:
         DiscretizedLogistic(0.0, 1.0, levels, uniform_weight=uniform_weight)  # checks the weight
     check_positive(latent_dim=latent_dim, hidden_sizes=hidden_sizes, event_shape=event_shape)
@@ -201,6 +209,8 @@ class Decode(_Network):
         out = networks.apply_module(self._module(), params, z)
         if self.likelihood == "bernoulli":
             pixels = dist.Bernoulli(logits=out[0])
+        elif self.likelihood == "normal":
+            pixels = dist.Normal(out[0], jnp.maximum(jnp.exp(out[1]), _MIN_SCALE))
         else:
             scale = jnp.exp(jnp.maximum(out[1], min_log_scale(self.levels)))
             pixels = DiscretizedLogistic(  # data are checked once, before a run

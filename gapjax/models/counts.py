@@ -95,7 +95,9 @@ class _Multinomial(dist.MultinomialLogits):
             keys = jax.random.split(key, sample_shape[0])
             return jax.vmap(lambda key: self.sample(key, sample_shape[1:]))(keys)
         most: Any = self.total_count_max
-        features = jax.random.categorical(key, jnp.asarray(self.logits), shape=(most,))
+        # not `categorical`, whose noise is [most, G]
+        probs = jax.nn.softmax(jnp.asarray(self.logits))
+        features = jax.random.choice(key, len(probs), (most,), p=probs)
         counted = (jnp.arange(most) < jnp.asarray(self.total_count)).astype(jnp.int32)
         return jnp.zeros(self.event_shape, jnp.int32).at[features].add(counted)
 
