@@ -276,7 +276,9 @@ ROWS: Mapping[str, Row] = {
         data="newsgroups", options={"likelihood": "multinomial", "latent_dim": 20}, epochs=60,
         refit_epochs=10, num_samples=5, num_optimal=50, note="5,000 documents, for two cores",
     ),
-    "breast_cancer": _SMALL._replace(data="breast_cancer", options={"hidden_sizes": (128,)}),
+    "breast_cancer": _SMALL._replace(
+        data="breast_cancer", options={"hidden_sizes": (128,)}, epochs=2000, refit_epochs=400
+    ),
     "kodak": Row(
         "kodak", "convolution", {"latent_dim": 64, "num_channels": (16, 32)}, epochs=15,
         refit_epochs=3, num_samples=5, num_optimal=20, recipes=(),
