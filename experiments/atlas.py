@@ -31,8 +31,8 @@ from experiments.files import write_json
 from experiments.options import define_path
 from experiments.rows import ROWS, Data, Row, spread
 from experiments.run import environment
-from experiments.show import figures
-from experiments.show.formatting import text_table
+from experiments.show import atlas_pages, figures
+from experiments.show.atlas_pages import CHECKPOINTS, CURES
 from experiments.studies import over_seeds, plain_recipe
 from gapjax import checkpoints
 from gapjax.examples import count, take
@@ -42,10 +42,7 @@ from gapjax.fit.step import init_state
 from gapjax.measure.bounds import per_image_bounds, posterior_bounds
 from gapjax.measure.statistics import mean_and_stderr, ratio_of_means
 
-CHECKPOINTS = ("early", "late")
-CURES = ("control", "paper", "best", "learned", "newton", "optimal")
 _VALIDATED = 20  # times in the budget that the validation loss is measured
-_REGULARIZERS = ("noise", "codes", "norm")  # in the names of rows
 _STEPS = 2  # of learned refinement and of Newton's method
 _NOTES = (
     "Nats are of the ELBO, per example; gaps and gains are of the late checkpoint unless said.",
@@ -419,7 +416,7 @@ def row_summary(name: str, seeds: Sequence[Mapping[str, Mapping]], data: Data) -
         "seeds": len(seeds), "unit": "nats an example",
         "epochs": [float(np.mean([seed[at]["epoch"] for seed in seeds])) for at in CHECKPOINTS],
         "early_epochs": [seed["early"]["epoch"] for seed in seeds],
-        "refit_epochs": row.refit_epochs,
+        "refit_epochs": row.refit_epochs, "encoder_parameters": _size(rows.model(row, data)),
         "examples": {part: count(getattr(data, part)) for part in ("train", "validation", "test")},
         "entries": math.prod(rows.shape_of(data)), "data_sha256": data.checksum,
         "gap": late.get("gap"), "closed": late.get("closed"), **by_checkpoint,
@@ -427,6 +424,12 @@ def row_summary(name: str, seeds: Sequence[Mapping[str, Mapping]], data: Data) -
         "commits": sorted({str(seed[at]["commit"]) for seed in seeds for at in CHECKPOINTS}),
         "note": row.note,
     }  # fmt: skip
+
+
+def _size(vae: gapjax.VAE) -> int:
+    """The number of parameters of an encoder."""
+    encoder = jax.eval_shape(vae.init, jax.random.key(0)).encoder
+    return sum(leaf.size for leaf in jax.tree.leaves(encoder))
 
 
 def _costs(seeds: Sequence[Mapping[str, Mapping[str, float]]]) -> dict:
@@ -440,54 +443,6 @@ def _costs(seeds: Sequence[Mapping[str, Mapping[str, float]]]) -> dict:
 
 def _objective(row: Row) -> str:
     return getattr(row.objective, "__name__", repr(row.objective))
-
-
-def table(results: Mapping) -> str:
-    """The late checkpoints as plain text."""
-    heads = ("row", "test nats", "gap", *CURES)
-    lines = []
-    for row in results["rows"]:
-        closed = row["closed"] or {}
-        cells = [_cell(closed.get(name), percent=True) for name in CURES]
-        lines.append((row["row"], _cell(row["late"]["test"]), _cell(row["gap"]), *cells))
-    return text_table(heads, lines, 26, 16)
-
-
-def markdown(results: Mapping) -> str:
-    """The rows with a gap, as docs/atlas.md shows them."""
-    lines = ["| row | seeds | early, late | test ELBO | gap | " + " | ".join(CURES) + " |"]
-    lines.append("|---" * (5 + len(CURES)) + "|")
-    for row in results["rows"]:
-        if row["gap"]:
-            epochs = ", ".join(f"{epoch:.0f}" for epoch in row["epochs"])
-            closed = [_cell(row["closed"].get(name), percent=True) for name in CURES]
-            cells = _cell(row["late"]["test"]), _cell(row["gap"]), *closed
-            lines.append(f"| `{row['row']}` | {row['seeds']} | {epochs} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def regularization(results: Mapping) -> str:
-    """Joint trainings beside the plain one, as docs/regularization.md shows them."""
-    heads = ("row", "seeds", "early epoch", *(f"{at}: {what}" for at in CHECKPOINTS for what in (
-        "validation", "test", "test after `paper`", "gap")))  # fmt: skip
-    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
-    for row in results["rows"]:
-        name = row["row"]
-        if name in ("digits", "binary_mnist") or any(f"_{kind}_" in name for kind in _REGULARIZERS):
-            cells = [f"`{name}`", str(row["seeds"]), f"{row['epochs'][0]:.0f}"]
-            for at in map(row.__getitem__, CHECKPOINTS):
-                after = at["test"]["mean"] + at["gain"]["paper"]["mean"]
-                validation = f"{at['validation']['mean']:.2f}"
-                cells += [validation, _cell(at["test"]), f"{after:.2f}", _cell(at.get("gap"))]
-            lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def _cell(value: Mapping | None, *, percent: bool = False) -> str:
-    if value is None:
-        return "–"
-    form = "{:.0%} ± {:.0%}" if percent else "{:.2f} ± {:.2f}"
-    return form.format(value["mean"], value["stderr"])
 
 
 def atlas(values: flags.FlagValues) -> None:
@@ -516,7 +471,7 @@ def atlas(values: flags.FlagValues) -> None:
         write_json(path, results)
     if any(row["gap"] for row in results["rows"]):
         figures.save(figures.atlas(results), out / "atlas")
-    print(table(results))
+    print(atlas_pages.table(results))
     print("shares of the gap at the late checkpoint ± standard error over seeds")
 
 

@@ -233,7 +233,11 @@ _BRAIN = _CELLS._replace(
     data="mouse_brain", epochs=100, refit_epochs=10, note="5,000 of 10,000 cells, for two cores"
 )
 _FEW = _MNIST._replace(
-    data="binary_mnist_few", epochs=60, refit_epochs=10, note="5,000 images, for two cores"
+    data="binary_mnist_few",
+    epochs=60,
+    refit_epochs=10,
+    recipes=_IMAGES,
+    note="5,000 images, for two cores",
 )
 _TWO_LAYERS = {"latent_dims": (10, 10)}
 # Regularization of the encoder in the joint training. The strengths are compared on validation.

@@ -12,6 +12,7 @@ from experiments import atlas, atlas_bytes, baselines, rows
 from experiments.atlas import Job
 from experiments.config import UsageError
 from experiments.rows import ROWS, Data, Row
+from experiments.show import atlas_pages
 from gapjax import models
 from gapjax.examples import take
 from gapjax.model import mlp
@@ -106,7 +107,10 @@ def test_a_row_is_measured_resumed_and_summarized(tmp_path, monkeypatch):
     np.testing.assert_allclose(paper["stderr"], np.std(shares, ddof=1) / np.sqrt(2))
     np.testing.assert_allclose(summary["gap"]["mean"], np.mean(gaps))
     assert summary["late"]["over_fitting"].keys() == {"decoder", "encoder"}
-    assert "tiny" in atlas.table({"rows": [summary]})
+    results = {"rows": [summary]}
+    assert "tiny" in atlas_pages.table(results)
+    for show in (atlas_pages.gaps, atlas_pages.closed, atlas_pages.costs):
+        assert "`tiny`" in show(results)
 
 
 def test_every_row_names_what_there_is():
@@ -128,8 +132,15 @@ def test_every_row_names_what_there_is():
 def test_the_page_has_the_numbers_of_the_results():
     root = Path(atlas.__file__).parents[1]
     results = json.loads((root / "experiments/results/atlas/atlas.json").read_text())
-    for page, show in (("atlas", atlas.markdown), ("regularization", atlas.regularization)):
-        assert show(results) in (root / f"docs/{page}.md").read_text(encoding="utf-8")
+    on_page = {
+        "atlas": (atlas_pages.gaps, atlas_pages.closed, atlas_pages.predictors),
+        "cures": (atlas_pages.costs,),
+        "regularization": (atlas_pages.regularization,),
+    }
+    for page, tables in on_page.items():
+        text = (root / f"docs/{page}.md").read_text(encoding="utf-8")
+        for table in tables:
+            assert table(results) in text, table.__name__
     assert {row["row"] for row in results["rows"]} <= set(ROWS)
 
 

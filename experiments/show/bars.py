@@ -81,11 +81,22 @@ _CURES: Mapping[str, tuple[str, str, str]] = {
 def draw_atlas(gap_axes: Axes, closed_axes: Axes, rows: Sequence[Results]) -> None:
     """Draws the gap of every row, and beside it the share that each cure closes."""
     places = np.arange(len(rows))[::-1]
-    means, errors = ([row["gap"][key] for row in rows] for key in ("mean", "stderr"))
-    gap_axes.barh(places, means, 0.6, color="#e08a4a", zorder=2, label="gap")
-    gap_axes.errorbar(
-        means, places, xerr=errors, fmt="none", ecolor=TEXT, elinewidth=0.9, capsize=2, zorder=3
-    )
+    for at, face in (("early", "white"), ("late", "#e08a4a")):
+        means, errors = ([row[at]["gap"][key] for row in rows] for key in ("mean", "stderr"))
+        gap_axes.errorbar(
+            means, places, xerr=errors, fmt="o", color="#b4581a", markerfacecolor=face,
+            elinewidth=0.9, capsize=2, zorder=3, label=f"{at} gap",
+        )  # fmt: skip
+    for place, row in zip(places, rows, strict=True):
+        ends = [row[at]["gap"]["mean"] for at in ("early", "late")]
+        gap_axes.plot(ends, (place, place), color="#e08a4a", linewidth=2.0, zorder=2)
+        gap_axes.annotate(
+            f"{ends[1]:.3g}", (max(ends), place), (9, 0), textcoords="offset points", va="center",
+            fontsize=8.5,
+        )  # fmt: skip
+    gap_axes.set_xscale("log")
+    gap_axes.xaxis.set_major_formatter("{x:g}")
+    gap_axes.margins(x=0.15)
     gap_axes.set_yticks(places, [f"{row['row']} ({row['seeds']})" for row in rows])
     gap_axes.set_xlabel("gap, nats an example")
     offsets = np.linspace(0.28, -0.28, len(_CURES))
@@ -108,10 +119,8 @@ def draw_atlas(gap_axes: Axes, closed_axes: Axes, rows: Sequence[Results]) -> No
         axes.grid(True, axis="x")
         axes.grid(False, axis="y")
     handles, labels = closed_axes.get_legend_handles_labels()
-    closed_axes.legend(
-        handles, labels, loc="lower center", bbox_to_anchor=(0.3, 1.0), ncols=3, frameon=False,
-        fontsize=8.5,
-    )  # fmt: skip
+    figure = closed_axes.get_figure(root=True)
+    figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False, fontsize=8.5)
 
 
 def _draw_losses(axes: Axes, rows: Sequence[Results], places: np.ndarray) -> list[Annotation]:

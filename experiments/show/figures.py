@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 from numpy.typing import ArrayLike
 
 from experiments.files import replacing
-from experiments.show import Results, bars, curves
+from experiments.show import Results, atlas_pages, bars, curves
 from experiments.show.images import draw_mosaic, mosaic
 from experiments.show.labels import chosen_note, error_note, finish, footnote, self_consistent_label
 from experiments.show.style import LABELS, SINGLE, new_figure, style
@@ -184,16 +184,18 @@ def closing(results: Results) -> Figure:
 
 def atlas(results: Results) -> Figure:
     """Draws a line for each row of atlas.json that has a gap: its size, and what closes it."""
-    rows = [row for row in results["rows"] if row["gap"]]
+    rows = atlas_pages.shown(results)
     if not rows:
-        raise ValueError("nothing to draw: no row has a gap")
+        raise ValueError("nothing to draw: no row of plain training has a gap")
     with style():
         figure = new_figure((9.0, 1.9 + 0.5 * len(rows)))
         axes = figure.subplots(1, 2, sharey=True, width_ratios=(1, 2))
         bars.draw_atlas(*axes, rows)
         notes = [
             "late checkpoint, mean of as many seeds as the number in brackets ± 1 stderr over "
-            "them (of one seed over test examples)", "* fitted on test examples, as the gap is",
+            "them (of one seed over test examples)",
+            "open circle: the gap at the early checkpoint",
+            "* fitted on test examples, as the gap is",
         ]  # fmt: skip
         finish(figure, [], footnote([results], *notes))
     return figure
