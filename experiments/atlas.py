@@ -165,8 +165,16 @@ def trained(job: Job) -> dict[str, tuple[gapjax.VAEParams, dict]]:
 def candidates(row: Row) -> dict[str, Recipe]:
     """The recipes that a row tries, all of as many epochs and samples."""
     names = ("control", "paper", *row.recipes)
+    share = lambda name: float(name.removeprefix("alpha_"))
+    others = {
+        name: dataclasses.replace(
+            RECIPES["paper"], sources=(("model", share(name)), ("data", 1 - share(name)))
+        )
+        for name in names
+        if name.startswith("alpha_")
+    }
     same = {"num_epochs": row.refit_epochs, "batch_size": row.batch_size, "num_samples": 1}
-    return {name: dataclasses.replace(RECIPES[name], **same) for name in names}
+    return {name: dataclasses.replace((RECIPES | others)[name], **same) for name in names}
 
 
 def refitted(
@@ -469,8 +477,10 @@ def atlas(values: flags.FlagValues) -> None:
             "notes": _NOTES, "environment": environment(),
         }  # fmt: skip
         write_json(path, results)
-    if any(row["gap"] for row in results["rows"]):
+    if atlas_pages.shown(results):
         figures.save(figures.atlas(results), out / "atlas")
+    if atlas_pages.alphas(results):
+        figures.save(figures.alpha(results), out / "alpha")
     print(atlas_pages.table(results))
     print("shares of the gap at the late checkpoint ± standard error over seeds")
 

@@ -21,6 +21,8 @@ from gapjax.fit.objectives import ConsistentCodes, DenoisingElbo
 
 _IMAGES = ("mixture", "reconstructions")  # recipes to choose from
 _COUNTS = ("counts", "thinned")
+# The paper's recipe with other shares of model samples; its control has none, and itself 0.5.
+_ALPHAS = tuple(f"alpha_{tenth / 10:g}" for tenth in (1, 2, 3, 4, 6, 7, 8, 9, 10))
 
 
 class Row(NamedTuple):
@@ -288,6 +290,8 @@ ROWS: Mapping[str, Row] = {
         refit_epochs=3, num_samples=5, num_optimal=20, recipes=(),
         note="a small network and 15 epochs, for two cores",
     ),
+    "digits_alpha": _SMALL._replace(recipes=_ALPHAS, num_optimal=100),
+    "grey_digits_alpha": _SMALL._replace(data="grey_digits", recipes=_ALPHAS, num_optimal=100),
     **{f"digits_{name}": _SMALL._replace(**_PLAIN, **how) for name, how in _REGULARIZED.items()},
     **{
         f"binary_mnist_{name}": _MNIST._replace(recipes=(), **how)

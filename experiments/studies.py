@@ -126,18 +126,11 @@ def once(
     return checkpoints.restore(store, run.config.seed, like)[0]
 
 
-def side_by_side(missing: Sequence[_Item]) -> list[list[_Item]]:
+def _side_by_side(missing: Sequence[_Item]) -> list[list[_Item]]:
     """What is refitted in one program: on GPUs and TPUs all, on CPUs each by itself."""
     if parallel.is_accelerated(parallel.all_devices()):
         return [list(missing)] if missing else []
     return [[each] for each in missing]
-
-
-def save_share(store: Path, run: Run, tree: Any, made: dict, clock: float, number: int) -> None:
-    """Saves one of so many refits of a program that began at `clock`, with its share of seconds."""
-    facts = stores.entry_metadata(clock) | made
-    facts["seconds"] /= number
-    checkpoints.save(store, run.config.seed, tree, facts)
 
 
 # ---- numbers -----------------------------------------------------------------
@@ -205,7 +198,7 @@ def refit(runs: Sequence[Run], name: str, epoch: int, out: Path) -> list[dict]:
     recipe, store = named(name), out / "checkpoints" / name
     made_with = lambda run: {**checkpoint_facts(run, epoch), "recipe": plain_recipe(recipe)}
     missing = [run for run in runs if not is_kept(store, run, made_with(run))]
-    for together in side_by_side(missing):
+    for together in _side_by_side(missing):
         _refit_together(together, name, epoch, [made_with(run) for run in together], out)
     return [checkpoints.record(store, run.config.seed) for run in runs]
 
@@ -238,8 +231,9 @@ def _refit_together(
             **recipe_options(recipe, len(train)),
         )
     for run, one, made in zip(together, refits, made_with, strict=True):
-        tree = {"encoder": one.params.encoder}
-        save_share(out / "checkpoints" / name, run, tree, made, clock, len(together))
+        tree, facts = {"encoder": one.params.encoder}, stores.entry_metadata(clock) | made
+        facts["seconds"] /= len(together)
+        checkpoints.save(out / "checkpoints" / name, run.config.seed, tree, facts)
     checkpoints.prune(_partial(out, name), lambda saved: [n for n in saved if n == seeds[0]])
 
 

@@ -12,7 +12,7 @@ from experiments import atlas, atlas_bytes, baselines, rows
 from experiments.atlas import Job
 from experiments.config import UsageError
 from experiments.rows import ROWS, Data, Row
-from experiments.show import atlas_pages
+from experiments.show import atlas_pages, figures
 from gapjax import models
 from gapjax.examples import take
 from gapjax.model import mlp
@@ -36,7 +36,7 @@ def _job(row, data, out, seed=0):
     return Job("tiny", row, seed, data, rows.model(row, data), out)
 
 
-MLP = Row("digits", "mlp", _SIZES, recipes=("noisy",), **_TINY)
+MLP = Row("digits", "mlp", _SIZES, recipes=("alpha_0.3",), **_TINY)
 
 
 def _of_likelihood(kind):
@@ -107,6 +107,12 @@ def test_a_row_is_measured_resumed_and_summarized(tmp_path, monkeypatch):
     np.testing.assert_allclose(paper["stderr"], np.std(shares, ddof=1) / np.sqrt(2))
     np.testing.assert_allclose(summary["gap"]["mean"], np.mean(gaps))
     assert summary["late"]["over_fitting"].keys() == {"decoder", "encoder"}
+    named_alpha = summary | {"row": "tiny_alpha"}
+    assert [share for share, _ in atlas_pages.alphas({"rows": [named_alpha]})["tiny_alpha"]["late"]
+            ] == [0.0, 0.3, 0.5]  # fmt: skip
+    figure = figures.alpha({"rows": [named_alpha], "environment": {}})
+    drawn = figure.axes[0].containers[1].lines[0].get_ydata()
+    np.testing.assert_allclose(drawn[1], summary["late"]["gain_by_recipe"]["alpha_0.3"]["mean"])
     results = {"rows": [summary]}
     assert "tiny" in atlas_pages.table(results)
     for show in (atlas_pages.gaps, atlas_pages.closed, atlas_pages.costs):
@@ -116,6 +122,8 @@ def test_a_row_is_measured_resumed_and_summarized(tmp_path, monkeypatch):
 def test_every_row_names_what_there_is():
     for name, row in ROWS.items():
         assert row.data in rows.DATA and atlas.candidates(row), name
+    tried = atlas.candidates(ROWS["digits_alpha"])
+    assert tried["alpha_0.3"].sources == (("model", 0.3), ("data", 0.7))
     digits = rows.load("digits", None)
     sizes = [len(part) for part in digits[:3]]
     assert sum(sizes) == 1797 and sizes[2] == 360

@@ -25,8 +25,24 @@ _PREDICTORS: Mapping[str, Callable[[Mapping], float]] = {
 
 
 def shown(results: Mapping) -> list[Mapping]:
-    """The rows with a gap whose joint training is plain."""
-    return [row for row in results["rows"] if row["gap"] and not is_regularized(row)]
+    """The rows with a gap, but for those whose training is regularized or that vary alpha."""
+    rows = (row for row in results["rows"] if row["gap"] and not is_regularized(row))
+    return [row for row in rows if not row["row"].endswith("_alpha")]
+
+
+def alphas(results: Mapping) -> dict[str, dict[str, list[tuple[float, Mapping]]]]:
+    """By row and checkpoint, alpha and the nats that a refit with it wins on test examples."""
+    known = {"control": 0.0, "paper": 0.5}
+    share = lambda name: known[name] if name in known else float(name.removeprefix("alpha_"))
+    by_share = lambda gains: sorted((share(name), gain["mean"], gain) for name, gain in gains)
+    return {
+        row["row"]: {
+            at: [(alpha, gain) for alpha, _, gain in by_share(row[at]["gain_by_recipe"].items())]
+            for at in CHECKPOINTS
+        }
+        for row in results["rows"]
+        if row["row"].endswith("_alpha")
+    }
 
 
 def is_regularized(row: Mapping) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -134,36 +133,20 @@ def draw_refit(axes: Axes, checkpoint: Results, label: str) -> list[Annotation]:
     return ends
 
 
-def draw_alpha(axes: Axes, rows: Sequence[Results]) -> list[Annotation]:
-    """Draws a curve for each checkpoint, and a dotted line for its encoder as trained.
-
-    A band is one standard error over seeds, and a bar one over test images of the paired difference
-    from the encoder as trained.
-    """
-    ends = []
-    inks = [INKS[name] for name in ("test", "self_consistent", "optimal", "control", "train")]
-    for ink, row in zip(itertools.cycle(inks), rows, strict=False):
-        alphas = np.array([each["alpha"] for each in row["alphas"]])
-        bpd = np.array([each["test_bpd"]["mean"] for each in row["alphas"]])
-        seeds = np.array([each["test_bpd"]["stderr"] or 0.0 for each in row["alphas"]])
-        images = np.array([each["gain"]["stderr_over_images"] for each in row["alphas"]])
-        label = f"epoch {row['epoch']}"
-        axes.fill_between(
-            alphas, bpd - seeds, bpd + seeds, color=ink.colour, alpha=0.16, linewidth=0, zorder=2
-        )
+def draw_alpha(axes: Axes, name: str, gains: Mapping[str, Sequence[tuple]]) -> None:
+    """Draws a curve for each checkpoint: what a refit wins, over alpha; bars are stderr."""
+    for checkpoint, ink in zip(gains, (INKS["self_consistent"], INKS["optimal"]), strict=True):
+        alphas, summed = zip(*gains[checkpoint], strict=True)
+        nats, errors = ([each[key] for each in summed] for key in ("mean", "stderr"))
         axes.errorbar(
-            alphas, bpd, yerr=images, color=ink.colour, marker=ink.marker, elinewidth=0.9,
-            capsize=2, markeredgecolor=PAPER, markeredgewidth=0.6, zorder=3, label=label,
+            alphas, nats, yerr=errors, color=ink.colour, marker=ink.marker, elinewidth=0.9,
+            capsize=2, markeredgecolor=PAPER, markeredgewidth=0.6, label=checkpoint,
         )  # fmt: skip
-        trained = row["as_trained"]["mean"]
-        axes.axhline(trained, color=ink.colour, linewidth=0.9, linestyle=":", zorder=1)
-        ends.append(end_label(axes, (alphas[-1], bpd[-1]), label, ink.colour))
-    axes.set_title("What alpha does: test images after the refit")
+    axes.axhline(0.0, color=MUTED, linewidth=0.8)
+    axes.set_title(name)
     axes.set_xlabel("alpha, the share of model samples")
-    axes.set_ylabel(LABELS["bpd"])
-    axes.set_xticks(alphas if len(alphas) <= 11 else np.linspace(0, 1, 11))
-    axes.set_xlim(right=alphas[-1] + 0.01)  # room for half a marker
-    return ends
+    axes.set_ylabel("nats won on a test example")
+    axes.legend(frameon=False, title="checkpoint")
 
 
 def _series(runs: Sequence[Results], key: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -202,14 +202,14 @@ def atlas(results: Results) -> Figure:
 
 
 def alpha(results: Results) -> Figure:
-    """Draws test BPD after self-consistent training over alpha, from alpha.json."""
+    """Draws what a refit wins over alpha, of the rows of atlas.json that vary it."""
+    rows = atlas_pages.alphas(results)
     with style():
-        figure = new_figure((SINGLE[0] + 1.0, SINGLE[1]))
-        ends = curves.draw_alpha(figure.add_subplot(), results["checkpoints"])
-        notes = ["dotted: as trained", "bars: ± 1 stderr of the paired gain over test images"]
-        if len(results["seeds"]) > 1:
-            notes.append(f"bands: ± 1 stderr over {len(results['seeds'])} seeds")
-        finish(figure, ends, footnote([results], *notes))
+        figure = new_figure((SINGLE[0] * len(rows), SINGLE[1]))
+        for axes, (name, gains) in zip(figure.subplots(1, len(rows), squeeze=False)[0],
+                                       rows.items(), strict=True):  # fmt: skip
+            curves.draw_alpha(axes, name, gains)
+        finish(figure, [], footnote([results], "bars: ± 1 stderr over seeds"))
     return figure
 
 
