@@ -7,6 +7,7 @@ decompressed and compared. Beside its bytes stand those that the ELBO predicts, 
 one image, and those of PNG, WebP, zstd and xz. Writes bytes.json.
 """
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -33,10 +34,14 @@ from gapjax.model.chain import Chain
 from gapjax.vae import prior_of
 
 
-def measured(job: Job, number: int) -> dict[str, Any]:
-    """Bytes of the first `number` test images by the model of a row, and by other compressors."""
+def measured(job: Job, number: int, *, every: bool = False) -> dict[str, Any]:
+    """Bytes of the first `number` test images by the model of a row, and by other compressors.
+
+    `every` is whether the images held out and those of training follow the test images.
+    """
     params, facts = atlas.trained(job)["late"]
-    images = job.data.test[:number]
+    parts = (job.data.test, job.data.validation, job.data.train)
+    images = np.concatenate(parts if every else parts[:1])[:number]
     nats = per_image_bounds(
         job.vae, params, job.key("evaluate"), images, num_samples=job.row.num_samples
     )
@@ -45,6 +50,7 @@ def measured(job: Job, number: int) -> dict[str, Any]:
     orders = ORDERS if is_chain else (None,)
     return {
         "row": job.name, "seed": job.seed, "epoch": facts["epoch"], "images": len(images),
+        "of": "test, validation, training" if every else "test",
         "entries": int(images.size), "data_sha256": job.data.checksum, "commit": commit(),
         "elbo_bytes": -mean * len(images), "elbo_stderr": stderr * len(images),
         "files": {order or "bits_back": _file(job, params, images, order) for order in orders},
@@ -92,14 +98,18 @@ def atlas_bytes(values: flags.FlagValues) -> None:
     program.use_compilation_cache()
     out = Path(values.out)
     out.mkdir(parents=True, exist_ok=True)
-    results: dict[str, Any] = {"schema": 1, "rows": [], "environment": environment()}
+    path = out / "bytes.json"
+    kept = json.loads(path.read_text())["rows"] if path.exists() else []  # of other calls
     for name in [known("rows", name, ROWS) for name in values.rows]:
         data = rows.load(ROWS[name].data, values.data_dir)
         if data.levels is None:
             raise UsageError(f"--rows has {name}, whose data are counts; they have no table")
         job = Job(name, ROWS[name], values.seed, data, rows.model(ROWS[name], data), out)
-        results["rows"].append(measured(job, values.num_images))
-        write_json(out / "bytes.json", results)
+        found = measured(job, values.num_images, every=values.every)
+        same = ("row", "images", "seed")
+        kept = [each for each in kept if any(each[key] != found[key] for key in same)] + [found]
+        results = {"schema": 1, "rows": kept, "environment": environment()}
+        write_json(path, results)
     print(table(results))
     print("over: the streams' bytes, header aside, above the ELBO's")
 
@@ -107,7 +117,8 @@ def atlas_bytes(values: flags.FlagValues) -> None:
 if __name__ == "__main__":
     flags.DEFINE_list("rows", None, f"Which of {', '.join(ROWS)}.")
     flags.DEFINE_integer("seed", 0, "Of the row.", lower_bound=0)
-    flags.DEFINE_integer("num_images", 1000, "Test images, the first.", lower_bound=1)
+    flags.DEFINE_integer("num_images", 1000, "Images, the first.", lower_bound=1)
+    flags.DEFINE_boolean("every", False, "After the test images take all others, too.")
     define_path("data_dir", None, "See experiments.atlas.")
     define_path("out", None, "The folder of experiments.atlas, or another one.")
     program.run_without_workdir(atlas_bytes)

@@ -156,6 +156,7 @@ def test_bytes_are_of_files_that_come_back_beside_what_the_elbo_predicts(tmp_pat
     options = {"latent_dims": (2, 2), "hidden_sizes": (4,), "form": "top_down"}
     job = _job(MLP._replace(model="hierarchy", options=options), _images(2), tmp_path)
     found = atlas_bytes.measured(job, 6)
+    assert atlas_bytes.measured(job, 30, every=True)["images"] == 24
     assert found["images"] == 6 and found["entries"] == 96
     file = found["files"]["bits_back"]
     assert 0 < file["initial_bits"] <= 32 * 8  # of four latents
