@@ -2,6 +2,7 @@
 
 import dataclasses
 import warnings
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +13,13 @@ from conftest import assert_same_bits
 
 import gapjax
 from gapjax import models
+from gapjax.fit import recipes
 from gapjax.fit.recipes import (
     OBJECTIVES,
     RECIPES,
     SOURCES,
     Recipe,
+    default_recipe,
     recipe_member,
     recipe_model,
     recipe_options,
@@ -24,6 +27,7 @@ from gapjax.fit.recipes import (
 )
 from gapjax.fit.sources import first_example
 from gapjax.model.mlp import mlp_encoder
+from gapjax.models.counts import LIKELIHOODS
 from gapjax.vae import Encoder, with_encoder
 
 KEY = jax.random.key(11)
@@ -51,6 +55,23 @@ def test_the_paper_s_recipe_is_self_consistent_training_to_the_bit(small, name, 
     assert ours.refit.curve == theirs.curve
     assert_same_bits(ours.params, theirs.params)
     assert_same_bits(ours.refit.averaged_params, theirs.averaged_params)
+
+
+@pytest.mark.parametrize("kind", ["bernoulli", "discretized_logistic", "normal"])
+def test_without_a_name_the_recipe_is_the_best_for_pixels_and_real_numbers(kind):
+    x = np.zeros((2, 3), np.uint8)
+    assert default_recipe(gapjax.mlp_vae((3,), kind, latent_dim=2, hidden_sizes=(4,)), x) == "best"
+
+
+@pytest.mark.parametrize("kind", LIKELIHOODS)
+def test_without_a_name_the_recipe_for_counts_is_theirs(kind, monkeypatch):
+    cells = models.count_examples(np.ones((6, 3), np.uint8))
+    vae = models.count_vae(3, kind, latent_dim=2, hidden_sizes=(4,), max_library=3)
+    followed = []
+    monkeypatch.setattr(recipes, "recipe_options", lambda recipe, _: followed.append(recipe) or {})
+    monkeypatch.setattr(recipes, "refit_encoder", lambda *_: SimpleNamespace(params=None))
+    gapjax.close_gap(vae, vae.init(KEY), cells, KEY)
+    assert followed == [RECIPES["counts"]]
 
 
 def test_the_paper_s_recipe_has_the_defaults_of_self_consistent():

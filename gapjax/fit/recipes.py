@@ -188,7 +188,7 @@ def close_gap(
     params: VAEParams,
     train_images: Images,
     rng_key: jax.Array,
-    recipe: str | Recipe = "best",
+    recipe: str | Recipe | None = None,
     *,
     encoder: Encoder | None = None,
     **options: Any,
@@ -196,7 +196,9 @@ def close_gap(
     """Refits the encoder by a recipe: closes a part of the gap, without test data.
 
     Args:
-      recipe: a name of `RECIPES`, or a `Recipe` of your own.
+      recipe: a name of `RECIPES`, or a `Recipe` of your own. By default it is "counts" where the
+        likelihood is of integers without a greatest one, and "best" elsewhere: the mixtures with
+        the lowest validation loss in most rows of the atlas, each with many epochs.
       encoder: a new encoder to train in place of the model's, e.g. `mlp_encoder(...)`; by default
         what the recipe says.
       **options: see `refit_encoder`; what is given here goes before the recipe.
@@ -204,6 +206,7 @@ def close_gap(
     Raises:
       ValueError: an unknown recipe or source.
     """
+    recipe = recipe or default_recipe(vae, train_images)
     named: Recipe = _named("recipe", recipe, RECIPES) if isinstance(recipe, str) else recipe
     sizes = {name: options[name] for name in ("num_epochs", "batch_size") if name in options}
     chosen = dataclasses.replace(named, **sizes)
@@ -212,6 +215,13 @@ def close_gap(
     options = recipe_options(chosen, count(train_images)) | options
     refit = refit_encoder(model, *member[:3], **options)
     return RefittedModel(model, refit.params, refit)
+
+
+def default_recipe(vae: VAE, train_images: Images) -> str:
+    """The recipe that `close_gap` follows by default."""
+    likelihood = _likelihood(bind(vae, take(train_images, 0))[0])
+    is_discrete = getattr(getattr(likelihood, "support", None), "is_discrete", False)
+    return "counts" if is_discrete and integer_range(likelihood) is None else "best"
 
 
 def recipe_member(
@@ -294,12 +304,18 @@ def _named(kind: str, name: str, table: Mapping[str, Any]) -> Any:
 
 def _levels(vae: VAE) -> int:
     """The levels of x that the likelihood knows of; 2, with which x stays as it is, else."""
-    known = None
+    known = integer_range(_likelihood(vae))
+    return max(2, 1 + known[1]) if known else 2
+
+
+def _likelihood(vae: VAE) -> Any:
+    """p(x given z), for its type and support."""
+    found = None
 
     def look(rng_key: jax.Array) -> None:
-        nonlocal known
+        nonlocal found
         decoder = vae.init(rng_key).decoder
-        known = integer_range(vae.decode(decoder, sample(prior_of(vae, decoder), rng_key)))
+        found = vae.decode(decoder, sample(prior_of(vae, decoder), rng_key))
 
     jax.eval_shape(look, jax.random.key(0))
-    return max(2, 1 + known[1]) if known else 2
+    return found
