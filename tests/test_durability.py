@@ -4,18 +4,16 @@ import collections
 import contextlib
 import functools
 import json
-import os
 import resource
 import shutil
 import subprocess
-import sys
 import threading
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from forked import Forked
 from small_runs import STEPS, STORES, TINY, checksums, logged, parsed, run_phases, start_run
 
 import gapjax
@@ -24,7 +22,6 @@ from experiments import run as experiment
 from gapjax import checkpoints, parallel
 from gapjax.fit import loop as executor
 
-_ROOT = Path(__file__).parent.parent
 _FLAGS = (
     "--num_epochs=4", "--checkpoint_every=2", "--refit_epochs=1", "--optimal_epochs=20",
     "--hidden_sizes=16", "--latent_dim=2", "--num_eval_samples=2", "--batch_size=200",
@@ -435,21 +432,18 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(undisturbed, tmp_p
         subprocess.run([*mount, "size=200k", "none", disk], check=True, capture_output=True)
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("only root can mount a small file system")
-    environment = {**os.environ, "PYTHONPATH": str(_ROOT), "JAX_PLATFORMS": "cpu"}
-    command = [
-        sys.executable, "-P", "-m", "experiments.train", *_FLAGS, f"--workdir={disk}/run",
-    ]  # fmt: skip
+    command = "experiments.train", *_FLAGS, f"--workdir={disk}/run"
     try:
         (disk / "ballast").write_bytes(bytes(130_000))
-        done = subprocess.run(command, env=environment, capture_output=True, text=True)
-        assert done.returncode == 1
-        assert len(done.stderr.strip().splitlines()) == 1, done.stderr
-        assert "No space left on device" in done.stderr and "make room" in done.stderr
+        code, _, err = Forked(*command).end()
+        assert code == 1
+        assert len(err.strip().splitlines()) == 1, err
+        assert "No space left on device" in err and "make room" in err
         before = checksums(disk / "run", ["train"])
         assert [*before] == [("train", 2)]
         subprocess.run([*mount, "remount,size=20m", "none", disk], check=True)
-        done = subprocess.run(command, env=environment, capture_output=True, text=True)
-        assert (done.returncode, done.stderr) == (0, "")
+        code, _, err = Forked(*command).end()
+        assert (code, err) == (0, "")
         run = start_run(undisturbed)
         run.workdir.close()
         ours, theirs = (

@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 import types
 from pathlib import Path
 
@@ -15,7 +14,8 @@ import jax
 import numpy as np
 import pytest
 from absl import flags as absl_flags
-from small_runs import STORES, TINY, parsed
+from forked import Forked
+from small_runs import STORES, TINY, parsed, run_phases
 
 import gapjax
 from experiments import (
@@ -27,6 +27,7 @@ from experiments import (
     options,
     program,
     refit,
+    reproduce,
     results_json,
     stores,
     train,
@@ -35,6 +36,7 @@ from experiments import (
 from experiments import run as experiment
 from experiments.config import UsageError
 from experiments.presets import PRESETS
+from experiments.show import figures
 from gapjax import checkpoints, jobs
 from gapjax.fit.recipes import RECIPES
 from gapjax.model.mlp import POSTERIORS
@@ -50,25 +52,38 @@ _ESTIMATES = (
 )  # fmt: skip
 
 
-def _start(*flags, program="reproduce", cwd=None, **variables):
+def _start(*flags, code=("-m", "experiments.reproduce"), cwd=None, **variables):
     environment = {**os.environ, "PYTHONPATH": str(_ROOT), "JAX_PLATFORMS": "cpu", **variables}
     return subprocess.Popen(
-        [sys.executable, "-P", "-m", f"experiments.{program}", *flags],
+        [sys.executable, "-P", *code, *flags],
         cwd=cwd, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
 
 
-def _run(*flags, program="reproduce", cwd=None, **variables):
-    process = _start(*flags, program=program, cwd=cwd, **variables)
+_NOT_DRAWN = """
+import runpy
+from experiments import draw
+draw.draw_phase = lambda run, results: run.workdir.path
+runpy.run_module("experiments.reproduce", run_name="__main__", alter_sys=True)
+"""
+
+
+def _run_alone(*flags, **how):
+    """In a process that a shell would start; it imports all libraries."""
+    process = _start(*flags, **how)
     out, err = process.communicate(timeout=300)
     return process.returncode, out, err
+
+
+def _run(*flags, program="reproduce", cwd=None):
+    return Forked(f"experiments.{program}", *flags, cwd=cwd).end()
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A workdir that the main program has finished, and what it printed."""
     path = tmp_path_factory.mktemp("finished") / "a run [1] of 50% \\ {a,b}"
-    code, out, err = _run(*_TINY, f"--workdir={path}")
+    code, out, err = _run_alone(*_TINY, f"--workdir={path}")
     assert code == 0, err
     return path, out
 
@@ -142,7 +157,9 @@ def test_results_follow_the_schema(finished):
     assert "threshold" in results["data"]["binarization"] and results["data"]["sha256"]
 
 
-def test_a_finished_workdir_only_redraws_also_without_weights_that_are_not_kept(finished, tmp_path):
+def test_a_finished_workdir_only_redraws_also_without_weights_that_are_not_kept(
+    finished, tmp_path, monkeypatch, capsys
+):
     path, _ = finished
     copy = tmp_path / "run"
     shutil.copytree(path, copy)
@@ -155,47 +172,44 @@ def test_a_finished_workdir_only_redraws_also_without_weights_that_are_not_kept(
         assert dropped == [True, False]
     (copy / "report.html").unlink()
     (copy / "figure2.png").unlink()
-    code, out, err = _run(*_TINY, f"--workdir={copy}")
-    assert code == 0, err
+
+    def save(figure, stem):
+        figure.savefig(stem.with_name(f"{stem.name}.png"), dpi=10.0)
+        return stem.with_name(f"{stem.name}.png"), None
+
+    monkeypatch.setattr(figures, "save", save)
+    monkeypatch.setattr(reproduce.flags, "FLAGS", types.SimpleNamespace(ledger=False))
+    config = workdir.Workdir(copy).config()
+    run_phases(copy, [reproduce.reproduce], config=config)
+    out = capsys.readouterr().out
+    assert f"report: {copy}" in out
     assert (copy / "report.html").exists() and (copy / "figure2.png").exists()
     assert not any(line.startswith(("train ", "optimal ", "control ")) for line in out.splitlines())
     assert _numbers(copy) == _numbers(path)
     assert (copy / "metrics.jsonl").read_text() == (path / "metrics.jsonl").read_text()
 
 
-def test_the_single_phases_make_the_same_run(finished, tmp_path):
-    """And refits one after another are those that went side by side."""
-    path, _ = finished
-    other = tmp_path / "run"
-    code, _, err = _run(*_TINY, f"--workdir={other}", "--sweep=off", program="train")
-    assert code == 0, err
-    code, _, err = _run(f"--workdir={other}", program="evaluate")
-    assert code != 0 and "experiments.refit" in err and len(err.strip().splitlines()) == 1
-    for name in ("refit", "evaluate"):
-        code, _, err = _run(f"--workdir={other}", "--sweep=off", program=name)
-        assert code == 0, err
-    assert _numbers(other) == _numbers(path)
-    _trees_equal(other, path)
-
-
-def test_a_run_killed_again_and_again_ends_with_the_same_numbers(finished, tmp_path):
+def test_single_phases_go_on_with_a_run_that_is_killed_again_and_again(finished, tmp_path):
     """Kill -9 as each of these is being written or was just written; tests/kill_trials.py has more.
 
-    It saves states between checkpoints, which the run that it is compared with did not.
+    It saves states between checkpoints, and the single phases refit one after another. The run that
+    it is compared with did neither.
     """
     path, _ = finished
     other = tmp_path / "run"
     flags = (*_TINY, "--save_every=1", f"--workdir={other}")
-    for sign in ("train_partial/24*", "self_consistent/4*", "evaluation/2*"):
-        process = _start(*flags)
-        while not list((other / "checkpoints").glob(sign)):
-            assert process.poll() is None, process.communicate()
-            time.sleep(0.001)
-        process.kill()
-        process.communicate()
-    assert not (other / "results.json").exists()
-    code, out, err = _run(*flags)
-    assert code == 0 and "skipped" not in out, err
+    own = {"train": flags, "refit": [f"--workdir={other}"], "evaluate": [f"--workdir={other}"]}
+    signs = ("train_partial/24*", "self_consistent/4*", "evaluation/2*")
+    for (name, given), sign in zip(own.items(), signs, strict=True):
+        process = Forked("experiments.reproduce", *flags)
+        process.signal_when(lambda _, sign=sign: list((other / "checkpoints").glob(sign)))
+        assert process.end()[0] == -signal.SIGKILL
+        assert not (other / "results.json").exists()
+        code, out, err = _run(*given, "--sweep=off", program=name)
+        assert code == 0 and "skipped" not in out, err
+        if name == "train":
+            code, _, err = _run(f"--workdir={other}", program="evaluate")
+            assert code != 0 and "experiments.refit" in err and len(err.strip().splitlines()) == 1
     assert _numbers(other) == _numbers(path)
     _trees_equal(other, path)
     ours, theirs = ((p / "metrics.jsonl").read_text().splitlines() for p in (other, path))
@@ -213,7 +227,9 @@ def test_the_environment_does_not_change_the_numbers(finished, tmp_path):
         "JAX_NUMPY_DTYPE_PROMOTION": "strict", "PYTHONIOENCODING": "ascii",
     }  # fmt: skip
     ledger = ("--ledger", "--ledger_epochs=4", "--ledger_images=2", "--ledger_samples=1")
-    code, out, err = _run(*_TINY, *ledger, f"--workdir={other}", **variables)
+    code, out, err = _run_alone(
+        *_TINY, *ledger, f"--workdir={other}", code=("-c", _NOT_DRAWN), **variables
+    )
     assert code == 0, err
     (line,) = (line for line in out.splitlines() if line.startswith("set for this program"))
     for name in ("jax_enable_x64=False", "threefry2x32", "partitionable=True", "standard"):
@@ -241,19 +257,16 @@ def test_an_interruption_while_the_program_is_imported_is_one_line(tmp_path):
     (tmp_path / "jax.py").write_text(
         "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)\n"
     )
-    code, _, err = _run("--help", cwd=tmp_path, PYTHONPATH=f"{tmp_path}:{_ROOT}")
+    code, _, err = _run_alone("--help", cwd=tmp_path, PYTHONPATH=f"{tmp_path}:{_ROOT}")
     assert (code, err) == (130, "interrupted before any work was begun\n")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_an_interrupted_run_says_how_to_go_on(tmp_path, number):
-    process = _start(*_TINY, f"--workdir={tmp_path / 'run'}")
-    for line in process.stdout:
-        if line.startswith("train"):
-            process.send_signal(number)
-            break
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
+    process = Forked("experiments.reproduce", *_TINY, f"--workdir={tmp_path / 'run'}")
+    process.signal_when(lambda out: "\ntrain" in out, number)
+    code, _, err = process.end()
+    assert code == 130
     assert err.strip().splitlines() == [
         "reproduce: interrupted; what was done is saved, and the same command goes on"
     ]
@@ -266,8 +279,7 @@ def test_training_goes_on_from_the_last_checkpoint(finished, tmp_path):
     shutil.copytree(path, other)
     for store in ("train", "self_consistent", "control", "optimal", "evaluation"):
         shutil.rmtree(other / "checkpoints" / store / "4")
-    code, _, err = _run(*_TINY, f"--workdir={other}")
-    assert code == 0, err
+    run_phases(other, config=workdir.Workdir(other).config())
     _trees_equal(other, path)
     assert _numbers(other) == _numbers(path)
     ours, theirs = ((p / "metrics.jsonl").read_text().splitlines() for p in (other, path))
