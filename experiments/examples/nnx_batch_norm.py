@@ -8,6 +8,7 @@ only the weights are parameters.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 from flax import nnx
 
@@ -46,7 +47,7 @@ train, test = data.train[:360], data.test
 networks = nnx.List([network(64, 20, nnx.Rngs(0)), network(10, 64, nnx.Rngs(1))])
 optimizer = nnx.Optimizer(networks, gapjax.adam(1e-3), wrt=nnx.Param)
 for number, key in enumerate(jax.random.split(jax.random.key(0), 400)):
-    step(networks, optimizer, jnp.roll(train, 60 * number, axis=0)[:60], key)
+    step(networks, optimizer, np.roll(train, 60 * number, axis=0)[:60], key)
 
 networks.eval()  # from here on the statistics are those of the training batches
 (encoder, phi, kept), (decoder, theta, rest) = (nnx.split(n, nnx.Param, ...) for n in networks)
