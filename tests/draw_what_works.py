@@ -118,7 +118,7 @@ def _train(case):
 def _ledger(case):
     options = {"num_samples": 2, "method": "importance", "num_importance_samples": 2}
     images = case.examples, case.examples
-    gapjax.ledger(case.vae, case.params, _KEY, *images, search=_SEARCH, num_images=4, **options)
+    gapjax.ledger(case.vae, case.params, _KEY, *images, search=_SEARCH, **options)
 
 
 def _check(case):
@@ -137,7 +137,7 @@ _ANNEALING = gapjax.Annealing(num_temperatures=2, num_chains=2, num_leapfrog=1)
 _COMPUTED = {"`check_vae`": _check, "`compress`": _compress}  # what numbers decide
 FUNCTIONS = {
     "`train`": _train,
-    "`evaluate`": _measure(gapjax.evaluate),
+    "`evaluate`": _measure(gapjax.evaluate, num_samples=2),
     "`refit_encoder`, `self_consistent`, `mixture_source`, `model_source`": _fit(
         gapjax.self_consistent
     ),
