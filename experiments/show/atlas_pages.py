@@ -21,6 +21,7 @@ _PREDICTORS: Mapping[str, Callable[[Mapping], float]] = {
     "encoder parameters for each training example": lambda row: (
         row["encoder_parameters"] / row["examples"]["train"]
     ),
+    "the gap on training examples": lambda row: row["late"]["train_gap"]["mean"],
 }
 
 
