@@ -142,7 +142,7 @@ def test_the_page_has_the_numbers_of_the_results():
     results = json.loads((root / "experiments/results/atlas/atlas.json").read_text())
     on_page = {
         "atlas": (atlas_pages.gaps, atlas_pages.closed, atlas_pages.predictors),
-        "cures": (atlas_pages.costs,),
+        "cures": (atlas_pages.costs, atlas_pages.choices),
         "regularization": (atlas_pages.regularization,),
     }
     for page, tables in on_page.items():

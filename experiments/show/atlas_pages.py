@@ -90,6 +90,18 @@ def closed(results: Mapping) -> str:
     return _markdown(heads, lines)
 
 
+def choices(results: Mapping) -> str:
+    """Nats over the control on validation examples, by which recipes of equal cost are chosen."""
+    names = ("paper", "mixture", "reconstructions", "counts", "thinned")
+    lines = []
+    for row in shown(results):
+        for at in CHECKPOINTS:
+            nats = {name: each["mean"] for name, each in row[at]["validation_by_recipe"].items()}
+            won = [f"{nats[name] - nats['control']:.2f}" if name in nats else "–" for name in names]
+            lines.append((f"`{row['row']}`", at, *won))
+    return _markdown(("row", "checkpoint", *(f"`{name}`" for name in names)), lines)
+
+
 def costs(results: Mapping) -> str:
     """What cures cost beside the nats that they win."""
     heads = (
