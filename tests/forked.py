@@ -19,6 +19,7 @@ import gc, json, os, runpy, signal, sys
 import experiments.ledger, matplotlib.backends.backend_agg, sklearn.datasets
 
 gc.freeze()  # a fork that ends need not look at what was imported
+gc.set_threshold(20_000, 20, 20)  # as in conftest.py
 for line in sys.stdin:
     module, flags, cwd, files = json.loads(line)
     child = os.fork()
