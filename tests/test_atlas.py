@@ -6,6 +6,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from draw_what_works import traced_alone
 
 import gapjax
 from experiments import atlas, atlas_bytes, baselines, rows
@@ -57,12 +58,17 @@ def _of_likelihood(kind):
 
 @pytest.mark.parametrize("kind", [*mlp.LIKELIHOODS, *counts.LIKELIHOODS, "colour"])
 def test_no_choice_sees_a_test_example(kind, tmp_path):
-    """Training and the choice run where there are none; the model may know the largest library."""
+    """Training and the choice run where there are none; the model may know the largest library.
+
+    Programs are traced alone here; another test runs a row.
+    """
     row, data = _of_likelihood(kind)
-    job = _job(row, data, tmp_path)._replace(data=data._replace(test=None))
-    params, facts = atlas.trained(job)["late"]
-    assert facts["epoch"] == row.epochs
-    choice = atlas.choose(job, "late", params)
+    job = _job(row._replace(epochs=1), data, tmp_path)
+    job = job._replace(data=data._replace(test=None))
+    with traced_alone():
+        params, facts = atlas.trained(job)["late"]
+        choice = atlas.choose(job, "late", params)
+    assert facts["epoch"] == 1
     assert choice.best == max(choice.validation, key=choice.validation.get)
     assert set(choice.models) == {"control", "paper"}
 
