@@ -4,9 +4,9 @@ import math
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
+from gapjax import parallel
 from gapjax.vae import Frozen, Given
 
 Examples = Any  # [N, *event] in every array
@@ -42,7 +42,7 @@ def _is_frozen(node: Any) -> bool:
 
 def on_device(examples: Examples) -> Examples:
     """The same with arrays of JAX."""
-    return jax.tree.map(jnp.asarray, examples)
+    return parallel.put(examples)
 
 
 def shape_of_one(examples: Examples) -> Any:

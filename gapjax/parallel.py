@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -215,6 +216,27 @@ def replicate(tree: Any, devices: Devices, *, commit: bool = True) -> Any:
     if len(devices) == 1:
         return jax.device_put(tree, local[0])
     return jax.device_put(tree, NamedSharding(Mesh(np.asarray(local), (_AXIS,)), PartitionSpec()))
+
+
+def put(tree: Any) -> Any:
+    """The same as arrays of JAX, of which NumPy's are copies; `jnp.asarray` compiles each shape."""
+
+    def one(leaf: Any) -> Any:
+        return jax.device_put(leaf.copy()) if isinstance(leaf, np.ndarray) else jnp.asarray(leaf)
+
+    return jax.tree.map(one, tree)
+
+
+def copy(tree: Any) -> Any:
+    """Copies of arrays, each on its device; `jnp.copy` compiles each shape."""
+
+    def one(leaf: Any) -> Any:
+        if not isinstance(leaf, jax.Array) or isinstance(leaf, Tracer):
+            return jnp.copy(leaf)
+        is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)  # its place would be lost
+        return jnp.copy(leaf) if is_key else jax.device_put(leaf, may_alias=False)
+
+    return jax.tree.map(one, tree)
 
 
 def unreplicate(tree: Any) -> Any:

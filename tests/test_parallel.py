@@ -211,6 +211,25 @@ def test_a_step_is_one_all_reduce_and_never_visits_the_host(small):
     assert "callback" in talkative.on(EIGHT).lower(jnp.ones(())).compile().as_text()
 
 
+def test_copies_are_where_their_originals_are():
+    there = jax.device_put((jnp.ones(3), jax.random.key(0)), EIGHT[2])
+    for tree in (there, parallel.replicate(there, EIGHT)):
+        copied = parallel.copy(tree)
+        assert [a.sharding for a in copied] == [a.sharding for a in tree]
+        assert_same_bits(copied, tree)
+        for a in copied:
+            a.delete()
+        assert not any(a.is_deleted() for a in tree)
+
+
+def test_an_array_of_numpy_may_be_changed_after_it_was_put():
+    memory = np.zeros(4096, np.uint8)  # JAX takes aligned memory as it is
+    images = memory[-memory.ctypes.data % 64 :][:64]
+    on_device = parallel.put(images)
+    images[:] = 1
+    assert not np.asarray(on_device).any()
+
+
 @pytest.mark.parametrize("given", [[], (), ["cpu"], "cpu"])
 def test_devices_are_devices(small, given):
     with pytest.raises(ValueError, match=r"devices is .*; give at least one of jax\.devices"):

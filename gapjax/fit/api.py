@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.typing import ArrayLike
@@ -116,11 +115,11 @@ def train(
 
     def begin() -> Progress:
         if resume is not None:
-            return resume._replace(state=jax.tree.map(jnp.copy, resume.state))
+            return resume._replace(state=parallel.copy(resume.state))
         if state is not None:
             num_steps = steps_per_epoch(source.num_examples, batch_size)
             skipped = int(state.step) % num_steps * batch_size
-            return Progress(jax.tree.map(jnp.copy, state), None, Curve(), 0.0, 0, skipped)
+            return Progress(parallel.copy(state), None, Curve(), 0.0, 0, skipped)
         assert rng_key is not None
         init_key, run_key = jax.random.split(rng_key)
         fresh = init_state(init_params.on(vae=vae)(init_key), run_key, optimizer)
@@ -224,10 +223,10 @@ def refit_members(
 
     def begin(member: Member) -> Progress:
         if member.resume is not None:
-            state, encoders = jax.tree.map(jnp.copy, (member.resume.state, member.resume.encoders))
+            state, encoders = parallel.copy((member.resume.state, member.resume.encoders))
             return member.resume._replace(state=state, encoders=encoders)
         state = init_state(member.params, member.rng_key, optimizer)
-        copy = lambda: jax.tree.map(jnp.copy, member.params.encoder)
+        copy = lambda: parallel.copy(member.params.encoder)
         return Progress(state, {"best": copy(), "averaged": copy()}, Curve(), 0.0, 0)
 
     executor = Executor(

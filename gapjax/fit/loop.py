@@ -157,7 +157,7 @@ def _measured(
     # The rule takes larger values as better.
     state, judgement = judge(until, PlateauState(-best_bpd(past), member.plateaus), -bpd)
     if judgement.is_best:
-        best = jax.tree.map(jnp.copy, params.encoder)
+        best = parallel.copy(params.encoder)
         member = member._replace(encoders={**(member.encoders or {}), "best": best})
     return member._replace(plateaus=int(state.num_plateaus)), float(judgement.factor)
 

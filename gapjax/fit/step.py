@@ -135,7 +135,7 @@ def init_state(
     """
     opt_state = (optimizer or adam(1e-3)).init(params)  # its arrays may be one, as those of lbfgs
     state = TrainState(params, opt_state, jnp.zeros((), jnp.int32), rng_key)
-    return jax.tree.map(jnp.copy, state)
+    return parallel.copy(state)
 
 
 def steps_per_epoch(num_examples: int, batch_size: int) -> int:

@@ -189,7 +189,7 @@ def _begin(free: list[jax.Array], search: PosteriorSearch) -> _Search:
         plateaus=jnp.zeros(count, jnp.int32),
         improved=jnp.zeros(count, bool),
     )
-    return jax.tree.map(jnp.copy, state)
+    return parallel.copy(state)
 
 
 @parallel.on_one_device
