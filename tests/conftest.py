@@ -215,7 +215,8 @@ def random_params(vae, seed=0):
     """Parameters as `vae.init` gives them but from NumPy, which need not be compiled."""
     rng = np.random.default_rng(seed)
     shapes = jax.eval_shape(vae.init, jax.random.key(0))
-    return jax.tree.map(lambda s: jnp.asarray(0.5 * rng.normal(size=s.shape), s.dtype), shapes)
+    one = lambda s: jax.device_put(np.asarray(0.5 * rng.normal(size=s.shape), s.dtype))
+    return jax.tree.map(one, shapes)
 
 
 def assert_same_bits(first, second):
