@@ -1,6 +1,9 @@
 """The notebook for Colab runs from top to bottom in a kernel, shows pictures, holds no outputs."""
 
 import base64
+import importlib.metadata
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -28,6 +31,30 @@ def test_outputs_are_stripped(notebook):
     for cell in notebook.cells:
         assert not cell.get("outputs") and cell.get("execution_count") is None
     assert sum(map(_is_settings, notebook.cells)) == 1
+
+
+def test_the_jax_of_a_runtime_is_kept(notebook, monkeypatch):
+    """It fits the accelerator; a newer JAX beside the runtime's libtpu would not find the TPU."""
+    (cell,) = (cell.source for cell in notebook.cells if "importlib.metadata" in cell.source)
+    commands, here = [], {"jax": "0.7.2", "jaxlib": "0.7.1"}
+
+    def version(name):
+        if name not in here:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return here[name]
+
+    def run(command, **_):
+        commands.append(command)
+        return subprocess.CompletedProcess(command, int(len(commands) == 1))
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    exec(cell, {"SOURCE": str(ROOT)})
+    kept, anew = commands  # the second only because the first failed
+    assert kept[-2:] == ["jax==0.7.2", "jaxlib==0.7.1"]
+    assert kept[:-2] == anew == [sys.executable, *"-m pip install -q".split(), anew[-1]]
+    assert anew[-1] == f"{ROOT}[experiments]"
 
 
 @pytest.mark.slow
