@@ -192,22 +192,29 @@ def draw_examples(source: Source, plan: Plan, rng_keys: jax.Array, positions: ja
 
     For a mixture, samples of the model are made only for the examples that use them.
     """
+    rows = _draw_rows(source, plan, rng_keys, positions)
+    shapes = jax.eval_shape(functools.partial(source.draw, plan), rng_keys[0], positions[0])
+    return jax.tree.map(lambda x, one: x.reshape(-1, *one.shape), rows, shapes)
+
+
+def _draw_rows(source: Source, plan: Plan, rng_keys: jax.Array, positions: jax.Array) -> Any:
+    """See `draw_examples`; every example as a row, as a TPU would pad the axes of an event."""
     if isinstance(source, MixtureSource):
         return _draw_mixture(source, plan, rng_keys, positions)
-    draw = functools.partial(source.draw, plan)
-    return jax.lax.map(lambda xs: draw(*xs), (rng_keys, positions), batch_size=_BLOCK)
+    if isinstance(source, DataSource):  # outside a loop, in which a TPU would copy all images
+        return jax.tree.map(lambda x: x.reshape(len(x), -1)[plan[positions]], source.images)
+    draw = lambda xs: jax.tree.map(jnp.ravel, source.draw(plan, *xs))
+    return jax.lax.map(draw, (rng_keys, positions), batch_size=_BLOCK)
 
 
-def _draw_mixture(
-    source: "MixtureSource", plan: Plan, rng_keys: jax.Array, positions: jax.Array
-) -> Any:
-    """See `draw_examples`. The samples of the model are made in blocks, as many as needed."""
+def _draw_mixture(source: Any, plan: Plan, rng_keys: jax.Array, positions: jax.Array) -> Any:
+    """See `_draw_rows`. The samples of the model are made in blocks, as many as needed."""
     is_of_model, model_plan, data_plan = plan
     keys, dtype = jax.vmap(jax.random.split)(rng_keys), draw_dtypes(source)
     model_keys, data_keys = keys[:, 0], keys[:, 1]
     if source.only == "model":
-        return _cast(draw_examples(source.model, model_plan, model_keys, positions), dtype)
-    from_data = _cast(draw_examples(source.data, data_plan, data_keys, positions), dtype)
+        return _cast(_draw_rows(source.model, model_plan, model_keys, positions), dtype)
+    from_data = _cast(_draw_rows(source.data, data_plan, data_keys, positions), dtype)
     if source.only == "data":
         return from_data
     chosen = is_of_model[positions]
@@ -217,7 +224,7 @@ def _draw_mixture(
     def draw_block(state: tuple[Any, Any]) -> tuple[Any, Any]:
         start, drawn = state
         these = first_chosen[jnp.minimum(start + jnp.arange(size), number - 1)]
-        draw = functools.partial(source.model.draw, model_plan)
+        draw = lambda *xs: jax.tree.map(jnp.ravel, source.model.draw(model_plan, *xs))
         block = _cast(jax.vmap(draw)(model_keys[these], positions[these]), dtype)
         put = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=start, axis=0)
         return start + size, jax.tree.map(put, drawn, block)
@@ -227,9 +234,7 @@ def _draw_mixture(
     enough = chosen.sum()
     _, drawn = jax.lax.while_loop(lambda state: state[0] < enough, draw_block, (0, room))
     from_model = take(drawn, jnp.cumsum(chosen) - 1)
-    rank = lambda x: chosen.reshape(-1, *[1] * (x.ndim - 1))
-    pick = lambda of_model, of_data: jnp.where(rank(of_data), of_model, of_data)
-    return jax.tree.map(pick, from_model, from_data)
+    return jax.tree.map(functools.partial(jnp.where, chosen[:, None]), from_model, from_data)
 
 
 def draw_dtypes(source: Source) -> Any:
