@@ -9,8 +9,10 @@ There are three ways to use several devices:
 A CPU is one device by default, and its cores share every matrix product. Independent small jobs
 finish sooner on one core each, so `expose_cpu_cores` makes every core a device.
 
-`jax.pmap` is used here only; JAX keeps it as a layer over `jax.shard_map`. On one device programs
-are jitted, without a mapped axis.
+`jax.pmap` is used here only. JAX recommends `jax.shard_map`, of which pmap has become a layer: by
+either a step takes the same time and one collective, and gives the same bits (docs/speed.md). pmap
+stays because each process of a pod gives it the arrays of its own devices, where `shard_map` needs
+global ones. On one device programs are jitted, without a mapped axis.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """One training step on several devices by `jax.pmap`, as gapjax has it, and by `jax.shard_map`.
 
-    XLA_FLAGS=--xla_force_host_platform_device_count=8 python tests/mappings.py
+    JAX_NUM_CPU_DEVICES=8 python tests/mappings.py
     python tests/mappings.py --environment=FOLDER --targets=v5e-host,v4-pod,h100-host
 
 The first command times both in turn, on the virtual devices of the CPU: binary training at MNIST's
