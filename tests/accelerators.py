@@ -63,7 +63,7 @@ class Target(NamedTuple):
     programs: tuple[str, ...] = ("",)  # words in the names of those that are compiled by default
 
 
-_SEVERAL = ("y train", "binary self", "binary evaluate", "binary sweep")
+_SEVERAL = ("y train", "y self-consistent", "binary evaluate", "binary sweep")
 TARGETS = {
     "v5e": Target("tpu", "v5e:2x2", 1, 16, 1.5),  # the chip of a Colab runtime
     "h100": Target("cuda", "1x1x1", 1, 80),

@@ -6,14 +6,15 @@ From the table of a page that `tests/accelerators.py` made. On a GPU a step take
 
     max(FLOP / peak, bytes / bandwidth) + kernels x launch
 
-and on a TPU what its compiler estimates for the loop of the steps. FLOP are those of the matrix
-products: 6 for each weight and example where it is trained, 4 where gradients pass through it, and
-2 for samples of the model. Bytes are those of Adam, which reads and writes a trained weight, its
-gradient and two moments, and of two products, which read every weight. Peaks and bandwidths are
-those of the vendors' data sheets; the launch is assumed. What is left out makes the times longer:
-the drawing of x, the host between calls, compiling, evaluation.
+and on a TPU what its compiler estimates for the loop of the steps, of 100 images each; one of 200
+takes at most twice that. FLOP are those of the matrix products: 6 for each weight and example where
+it is trained, 4 where gradients pass through it, and 2 for samples of the model. Bytes are those of
+Adam, which reads and writes a trained weight, its gradient and two moments, and of two products,
+which read every weight. Peaks and bandwidths are those of the vendors' data sheets; the launch is
+assumed. What is left out makes the times longer: the drawing of x, the host between calls,
+compiling, evaluation.
 
-It prints two tables: the parts of a step, and hours of each preset beside what one CPU core took.
+It prints two tables: the parts of a step, and the time of each preset beside one CPU core's.
 """
 
 import argparse
@@ -47,7 +48,8 @@ class Phase(NamedTuple):
     program: str
     flop: float
     num_bytes: float
-    members: int  # refits of the phase, which all take these steps
+    members: int = 1  # refits of the phase, which all take these steps
+    images: int = 100  # of a step
 
 
 def phases(name: str) -> list[Phase]:
@@ -58,18 +60,18 @@ def phases(name: str) -> list[Phase]:
     shared = first * second
     encoder = pixels * first + shared + 2 * latent * second
     decoder = latent * second + shared + outputs * pixels * first
-    refit_batch = preset.get("refit_batch_size") or batch
+    size = preset.get("refit_batch_size") or batch
     members = preset["num_epochs"] // preset["checkpoint_every"]
     refit, refit_bytes = 6 * encoder + 4 * decoder, 32 * encoder + 8 * (encoder + decoder)
-    per_refit = preset["refit_epochs"] * math.ceil(train / refit_batch)
+    per_refit = preset["refit_epochs"] * math.ceil(train / size)
     optimal = math.ceil(_CONVERGED * preset["optimal_epochs"]) * math.ceil(test / batch)
     sampled = refit + 2 * preset["alpha"] * decoder
     steps, everything = preset["num_epochs"] * math.ceil(train / batch), encoder + decoder
     refits = f"{kind} self-consistent"
     return [
-        Phase("train", steps, f"{kind} train", 6 * everything * batch, 40 * everything, 1),
-        Phase("self_consistent", per_refit, refits, sampled * refit_batch, refit_bytes, members),
-        Phase("control", per_refit, refits, refit * refit_batch, refit_bytes, members),
+        Phase("train", steps, f"{kind} train", 6 * everything * batch, 40 * everything),
+        Phase("self_consistent", per_refit, refits, sampled * size, refit_bytes, members, size),
+        Phase("control", per_refit, refits, refit * size, refit_bytes, members, size),
         Phase("optimal", optimal, refits, refit * batch, refit_bytes, members),
     ]  # fmt: skip
 
@@ -78,10 +80,10 @@ def read(page: str) -> dict[tuple[str, str], dict[str, float]]:
     """Kernels and microseconds of the loop by program and target, from the page's table."""
     found = {}
     for line in page.splitlines():
-        cells = [cell.strip() for cell in line.strip("| ").split("|")]
-        if match := re.fullmatch(r"(.+): `(run_steps|steps_of_members)`", cells[0]):
+        cells = [cell.strip() for cell in line.split("|")]
+        if len(cells) > 1 and (match := re.fullmatch(r"(.+): `run_steps`", cells[1])):
             number = lambda text: float(text) if text else math.nan
-            found[match[1], cells[1]] = {"kernels": number(cells[7]), "loop": number(cells[8])}
+            found[match[1], cells[2]] = {"kernels": number(cells[9]), "loop": number(cells[10])}
     return found
 
 
@@ -89,7 +91,7 @@ def seconds(phase: Phase, target: str, table: dict) -> float:
     """Seconds of a step of one run."""
     row, (peak, bandwidth) = table[phase.program, target], _PEAKS[target]
     if target != "h100":
-        return row["loop"] * 1e-6
+        return row["loop"] * 1e-6 * phase.images / 100
     return max(phase.flop / peak, phase.num_bytes / bandwidth) + row["kernels"] * _LAUNCH
 
 
@@ -117,8 +119,8 @@ def main() -> None:
             sum(phase.steps * phase.members * seconds(phase, target, table) for phase in parts)
             for target in _CORES
         ]
-        cells = " | ".join(f"{time / 60:.1f} min" for time in times)
-        print(f"| `{name}` | {steps:,} | {cpu / 60:,.0f} min | {cells} |")
+        cells = " | ".join(f"{time:.0f} s" for time in times)
+        print(f"| `{name}` | {steps:,} | {cpu:,.0f} s | {cells} |")
 
 
 if __name__ == "__main__":
