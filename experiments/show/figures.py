@@ -203,13 +203,14 @@ def atlas(results: Results) -> Figure:
 
 def alpha(results: Results) -> Figure:
     """Draws what a refit wins over alpha, of the rows of atlas.json that vary it."""
-    rows = atlas_pages.alphas(results)
+    rows, seeds = atlas_pages.alphas(results), {r["row"]: r["seeds"] for r in results["rows"]}
     with style():
         figure = new_figure((SINGLE[0] * len(rows), SINGLE[1]))
         for axes, (name, gains) in zip(figure.subplots(1, len(rows), squeeze=False)[0],
                                        rows.items(), strict=True):  # fmt: skip
-            curves.draw_alpha(axes, name, gains)
-        finish(figure, [], footnote([results], "bars: ± 1 stderr over seeds"))
+            curves.draw_alpha(axes, f"{name} ({seeds[name]})", gains)
+        notes = ["in brackets: seeds; bars: ± 1 stderr over them, of one seed over test examples"]
+        finish(figure, [], footnote([results], *notes))
     return figure
 
 
