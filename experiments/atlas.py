@@ -165,16 +165,16 @@ def trained(job: Job) -> dict[str, tuple[gapjax.VAEParams, dict]]:
 def candidates(row: Row) -> dict[str, Recipe]:
     """The recipes that a row tries, all of as many epochs and samples."""
     names = ("control", "paper", *row.recipes)
-    share = lambda name: float(name.removeprefix("alpha_"))
-    others = {
-        name: dataclasses.replace(
-            RECIPES["paper"], sources=(("model", share(name)), ("data", 1 - share(name)))
-        )
-        for name in names
-        if name.startswith("alpha_")
-    }
     same = {"num_epochs": row.refit_epochs, "batch_size": row.batch_size, "num_samples": 1}
-    return {name: dataclasses.replace((RECIPES | others)[name], **same) for name in names}
+    return {name: dataclasses.replace(_recipe(name), **same) for name in names}
+
+
+def _recipe(name: str) -> Recipe:
+    """A recipe of the library, or the paper's with another share of samples: "alpha_0.3"."""
+    if not name.startswith("alpha_"):
+        return RECIPES[name]
+    alpha = float(name.removeprefix("alpha_"))
+    return dataclasses.replace(RECIPES["paper"], sources=(("model", alpha), ("data", 1 - alpha)))
 
 
 def refitted(

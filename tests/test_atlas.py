@@ -6,6 +6,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from conftest import assert_same_bits
 from draw_what_works import traced_alone
 
 import gapjax
@@ -14,7 +15,7 @@ from experiments.atlas import Job
 from experiments.config import UsageError
 from experiments.rows import ROWS, Data, Row
 from experiments.show import atlas_pages, figures
-from gapjax import models
+from gapjax import checkpoints, models
 from gapjax.examples import take
 from gapjax.model import mlp
 from gapjax.models import counts
@@ -123,6 +124,28 @@ def test_a_row_is_measured_resumed_and_summarized(tmp_path, monkeypatch):
     assert "tiny" in atlas_pages.table(results)
     for show in (atlas_pages.gaps, atlas_pages.closed, atlas_pages.costs):
         assert "`tiny`" in show(results)
+
+
+def test_a_training_that_is_interrupted_goes_on(tmp_path, monkeypatch):
+    jobs = [_job(MLP, _images(2), tmp_path / name) for name in ("whole", "interrupted")]
+    jobs[1] = jobs[1]._replace(data=jobs[0].data)
+    whole, train, stops = atlas.trained(jobs[0]), gapjax.train, []
+
+    def interrupted(*args, num_epochs, **options):
+        stops.append(num_epochs)
+        if stops == [1, 2]:
+            raise KeyboardInterrupt
+        return train(*args, num_epochs=num_epochs, **options)
+
+    monkeypatch.setattr(gapjax, "train", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        atlas.trained(jobs[1])
+    again = atlas.trained(jobs[1])
+    assert stops == [1, 2, 2]
+    for at in ("early", "late"):
+        assert again[at][1] == whole[at][1]
+        assert_same_bits(again[at][0], whole[at][0])
+    assert not checkpoints.numbers(jobs[1].place("training"))
 
 
 def test_every_row_names_what_there_is():
