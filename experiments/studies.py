@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +39,6 @@ _SAVE_EVERY = 25  # epochs of a refit, so that an interruption loses no more tha
 _NUMBERS = {"num_epochs": int, "batch_size": int, "num_samples": int, "learning_rate": float}
 _draw = jax.jit(draw_examples)
 flags.disclaim_key_flags()  # --help shows them as the program's own
-_Item = TypeVar("_Item")
 
 
 # ---- runs and what is kept of them -------------------------------------------
@@ -126,7 +125,7 @@ def once(
     return checkpoints.restore(store, run.config.seed, like)[0]
 
 
-def _side_by_side(missing: Sequence[_Item]) -> list[list[_Item]]:
+def _side_by_side(missing: Sequence[Run]) -> list[list[Run]]:
     """What is refitted in one program: on GPUs and TPUs all, on CPUs each by itself."""
     if parallel.is_accelerated(parallel.all_devices()):
         return [list(missing)] if missing else []

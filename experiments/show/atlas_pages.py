@@ -1,6 +1,7 @@
 """The tables of atlas.json: plain text for a terminal, Markdown for the pages in docs."""
 
 import math
+import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
@@ -35,12 +36,11 @@ def alphas(results: Mapping) -> dict[str, dict[str, list[tuple[float, Mapping]]]
     """By row and checkpoint, alpha and the nats that a refit with it wins on test examples."""
     known = {"control": 0.0, "paper": 0.5}
     share = lambda name: known[name] if name in known else float(name.removeprefix("alpha_"))
-    by_share = lambda gains: sorted((share(name), gain["mean"], gain) for name, gain in gains)
+    by_share = lambda gains: sorted(
+        ((share(name), gain) for name, gain in gains), key=operator.itemgetter(0)
+    )
     return {
-        row["row"]: {
-            at: [(alpha, gain) for alpha, _, gain in by_share(row[at]["gain_by_recipe"].items())]
-            for at in CHECKPOINTS
-        }
+        row["row"]: {at: by_share(row[at]["gain_by_recipe"].items()) for at in CHECKPOINTS}
         for row in results["rows"]
         if row["row"].endswith("_alpha")
     }
