@@ -3,11 +3,12 @@
 python -m experiments.atlas --rows=digits,starmap --seeds=3 --data_dir=data --out=runs/atlas
 
 Every row of experiments/rows.py is trained with several seeds. Two checkpoints are looked at: the
-early one, with the lowest validation loss, and the late one, at the end of the row's budget. At
-each the encoder is refitted by the paper's recipe, by its control and by other recipes of equal
-cost. The best of these is chosen on validation examples. Then test examples are used, once: every
-encoder is scored, and a posterior q* of each example's own says how large the gap is. The same
-command resumes, checkpoint by checkpoint and refit by refit. Writes atlas.json and atlas.png.
+early one, with the lowest validation loss or at an epoch that the row names, and the late one, at
+the end of the row's budget. At each the encoder is refitted by the paper's recipe, by its control
+and by other recipes of equal cost. The best of these is chosen on validation examples. Then test
+examples are used, once: every encoder is scored, and a posterior q* of each example's own says how
+large the gap is. The same command resumes, checkpoint by checkpoint and refit by refit. Writes
+atlas.json and atlas.png.
 """
 
 import contextlib
@@ -41,6 +42,7 @@ from gapjax.fit.recipes import RECIPES, Recipe, recipe_model
 from gapjax.fit.step import init_state
 from gapjax.measure.bounds import per_image_bounds, posterior_bounds
 from gapjax.measure.statistics import mean_and_stderr, ratio_of_means
+from gapjax.results.estimates import MIN_SAMPLES
 
 _VALIDATED = 20  # times in the budget that the validation loss is measured
 _STEPS = 2  # of learned refinement and of Newton's method
@@ -110,6 +112,8 @@ class Job(NamedTuple):
     def facts(self) -> dict:
         """What all that is kept of this job depends on, as JSON gives it back."""
         row = self.row._asdict() | {"objective": _objective(self.row), "note": ""}
+        if row["early"] is None:  # as what was kept before a row could name it
+            del row["early"]
         return json.loads(json.dumps({"row": row, "data": self.data.checksum}))
 
 
@@ -137,7 +141,8 @@ def trained(job: Job) -> dict[str, tuple[gapjax.VAEParams, dict]]:
                 job.place("training"), job.seed, jax.eval_shape(lambda: (state, early))
             )
             curve = record["curve"]
-        stops = np.unique(np.ceil(np.linspace(0, row.epochs, _VALIDATED + 1)[1:]).astype(int))
+        stops = np.ceil(np.linspace(0, row.epochs, _VALIDATED + 1)[1:]).astype(int)
+        stops = np.unique([*stops, row.early or row.epochs])
         with _bar(job, "training", row.epochs) as show:
             for stop in map(int, stops[len(curve) :]):
                 state, _ = gapjax.train(
@@ -145,13 +150,14 @@ def trained(job: Job) -> dict[str, tuple[gapjax.VAEParams, dict]]:
                     optimizer=optimizer, objective=row.objective, on_epoch=show,
                 )  # fmt: skip
                 nats = float(_nats(job, job.vae, state.params, job.data.validation).mean())
-                if not curve or nats > max(each[1] for each in curve):
+                is_best = not curve or nats > max(each[1] for each in curve)
+                if is_best if row.early is None else stop == row.early:
                     early = jax.tree.map(np.asarray, state.params)
                 curve.append((stop, nats))
                 facts = {"curve": curve, "made_with": job.facts()}
                 checkpoints.save(job.place("training"), job.seed, (state, early), facts)
-        best = max(curve, key=lambda each: each[1])
-        facts = {"curve": curve, "epochs": [best[0], curve[-1][0]], "nats": curve[-1][1]}
+        epochs = [row.early or max(curve, key=lambda each: each[1])[0], row.epochs]
+        facts = {"curve": curve, "epochs": epochs, "nats": curve[-1][1]}
         return {"early": early, "late": state.params}, facts
 
     tree, record = job.kept("train", dict.fromkeys(CHECKPOINTS, like), compute)
@@ -276,7 +282,16 @@ def _nats(job: Job, vae: gapjax.VAE, params: gapjax.VAEParams, examples: Any) ->
     """ELBO of every example [N], on noise common to all encoders."""
     samples = job.row.num_samples
     key = job.key("evaluate")
-    return np.asarray(per_image_bounds(vae, params, key, examples, num_samples=samples))
+    # the batch bounds memory and changes nothing else
+    bounds = per_image_bounds(
+        vae,
+        params,
+        key,
+        examples,
+        num_samples=samples,
+        batch_size=max(1, min(500, 10_000 // samples)),
+    )
+    return np.asarray(bounds)
 
 
 def seconds(job: Job, params: gapjax.VAEParams, choice: Choice) -> dict[str, dict]:
@@ -352,8 +367,8 @@ def _with_stderr(summed: dict, over_examples: float) -> dict:
     return summed | {"stderr": stderr, "stderr_over_examples": over_examples}
 
 
-def at_checkpoint(seeds: Sequence[Mapping]) -> dict:
-    """What the seeds of a row give at one checkpoint."""
+def at_checkpoint(seeds: Sequence[Mapping], num_samples: int) -> dict:
+    """What the seeds of a row give at one checkpoint, by ELBOs of so many posterior samples."""
     nats, first = [each["nats"] for each in seeds], seeds[0]["nats"]
 
     def at_places(values: np.ndarray, number: int) -> np.ndarray:
@@ -384,6 +399,16 @@ def at_checkpoint(seeds: Sequence[Mapping]) -> dict:
             if name in first and len(first[name]) == len(first["trained"])
         },
     }
+    if num_samples >= MIN_SAMPLES:  # below that the noise of each example's own ELBO biases them
+        gains = {name: minus(name, "trained") for name in result["gain"]}
+        gains["paper over control"] = minus("paper", "control")
+        result["examples_that_gain"] = {
+            name: {
+                "share": _mean([(1 + np.sign(each)) / 2 for each in gain]),  # ties count half
+                "median": over_seeds([np.median(each) for each in gain]),
+            }
+            for name, gain in gains.items()
+        }
     to = next((name for name in ("q_star", "optimal") if name in first), None)
     if to is None:
         return result
@@ -416,7 +441,9 @@ def at_checkpoint(seeds: Sequence[Mapping]) -> dict:
 def row_summary(name: str, seeds: Sequence[Mapping[str, Mapping]], data: Data) -> dict:
     """A row of atlas.json, from what `measured` gives of each seed."""
     row = ROWS[name]
-    by_checkpoint = {at: at_checkpoint([seed[at] for seed in seeds]) for at in CHECKPOINTS}
+    by_checkpoint = {
+        at: at_checkpoint([seed[at] for seed in seeds], row.num_samples) for at in CHECKPOINTS
+    }
     late = by_checkpoint["late"]
     return {
         "row": name, "data": row.data, "model": row.model,

@@ -114,6 +114,10 @@ def test_a_row_is_measured_resumed_and_summarized(tmp_path, monkeypatch):
     np.testing.assert_allclose(paper["stderr"], np.std(shares, ddof=1) / np.sqrt(2))
     np.testing.assert_allclose(summary["gap"]["mean"], np.mean(gaps))
     assert summary["late"]["over_fitting"].keys() == {"decoder", "encoder"}
+    assert "examples_that_gain" not in summary["late"]  # 2 samples are too few
+    gain = atlas.at_checkpoint([each["late"] for each in found], 100)["examples_that_gain"]["paper"]
+    np.testing.assert_allclose(gain["share"]["values"], [(each > 0).mean() for each in gains])
+    np.testing.assert_allclose(gain["median"]["values"], [np.median(each) for each in gains])
     named_alpha = summary | {"row": "tiny_alpha"}
     assert [share for share, _ in atlas_pages.alphas({"rows": [named_alpha]})["tiny_alpha"]["late"]
             ] == [0.0, 0.3, 0.5]  # fmt: skip
@@ -142,6 +146,9 @@ def test_a_training_that_is_interrupted_goes_on(tmp_path, monkeypatch):
         atlas.trained(jobs[1])
     again = atlas.trained(jobs[1])
     assert stops == [1, 2, 2]
+    at_one = jobs[0]._replace(row=MLP._replace(early=1), out=tmp_path / "named")
+    named = atlas.trained(at_one)
+    assert named["early"][1]["epoch"] == 1 and named["late"][1] == whole["late"][1]
     for at in ("early", "late"):
         assert again[at][1] == whole[at][1]
         assert_same_bits(again[at][0], whole[at][0])
