@@ -30,19 +30,18 @@ from experiments import program, rows, stores
 from experiments.config import UsageError, known
 from experiments.files import write_json
 from experiments.options import define_path
+from experiments.over_seeds import row_of
 from experiments.rows import ROWS, Data, Row, spread
 from experiments.run import environment
 from experiments.show import atlas_pages, figures
-from experiments.show.atlas_pages import CHECKPOINTS, CURES
-from experiments.studies import over_seeds, plain_recipe
+from experiments.show.atlas_pages import CHECKPOINTS
 from gapjax import checkpoints
-from gapjax.examples import count, take
+from gapjax.examples import context_of, count, take
 from gapjax.fit.api import init_params
 from gapjax.fit.recipes import RECIPES, Recipe, recipe_model
+from gapjax.fit.sources import draw_examples
 from gapjax.fit.step import init_state
 from gapjax.measure.bounds import per_image_bounds, posterior_bounds
-from gapjax.measure.statistics import mean_and_stderr, ratio_of_means
-from gapjax.results.estimates import MIN_SAMPLES
 
 _VALIDATED = 20  # times in the budget that the validation loss is measured
 _STEPS = 2  # of learned refinement and of Newton's method
@@ -169,10 +168,17 @@ def trained(job: Job) -> dict[str, tuple[gapjax.VAEParams, dict]]:
 
 
 def candidates(row: Row) -> dict[str, Recipe]:
-    """The recipes that a row tries, all of as many epochs and samples."""
+    """The recipes that a row tries: all of as many epochs and samples, or each with its own."""
     names = ("control", "paper", *row.recipes)
-    same = {"num_epochs": row.refit_epochs, "batch_size": row.batch_size, "num_samples": 1}
+    same: dict[str, Any] = {}
+    if row.refit_epochs:
+        same = {"num_epochs": row.refit_epochs, "batch_size": row.batch_size, "num_samples": 1}
     return {name: dataclasses.replace(_recipe(name), **same) for name in names}
+
+
+def _costs_same(recipe: Recipe) -> bool:
+    """Whether the encoder costs at test time what the trained one does."""
+    return recipe.hidden_sizes is None and not recipe.refinement_steps
 
 
 def _recipe(name: str) -> Recipe:
@@ -196,7 +202,7 @@ def refitted(
                 job.vae, params, job.data.train, key, recipe, on_epoch=show
             )  # fmt: skip
         nats = float(_nats(job, vae, closed.params, job.data.validation).mean())
-        return closed.params.encoder, {"nats": nats, "recipe": plain_recipe(recipe)}
+        return closed.params.encoder, {"nats": nats, "recipe": dataclasses.asdict(recipe)}
 
     like = jax.eval_shape(vae.init, job.key("refit")).encoder
     encoder, record = job.kept(f"{at}_{name}", like, compute)
@@ -206,7 +212,7 @@ def refitted(
 class Choice(NamedTuple):
     """The refitted encoders at one checkpoint, and which of equal cost is the best."""
 
-    models: dict[str, tuple[gapjax.VAE, gapjax.VAEParams]]  # by recipe, and "learned"
+    models: dict[str, tuple[gapjax.VAE, gapjax.VAEParams]]  # by recipe and "learned"
     validation: dict[str, float]  # nats by recipe
     best: str
     refused: dict[str, str]  # by cure, why it does not apply
@@ -218,8 +224,9 @@ def choose(job: Job, at: str, params: gapjax.VAEParams) -> Choice:
     recipes = candidates(job.row)
     for name, recipe in recipes.items():
         *found[name], validation[name] = refitted(job, at, params, name, recipe)
-    best = max(validation, key=validation.__getitem__)
-    if job.row.recipes:
+    cheap = [name for name, recipe in recipes.items() if _costs_same(recipe)]
+    best = max(cheap, key=validation.__getitem__)
+    if job.row.recipes and job.row.refit_epochs:
         learned = dataclasses.replace(recipes[best], refinement_steps=_STEPS)
         try:
             found["learned"] = refitted(job, at, params, "learned", learned)[:2]
@@ -259,13 +266,17 @@ def scored(job: Job, at: str, params: gapjax.VAEParams, choice: Choice) -> dict[
             choice.refused[name] = str(error)
     if "q_star" in nats:
         train = take(job.data.train, spread(count(job.data.train), number))
-        nats["train_trained"] = _nats(job, job.vae, params, train)
-        nats["train_q_star"] = own(train, _best(job, params, train, choice))
+        encoders = {"trained": (job.vae, params), "paper": choice.models["paper"],
+                    "best": choice.models[choice.best]}  # fmt: skip
+        for kind, each in (("train", train), ("samples", _samples(job, params, number))):
+            nats |= {f"{kind}_{name}": _nats(job, *model, each) for name, model in encoders.items()}
+            nats[f"{kind}_q_star"] = own(each, _best(job, params, each, choice))
     if job.row.recipes:
-        with _bar(job, f"{at} optimal", 10 * job.row.refit_epochs) as show:
+        epochs = 10 * (job.row.refit_epochs or RECIPES["paper"].num_epochs)
+        with _bar(job, f"{at} optimal", epochs) as show:
             refit = gapjax.optimal_inference(
                 job.vae, params, test, job.key("refit", CHECKPOINTS.index(at), 1),
-                num_epochs=10 * job.row.refit_epochs, batch_size=job.row.batch_size, on_epoch=show,
+                num_epochs=epochs, batch_size=job.row.batch_size, on_epoch=show,
             )  # fmt: skip
         nats["optimal"] = _nats(job, job.vae, refit.params, test)
     return nats
@@ -276,6 +287,15 @@ def _best(job: Job, params: gapjax.VAEParams, examples: Any, choice: Choice) -> 
     encoders = [params.encoder, *others]
     key = job.key("search")
     return gapjax.best_posteriors(job.vae, params, key, examples, encoders=encoders).posteriors
+
+
+def _samples(job: Job, params: gapjax.VAEParams, number: int) -> Any:
+    """So many samples of the model, for contexts of the data where it has any."""
+    contexts = context_of(job.data.train)
+    source = gapjax.model_source(job.vae, params.decoder, number, contexts)
+    key = job.key("search", 1)
+    keys, places = jax.random.split(key, number), np.arange(number)
+    return jax.device_get(jax.jit(draw_examples)(source, source.begin_epoch(key), keys, places))
 
 
 def _nats(job: Job, vae: gapjax.VAE, params: gapjax.VAEParams, examples: Any) -> np.ndarray:
@@ -310,8 +330,8 @@ def seconds(job: Job, params: gapjax.VAEParams, choice: Choice) -> dict[str, dic
         return (time.monotonic() - clock) / number
 
     at_test = {"encoder": each(job.vae, params, 0)}
-    if "learned" in choice.models:
-        at_test["learned"] = each(*choice.models["learned"], 0)
+    larger = {name: model for name, model in choice.models.items() if model[0] is not job.vae}
+    at_test |= {name: each(*model, 0) for name, model in larger.items()}
     with contextlib.suppress(TypeError):  # where Newton's method does not apply
         at_test["newton"] = each(job.vae, params, _STEPS)
     fit = {
@@ -346,118 +366,20 @@ def measured(job: Job) -> dict[str, dict]:
     return found
 
 
-# ---- over seeds --------------------------------------------------------------
+# ---- rows --------------------------------------------------------------------
 
 
-def _mean(per_example: Sequence[np.ndarray]) -> dict:
-    """Mean of [N] numbers of each seed, with either standard error."""
-    summed = over_seeds([np.mean(each, dtype=np.float64) for each in per_example])
-    examples = mean_and_stderr(np.mean(per_example, 0, dtype=np.float64))[1]
-    return _with_stderr(summed, examples)
-
-
-def _share(gains: Sequence[np.ndarray], gaps: Sequence[np.ndarray]) -> dict:
-    """As `_mean`, of the ratios of two means."""
-    ratios = [ratio_of_means(*pair)[0] for pair in zip(gains, gaps, strict=True)]
-    return _with_stderr(over_seeds(ratios), ratio_of_means(np.mean(gains, 0), np.mean(gaps, 0))[1])
-
-
-def _with_stderr(summed: dict, over_examples: float) -> dict:
-    stderr = over_examples if summed["stderr"] is None else summed["stderr"]
-    return summed | {"stderr": stderr, "stderr_over_examples": over_examples}
-
-
-def at_checkpoint(seeds: Sequence[Mapping], num_samples: int) -> dict:
-    """What the seeds of a row give at one checkpoint, by ELBOs of so many posterior samples."""
-    nats, first = [each["nats"] for each in seeds], seeds[0]["nats"]
-
-    def at_places(values: np.ndarray, number: int) -> np.ndarray:
-        return values if len(values) == number else values[spread(len(values), number)]
-
-    def minus(name: str, other: str, number: int | None = None) -> list[np.ndarray]:
-        number = number or len(first[name])
-        return [at_places(each[name], number) - at_places(each[other], number) for each in nats]
-
-    by_recipe = lambda name: over_seeds([each["validation_by_recipe"][name] for each in seeds])
-    result: dict[str, Any] = {
-        "validation": over_seeds([each["validation"] for each in seeds]),
-        "test": _mean([each["trained"] for each in nats]),
-        "best": [each["best"] for each in seeds],
-        "validation_by_recipe": {
-            name: by_recipe(name) for name in seeds[0]["validation_by_recipe"]
-        },
-        "gain_by_recipe": {
-            name: _mean(minus(name, "trained"))
-            for name in seeds[0]["validation_by_recipe"]
-            if name in first
-        },
-        "gain_over_control": _mean(minus("paper", "control")),
-        "refused": seeds[0]["refused"],
-        "gain": {  # on all test examples
-            name: _mean(minus(name, "trained"))
-            for name in CURES
-            if name in first and len(first[name]) == len(first["trained"])
-        },
-    }
-    if num_samples >= MIN_SAMPLES:  # below that the noise of each example's own ELBO biases them
-        gains = {name: minus(name, "trained") for name in result["gain"]}
-        gains["paper over control"] = minus("paper", "control")
-        result["examples_that_gain"] = {
-            name: {
-                "share": _mean([(1 + np.sign(each)) / 2 for each in gain]),  # ties count half
-                "median": over_seeds([np.median(each) for each in gain]),
-            }
-            for name, gain in gains.items()
-        }
-    to = next((name for name in ("q_star", "optimal") if name in first), None)
-    if to is None:
-        return result
-    number = len(first[to])
-    gap = minus(to, "trained", number)
-    result |= {"gap": _mean(gap), "gap_to": to, "gap_examples": number}
-    result["closed"] = {
-        name: _share(gain, gap) | {"nats": _mean(gain)}
-        for name in CURES
-        if name in first
-        for gain in [minus(name, "trained", number)]
-    }
-    if "optimal" in first:
-        result["gap_to_refit"] = _mean(minus("optimal", "trained"))
-    if "train_q_star" in first:
-        train, test = ([each[name] for each in nats] for name in ("train_q_star", "q_star"))
-        errors = [mean_and_stderr(np.mean(each, 0))[1] for each in (train, test)]
-        decoder = [a.mean() - b.mean() for a, b in zip(train, test, strict=True)]
-        result["train"] = _mean([each["train_trained"] for each in nats])
-        result["train_gap"] = _mean(minus("train_q_star", "train_trained"))
-        encoder = np.subtract(result["gap"]["values"], result["train_gap"]["values"])
-        both = [result[name]["stderr_over_examples"] for name in ("gap", "train_gap")]
-        result["over_fitting"] = {
-            "decoder": _with_stderr(over_seeds(decoder), float(np.hypot(*errors))),
-            "encoder": _with_stderr(over_seeds(encoder), float(np.hypot(*both))),
-        }
-    return result
-
-
-def row_summary(name: str, seeds: Sequence[Mapping[str, Mapping]], data: Data) -> dict:
+def row_summary(name: str, row: Row, seeds: Sequence[Mapping[str, Mapping]], data: Data) -> dict:
     """A row of atlas.json, from what `measured` gives of each seed."""
-    row = ROWS[name]
-    by_checkpoint = {
-        at: at_checkpoint([seed[at] for seed in seeds], row.num_samples) for at in CHECKPOINTS
-    }
-    late = by_checkpoint["late"]
+    recipes = candidates(row)
     return {
         "row": name, "data": row.data, "model": row.model,
         "options": dict(row.options), "objective": _objective(row),
-        "seeds": len(seeds), "unit": "nats an example",
-        "epochs": [float(np.mean([seed[at]["epoch"] for seed in seeds])) for at in CHECKPOINTS],
-        "early_epochs": [seed["early"]["epoch"] for seed in seeds],
         "refit_epochs": row.refit_epochs, "encoder_parameters": _size(rows.model(row, data)),
+        "larger_encoder": [each for each, recipe in recipes.items() if not _costs_same(recipe)],
         "examples": {part: count(getattr(data, part)) for part in ("train", "validation", "test")},
         "entries": math.prod(rows.shape_of(data)), "data_sha256": data.checksum,
-        "gap": late.get("gap"), "closed": late.get("closed"), **by_checkpoint,
-        "seconds": _costs([seed["late"]["seconds"] for seed in seeds if "seconds" in seed["late"]]),
-        "commits": sorted({str(seed[at]["commit"]) for seed in seeds for at in CHECKPOINTS}),
-        "note": row.note,
+        **row_of(seeds, row.num_samples), "note": row.note,
     }  # fmt: skip
 
 
@@ -465,15 +387,6 @@ def _size(vae: gapjax.VAE) -> int:
     """The number of parameters of an encoder."""
     encoder = jax.eval_shape(vae.init, jax.random.key(0)).encoder
     return sum(leaf.size for leaf in jax.tree.leaves(encoder))
-
-
-def _costs(seeds: Sequence[Mapping[str, Mapping[str, float]]]) -> dict:
-    """Means over seeds of what `seconds` gives."""
-    return {
-        kind: {name: float(np.mean([one[kind][name] for one in seeds])) for name in seeds[0][kind]}
-        for kind in ("fit", "example")
-        if seeds
-    }
 
 
 def _objective(row: Row) -> str:
@@ -484,13 +397,15 @@ def atlas(values: flags.FlagValues) -> None:
     """Makes the rows, and writes atlas.json after each of them."""
     if values.out is None:
         raise UsageError("--out is not given; name a folder")
-    names = [known("rows", name, ROWS) for name in values.rows or ROWS]
+    chosen = {name: ROWS[known("rows", name, ROWS)] for name in values.rows or ROWS}
+    if values.data:
+        stem = Path(values.data).stem
+        chosen = {f"{name}_{stem}": row._replace(data=values.data) for name, row in chosen.items()}
     program.use_compilation_cache()
     out = Path(values.out)
     out.mkdir(parents=True, exist_ok=True)
     path = out / "atlas.json"
-    for name in names:
-        row = ROWS[name]
+    for name, row in chosen.items():
         data = rows.load(row.data, values.data_dir)
         vae = rows.model(row, data)
         seeds = [
@@ -498,14 +413,18 @@ def atlas(values: flags.FlagValues) -> None:
             for seed in range(values.first_seed, values.first_seed + values.seeds)
         ]
         kept = json.loads(path.read_text())["rows"] if path.exists() else []  # of other calls
-        found = {row["row"]: row for row in kept} | {name: row_summary(name, seeds, data)}
+        found = {row["row"]: row for row in kept} | {name: row_summary(name, row, seeds, data)}
         results = {
-            "schema": 1, "rows": [found[name] for name in ROWS if name in found],
+            "schema": 1, "rows": [found[name] for name in dict.fromkeys((*ROWS, *found))
+                                  if name in found],
             "notes": _NOTES, "environment": environment(),
         }  # fmt: skip
         write_json(path, results)
     if atlas_pages.shown(results):
         figures.save(figures.atlas(results), out / "atlas")
+    for name in chosen:
+        if not chosen[name].refit_epochs:
+            figures.save(figures.recipes(results, name), out / name)
     if atlas_pages.alphas(results):
         figures.save(figures.alpha(results), out / "alpha")
     print(atlas_pages.table(results))
@@ -516,6 +435,10 @@ if __name__ == "__main__":
     flags.DEFINE_list("rows", None, f"Which of {', '.join(ROWS)}; default: all.")
     flags.DEFINE_integer("seeds", 3, "How many seeds a row has.", lower_bound=1)
     flags.DEFINE_integer("first_seed", 0, "The first of them.", lower_bound=0)
+    define_path(
+        "data", None, "Other data to train these rows on: an .npz or .h5ad file, or a name as in "
+        "experiments/rows.py.",
+    )  # fmt: skip
     define_path("data_dir", None, "Folder with a folder for each data set; see docs/atlas.md.")
     define_path("out", None, "Folder for the results, made if needed; the same one resumes.")
     program.run_without_workdir(atlas)

@@ -21,6 +21,7 @@ from gapjax.fit.objectives import ConsistentCodes, DenoisingElbo
 
 _IMAGES = ("mixture", "reconstructions")  # recipes to choose from
 _COUNTS = ("counts", "thinned")
+_TRIED = ("best", "samples", "sleep", "mixture", "best_control", "larger", "refinement_2")
 # The paper's recipe with other shares of model samples; its control has none, and itself 0.5.
 _ALPHAS = tuple(f"alpha_{tenth / 10:g}" for tenth in (1, 2, 3, 4, 6, 7, 8, 9, 10))
 
@@ -32,11 +33,11 @@ class Row(NamedTuple):
     on the way there, or is that of an epoch which the row names.
     """
 
-    data: str  # a name of `DATA`
+    data: str  # a name of `DATA`, or a file
     model: str  # a name of `_MODELS`
     options: Mapping[str, Any] = {}  # of the model
     epochs: int = 500
-    refit_epochs: int = 100  # of every recipe, so that all cost the same
+    refit_epochs: int = 100  # of every recipe, so that all cost the same; 0: each has its own
     batch_size: int = 100
     learning_rate: float = 1e-3
     objective: Any = gapjax.elbo  # of the joint training
@@ -153,7 +154,7 @@ def load(name: str, data_dir: str | None) -> Data:
     """
     folder = Path(data_dir) if data_dir else Path("data")
     try:
-        train, test, levels = DATA[name](folder)
+        train, test, levels = DATA[name](folder) if name in DATA else _file(name)(Path())
     except FileNotFoundError as error:
         raise UsageError(
             f"--data_dir is {str(folder)!r}, where {error.filename} is not; docs/atlas.md says "
@@ -295,6 +296,7 @@ ROWS: Mapping[str, Row] = {
         refit_epochs=3, num_samples=5, num_optimal=20, recipes=(),
         note="a small network and 15 epochs, for two cores",
     ),
+    "digits_recipes": _SMALL._replace(recipes=_TRIED, refit_epochs=0),
     "digits_alpha": _SMALL._replace(recipes=_ALPHAS, num_optimal=100),
     "grey_digits_alpha": _SMALL._replace(data="grey_digits", recipes=_ALPHAS, num_optimal=100),
     **{f"digits_{name}": _SMALL._replace(**_PLAIN, **how) for name, how in _REGULARIZED.items()},

@@ -2,12 +2,10 @@
 
 from absl import flags as absl_flags
 
-import gapjax
-from experiments import evaluate, options, refit, results_json, stores, studies, train, workdir
+from experiments import evaluate, options, refit, results_json, train, workdir
 from experiments import run as experiment
 from experiments.presets import PRESETS
 from gapjax import checkpoints
-from gapjax.fit.step import init_state
 
 TINY = options.Config(
     **{
@@ -51,18 +49,6 @@ def logged(path):
     return sorted((path / "metrics.jsonl").read_text().splitlines())
 
 
-def untrained_runs(folder, epoch, config):
-    """Workdirs of seeds 0 and 1 with a checkpoint; what is in it need not have been trained."""
-    folders = []
-    for seed in (0, 1):
-        run = start_run(folder / f"seed{seed}", config=config._replace(seed=seed))
-        state = init_state(run.vae.init(run.key("train")), run.key("train"), gapjax.adam(1e-3))
-        stores.save(run, "train", epoch, state, 0.0)
-        run.workdir.close()
-        folders.append(str(run.workdir.path))
-    return folders
-
-
 def parsed(given, *more):
     """Flag values as `experiments.train` defines them, and as each of `more` does."""
     values = absl_flags.FlagValues()
@@ -70,14 +56,3 @@ def parsed(given, *more):
         define(values)
     values(["program", *given])
     return values
-
-
-def on_accelerator(monkeypatch):
-    """Sweeps as on a GPU; the list that it returns gets the number of members of each program."""
-    members, function = [], gapjax.refit_members
-    monkeypatch.setattr(studies.parallel, "is_accelerated", lambda devices: True)
-    monkeypatch.setattr(
-        gapjax, "refit_members",
-        lambda *args, **more: members.append(len(args[1])) or function(*args, **more),
-    )  # fmt: skip
-    return members

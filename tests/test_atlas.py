@@ -10,7 +10,7 @@ from conftest import assert_same_bits
 from draw_what_works import traced_alone
 
 import gapjax
-from experiments import atlas, atlas_bytes, baselines, rows
+from experiments import atlas, atlas_bytes, baselines, over_seeds, rows
 from experiments.atlas import Job
 from experiments.config import UsageError
 from experiments.rows import ROWS, Data, Row
@@ -38,7 +38,7 @@ def _job(row, data, out, seed=0):
     return Job("tiny", row, seed, data, rows.model(row, data), out)
 
 
-MLP = Row("digits", "mlp", _SIZES, recipes=("alpha_0.3",), **_TINY)
+MLP = Row("digits", "mlp", _SIZES, recipes=("alpha_0.3", "larger"), **_TINY)
 
 
 def _of_likelihood(kind):
@@ -104,8 +104,7 @@ def test_a_row_is_measured_resumed_and_summarized(tmp_path, monkeypatch):
     with pytest.raises(UsageError, match="another definition of the row"):
         atlas.measured(other)
 
-    monkeypatch.setitem(ROWS, "tiny", MLP)
-    summary = json.loads(json.dumps(atlas.row_summary("tiny", found, data)))
+    summary = json.loads(json.dumps(atlas.row_summary("tiny", MLP, found, data)))
     gains = [each["late"]["nats"]["paper"] - each["late"]["nats"]["trained"] for each in found]
     gaps = [each["late"]["nats"]["q_star"] - each["late"]["nats"]["trained"][::2] for each in found]
     paper = summary["closed"]["paper"]
@@ -113,17 +112,34 @@ def test_a_row_is_measured_resumed_and_summarized(tmp_path, monkeypatch):
     np.testing.assert_allclose(paper["values"], shares)
     np.testing.assert_allclose(paper["stderr"], np.std(shares, ddof=1) / np.sqrt(2))
     np.testing.assert_allclose(summary["gap"]["mean"], np.mean(gaps))
-    assert summary["late"]["over_fitting"].keys() == {"decoder", "encoder"}
+    late = summary["late"]
+    # an encoder that costs more may be the best on validation examples, and is not chosen
+    assert summary["larger_encoder"] == ["larger"] and "larger" not in late["best"]
+    assert "larger" in late["validation_by_recipe"]
+    on_train = [each["late"]["nats"]["train_q_star"].mean() for each in found]
+    on_test = [each["late"]["nats"]["q_star"].mean() for each in found]
+    np.testing.assert_allclose(
+        late["over_fitting"]["decoder"]["values"], np.subtract(on_train, on_test)
+    )
+    far = {kind: each["paper"]["mean"] for kind, each in late["nats_from_q_star"].items()}
+    assert set(far) == {"test", "train", "samples"} and len(set(far.values())) == 3
+    np.testing.assert_allclose(far["test"], late["gap"]["mean"] - paper["nats"]["mean"])
     assert "examples_that_gain" not in summary["late"]  # 2 samples are too few
-    gain = atlas.at_checkpoint([each["late"] for each in found], 100)["examples_that_gain"]["paper"]
+    gain = over_seeds.row_of(found, 100)["late"]["examples_that_gain"]["paper"]
     np.testing.assert_allclose(gain["share"]["values"], [(each > 0).mean() for each in gains])
     np.testing.assert_allclose(gain["median"]["values"], [np.median(each) for each in gains])
+    for at in ("early", "late"):
+        del summary[at]["validation_by_recipe"]["larger"]
     named_alpha = summary | {"row": "tiny_alpha"}
     assert [share for share, _ in atlas_pages.alphas({"rows": [named_alpha]})["tiny_alpha"]["late"]
             ] == [0.0, 0.3, 0.5]  # fmt: skip
     figure = figures.alpha({"rows": [named_alpha], "environment": {}})
     drawn = figure.axes[0].containers[1].lines[0].get_ydata()
-    np.testing.assert_allclose(drawn[1], summary["late"]["gain_by_recipe"]["alpha_0.3"]["mean"])
+    np.testing.assert_allclose(drawn[1], late["gain"]["alpha_0.3"]["mean"])
+    figure = figures.recipes({"rows": [summary], "environment": {}}, "tiny")
+    (bar,) = [bar for bar, name in zip(figure.axes[0].patches, figure.axes[0].get_yticklabels(),
+              strict=True) if name.get_text().startswith("paper")]  # fmt: skip
+    np.testing.assert_allclose(bar.get_width(), 100 * paper["mean"])
     results = {"rows": [summary]}
     assert "tiny" in atlas_pages.table(results)
     for show in (atlas_pages.gaps, atlas_pages.closed, atlas_pages.costs):

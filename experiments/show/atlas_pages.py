@@ -27,20 +27,21 @@ _PREDICTORS: Mapping[str, Callable[[Mapping], float]] = {
 
 
 def shown(results: Mapping) -> list[Mapping]:
-    """The rows with a gap, but for those whose training is regularized or that vary alpha."""
+    """The rows with a gap, but for those whose training is regularized or that vary recipes."""
     rows = (row for row in results["rows"] if row["gap"] and not is_regularized(row))
-    return [row for row in rows if not row["row"].endswith("_alpha")]
+    return [row for row in rows if not row["row"].endswith(("_alpha", "_recipes"))]
 
 
 def alphas(results: Mapping) -> dict[str, dict[str, list[tuple[float, Mapping]]]]:
     """By row and checkpoint, alpha and the nats that a refit with it wins on test examples."""
     known = {"control": 0.0, "paper": 0.5}
     share = lambda name: known[name] if name in known else float(name.removeprefix("alpha_"))
-    by_share = lambda gains: sorted(
-        ((share(name), gain) for name, gain in gains), key=operator.itemgetter(0)
+    by_share = lambda at: sorted(
+        ((share(name), at["gain"][name]) for name in at["validation_by_recipe"]),
+        key=operator.itemgetter(0),
     )
     return {
-        row["row"]: {at: by_share(row[at]["gain_by_recipe"].items()) for at in CHECKPOINTS}
+        row["row"]: {at: by_share(row[at]) for at in CHECKPOINTS}
         for row in results["rows"]
         if row["row"].endswith("_alpha")
     }

@@ -37,17 +37,17 @@ def draw_ledger(axes: Axes, rows: Sequence[Results]) -> list[Annotation]:
     return ends
 
 
-def draw_closing(axes: Axes, rows: Sequence[Results]) -> None:
-    """Draws the share of the gap that each recipe closes, the largest on top."""
-    rows = sorted(rows, key=lambda row: row["gap_closed"]["mean"])
-    places = np.arange(len(rows))
-    closed = np.array([100 * row["gap_closed"]["mean"] for row in rows])
-    error = np.array([100 * (row["gap_closed"]["stderr"] or 0.0) for row in rows])
+def draw_recipes(axes: Axes, row: Results) -> None:
+    """Draws the share of the late gap that each recipe closes, the largest on top."""
+    shares = {name: row["closed"][name] for name in row["late"]["validation_by_recipe"]}
+    names = sorted(shares, key=lambda name: shares[name]["mean"])
+    places = np.arange(len(names))
+    closed, error = ([100 * shares[name][key] for name in names] for key in ("mean", "stderr"))
     inks = {"paper": INKS["self_consistent"].colour, "control": INKS["control"].colour}
-    colours = [inks.get(row["recipe"], "#7fb4d6") for row in rows]
-    patches = axes.barh(places, closed, 0.66, color=colours, zorder=2, label="gap_closed")
-    for patch, row in zip(patches, rows, strict=True):
-        if row["larger_encoder"]:
+    colours = [inks.get(name, "#7fb4d6") for name in names]
+    patches = axes.barh(places, closed, 0.66, color=colours, zorder=2, label="closed")
+    for patch, name in zip(patches, names, strict=True):
+        if name in row["larger_encoder"]:
             patch.set_hatch("//")
             patch.set_edgecolor("white")
     axes.errorbar(
@@ -59,12 +59,13 @@ def draw_closing(axes: Axes, rows: Sequence[Results]) -> None:
             textcoords="offset points", va="center", fontsize=8.5,
         )  # fmt: skip
     axes.axvline(0.0, color=MUTED, linewidth=0.8)
-    names = [row["recipe"].replace("_", " ") + (" *" if row["chosen"] else "") for row in rows]
-    axes.set_yticks(places, names)
+    best = row["late"]["best"]
+    axes.set_yticks(places, [name.replace("_", " ") + " *" * (name in best) for name in names])
     axes.grid(True, axis="x")
     axes.grid(False, axis="y")
-    axes.set_xlim(min(0.0, (closed - error).min() - 3), max(100.0, (closed + error).max() + 10))
-    axes.set_xlabel("share of the gap to q* that is closed on test images, %")
+    low, high = np.subtract(closed, error).min() - 3, np.add(closed, error).max() + 10
+    axes.set_xlim(min(0.0, low), max(100.0, high))
+    axes.set_xlabel("share of the gap to q* that is closed on test examples, %")
 
 
 # The cures of atlas.json: the colour, the marker and the label.

@@ -28,7 +28,7 @@ from numpy.typing import ArrayLike
 from experiments.files import replacing
 from experiments.show import Results, atlas_pages, bars, curves
 from experiments.show.images import draw_mosaic, mosaic
-from experiments.show.labels import chosen_note, error_note, finish, footnote, self_consistent_label
+from experiments.show.labels import error_note, finish, footnote, self_consistent_label
 from experiments.show.style import LABELS, SINGLE, new_figure, style
 from experiments.show.trade_off import draw_trade_off
 
@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     from matplotlib.text import Annotation
 
 __all__ = [
-    "alpha", "atlas", "closing", "compression", "effects", "figure1a", "figure1b", "figure2",
-    "image_grid", "ledger", "overview", "refit_curves", "save",
+    "alpha", "atlas", "compression", "effects", "figure1a", "figure1b", "figure2",
+    "image_grid", "ledger", "overview", "recipes", "refit_curves", "save",
 ]  # fmt: skip
 
 
@@ -158,26 +158,22 @@ def ledger(results: Results) -> Figure:
     return figure
 
 
-def closing(results: Results) -> Figure:
-    """Draws a bar for each recipe of closing.json: the share of the gap that it closes.
+def recipes(results: Results, name: str) -> Figure:
+    """Draws a bar for each recipe of a row of atlas.json: the share of the late gap it closes.
 
     Those whose encoder costs more than the trained one are hatched.
     """
-    rows = results["recipes"]
+    row = next(row for row in results["rows"] if row["row"] == name)
     with style():
-        figure = new_figure((SINGLE[0] + 1.2, 1.5 + 0.32 * len(rows)))
+        figure = new_figure((SINGLE[0] + 1.2, 1.5 + 0.32 * len(row["closed"])))
         axes = figure.add_subplot()
-        bars.draw_closing(axes, rows)
-        axes.set_title(f"Closed without test images, epoch {results['epoch']}")
-        number = len(results["seeds"])
+        bars.draw_recipes(axes, row)
+        axes.set_title(f"{name}: closed without test examples, epoch {row['epochs'][1]:.0f}")
         notes = [
-            f"mean of {number} seeds ± 1 stderr over them"
-            if number > 1
-            else "± 1 stderr over test images",
-            chosen_note(results),
+            f"seeds: {row['seeds']}; ± 1 stderr over them, of one over test examples",
+            "* chosen on validation examples",
+            "hatched: costs more at test time" if row["larger_encoder"] else "",
         ]
-        if any(row["larger_encoder"] for row in rows):
-            notes.append("hatched: costs more at test time")
         finish(figure, [], footnote([results], *notes))
     return figure
 

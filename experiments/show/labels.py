@@ -51,13 +51,6 @@ def error_note(runs: Sequence[Results], paired: bool = False) -> str:
     return "± 1 standard error over images"
 
 
-def chosen_note(results: Results) -> str:
-    """What the star beside a recipe means."""
-    if results.get("chosen_on", "validation") == "validation":
-        return "* chosen on validation images"
-    return "* named before any was scored"
-
-
 def footnote(runs: Sequence[Results], *notes: str) -> str:
     """The line below a figure: the data set, the number of test images, and notes."""
     first = runs[0]
