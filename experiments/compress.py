@@ -36,14 +36,9 @@ _AVERAGED = "_averaged"
 ENCODERS = (AS_TRAINED, *REFITS, *(kind + _AVERAGED for kind in AVERAGED))
 
 
-def store_of(encoder: str) -> str:
-    """The store whose entries have this one of `ENCODERS`."""
-    return "train" if encoder == AS_TRAINED else encoder.removesuffix(_AVERAGED)
-
-
 def encoder_params(run: Run, epoch: int, encoder: str) -> gapjax.VAEParams:
     """The parameters of a checkpoint with one of `ENCODERS`."""
-    kinds = () if encoder == AS_TRAINED else (store_of(encoder),)
+    kinds = () if encoder == AS_TRAINED else (encoder.removesuffix(_AVERAGED),)
     trained, by_name = encoders(run, epoch, kinds, averaged=kinds)
     return trained._replace(encoder=by_name[encoder])
 

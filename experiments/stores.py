@@ -49,7 +49,6 @@ _SETTINGS = {
     "effects": _EVALUATION,
     "shares": _EVALUATION,
     "ledger": _TRAINING,
-    "compression": _EVALUATION,
 }
 # The stores that those of one epoch are computed from, where a caller does not say.
 _MADE_FROM = {

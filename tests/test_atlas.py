@@ -6,16 +6,18 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from absl import flags
 from conftest import assert_same_bits
 from draw_what_works import traced_alone
 
 import gapjax
-from experiments import atlas, atlas_bytes, baselines, over_seeds, rows
+from experiments import atlas, baselines, compression, over_seeds, rows
 from experiments.atlas import Job
 from experiments.config import UsageError
 from experiments.rows import ROWS, Data, Row
 from experiments.show import atlas_pages, figures
 from gapjax import checkpoints, models
+from gapjax.codec.coding import ENCODER
 from gapjax.examples import take
 from gapjax.model import mlp
 from gapjax.models import counts
@@ -204,21 +206,67 @@ def test_the_page_has_the_numbers_of_the_results():
     assert {row["row"] for row in results["rows"]} <= set(ROWS)
 
 
-def test_bytes_are_of_files_that_come_back_beside_what_the_elbo_predicts(tmp_path):
+def _bytes_job(tmp_path, **change):
+    pytest.importorskip("constriction", reason="the extra 'codec' is not installed")
+    images = RNG.integers(0, 2, (200, 4, 4)).astype(np.uint8)
+    data = Data(images[:12], images[12:16], images[16:], 2, "made up")
+    return _job(MLP._replace(recipes=(), **change), data, tmp_path)
+
+
+def test_bytes_of_encoders_and_refinement_are_what_the_elbo_predicts(tmp_path):
+    job = _bytes_job(tmp_path, num_samples=20)
+    refiners = (ENCODER, gapjax.Refiner(num_steps=1))
+    settings = compression.Settings("late", ("trained", "paper"), refiners, num_images=150)
+    found = compression.measured(job, settings)
+    files = found["files"]
+    assert list(files) == [
+        "bits_back", "bits_back newton 1", "paper bits_back", "paper bits_back newton 1"
+    ]  # fmt: skip
+    params = atlas.trained(job)["late"][0]
+    images = job.data.test[:150]
+    assert files["bits_back"]["bytes"] == len(gapjax.compress(job.vae, params, images))
+    assert files["bits_back"]["elbo_bytes"] == pytest.approx(found["elbo_bytes"])
+    for file in files.values():
+        assert file["bpd"] == pytest.approx(8 * file["bytes"] / (150 * 16))
+        assert 0 < file["bytes"] - file["stream_bytes"] < 80
+        without_start = file["stream_bytes"] - file["initial_bits"] / 8
+        assert abs(without_start / file["elbo_bytes"] - 1) < 0.05
+    assert (files["paper bits_back newton 1"]["method"], found["epoch"]) == ("newton", 2)
+    assert found["baselines"]["packed"] == 150 * 2
+    drawn = figures.compression(found).axes[0].get_lines()
+    assert {"trained newton", "paper newton"} <= {line.get_label() for line in drawn}
+    with pytest.raises(UsageError, match="encoders is 'mixture', which is not known"):
+        compression.measured(job, settings._replace(encoders=("mixture",)))
+
+
+def test_bytes_of_a_hierarchy_are_of_every_order(tmp_path):
     options = {"latent_dims": (2, 2), "hidden_sizes": (4,), "form": "top_down"}
-    job = _job(MLP._replace(model="hierarchy", options=options), _images(2), tmp_path)
-    found = atlas_bytes.measured(job, 6)
-    assert atlas_bytes.measured(job, 30, every=True)["images"] == 24
+    job = _bytes_job(tmp_path, model="hierarchy", options=options)
+    settings = compression.Settings(num_images=6)
+    found = compression.measured(job, settings)
+    every = compression.measured(job, settings._replace(every=True, num_images=300))
+    assert every["images"] == sum(len(part) for part in job.data[:3]) and "training" in every["of"]
     assert found["images"] == 6 and found["entries"] == 96
     file = found["files"]["bits_back"]
     assert 0 < file["initial_bits"] <= 32 * 8  # of four latents
     assert file["one_image_bytes"] < file["bytes"] and file["stream_bytes"] < file["bytes"]
-    params = atlas.trained(job)["late"][0]
-    nats = gapjax.evaluate(job.vae, params, jax.random.key(5), job.data.test[:6], num_samples=50)
-    assert abs(found["elbo_bytes"] - nats.bpd * 96 / 8) < 1.0
     assert "bit_swap" in found["files"]["bit_swap"]["refused"]
-    assert found["baselines"]["packed"] == 12
-    assert "bits_back" in atlas_bytes.table({"rows": [found]})
+    assert "bits_back" in compression.table({"rows": [found]})
+
+
+@pytest.mark.parametrize(
+    "flag, words",
+    [("--newton_steps=0", "--newton_steps has 0"), ("--adam_steps=x", "--adam_steps is 'x'")],
+)
+def test_flags_of_compression_are_checked(flag, words):
+    values = flags.FlagValues()
+    compression.define_flags(values)
+    values(["", flag])
+    with pytest.raises(UsageError, match=words):
+        compression.settings_from_flags(values)
+
+
+def test_a_picture_of_images_has_them_in_a_grid():
     with pytest.raises(ValueError, match=r"a picture needs \[N, H, W\] or RGB"):
         baselines.grid(np.zeros((2, 4, 4, 2), np.uint8))
     picture = baselines.grid(np.arange(2 * 4 * 4 * 3).reshape(2, 4, 4, 3))

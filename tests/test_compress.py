@@ -1,6 +1,5 @@
-"""Compression: `experiments/compress`, `compression`, `baselines` and `show/trade_off`."""
+"""Compression: `experiments/compress` and `baselines`."""
 
-import json
 import os
 import subprocess
 import sys
@@ -11,8 +10,7 @@ import numpy as np
 import pytest
 from absl import flags
 
-import gapjax
-from experiments import baselines, compress, compression, options, train
+from experiments import baselines, compress, options, train
 from experiments import run as experiment
 from experiments.workdir import Workdir
 from gapjax.codec import container
@@ -160,75 +158,6 @@ def test_a_file_that_unpacks_to_too_much_is_refused(checkpoint, monkeypatch):
                 checkpoint=f"{folder}/run", input=f"{folder}/images.npz", output=f"{folder}/no.gap"
             )
         )
-
-
-def _better(vae, params, rng_key, images):
-    """In place of the search of the best posteriors, which takes long: three Newton steps."""
-    del rng_key
-    return gapjax.refine(vae, params, jax.random.key(1), images, gapjax.Refiner(num_steps=3))
-
-
-def _never(*args):
-    raise AssertionError("measured again")
-
-
-def test_the_experiment_measures_what_it_compressed(checkpoint, monkeypatch):
-    folder, _ = checkpoint
-    monkeypatch.setattr(gapjax, "best_posteriors", _better)
-    workdir = Workdir(folder / "run")
-    prepared = experiment.prepare(workdir.config(), None)
-    run = experiment.start(prepared, workdir)
-    refiners = (compression.ENCODER, gapjax.Refiner(num_steps=1))
-    settings = compression.Settings(("as_trained",), refiners, num_images=100, gap_images=20)
-    try:
-        plain_only = settings._replace(refiners=refiners[:1], gap_images=0)
-        first = compression.compression_phase(run, plain_only, [1])
-        results = compression.compression_phase(run, settings, [1])
-        # What was measured before is not measured again; with other images it is.
-        assert results["checkpoints"][0]["rows"][0] == first["checkpoints"][0]["rows"][0]
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(compression, "_measure", _never)
-            assert compression.compression_phase(run, settings, [1]) == results
-            with pytest.raises(AssertionError, match="measured again"):
-                compression.compression_phase(run, settings._replace(num_images=99), [1])
-    finally:
-        workdir.close()
-    assert results == json.loads((folder / "run/compression.json").read_text())
-    assert (folder / "run/compression.png").stat().st_size > 1000
-    plain, refined = results["checkpoints"][0]["rows"]
-    params = compress.encoder_params(run, 1, "as_trained")
-    images = run.dataset.test[:100]
-    assert plain["bytes"] == len(gapjax.compress(run.vae, params, images))
-    elbo = gapjax.evaluate(run.vae, params, run.key("evaluate"), images, num_samples=20)
-    assert plain["elbo_bpd"] == pytest.approx(elbo.bpd, rel=0.02)
-    for row in (plain, refined):
-        assert row["bpd"] == pytest.approx(8 * row["bytes"] / (100 * 64))
-        assert row["elbo_bytes"] == pytest.approx(row["elbo_bpd"] * 100 * 64 / 8, rel=1e-4)
-        assert 0 < row["bytes"] - row["stream_bytes"] < 80
-        assert abs(row["stream_bytes"] / row["elbo_bytes"] - 1) < 0.05
-    assert (plain["steps"], refined["steps"]) == (0, 1)
-    assert (plain["method"], refined["method"]) == ("none", "newton")
-    gap = results["checkpoints"][0]["gap"]
-    assert gap["num_images"] == 20 and [row["steps"] for row in gap["rows"]] == [1]
-    assert 0 < gap["rows"][0]["closed"] < 1.2
-    assert 0 < gap["rows"][0]["closed_stderr"] < 0.5
-
-
-@pytest.mark.parametrize(
-    "flag, words",
-    [
-        ("--encoders=best", "--encoders has 'best'"),
-        ("--newton_steps=0", "--newton_steps has 0"),
-        ("--adam_steps=x", "--adam_steps is 'x'"),
-        ("--gap_images=-1", "--gap_images is -1"),
-    ],
-)
-def test_flags_of_the_experiment_are_checked(flag, words):
-    values = flags.FlagValues()
-    compression.define_flags(values)
-    values(["", flag])
-    with pytest.raises(options.UsageError, match=words):
-        compression.settings_from_flags(values)
 
 
 def test_other_compressors_get_every_pixel():

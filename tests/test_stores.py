@@ -20,7 +20,7 @@ _OTHERS = {  # what makes the other run another one, and how its entries are nam
 }
 _ALL = (
     *stores.UNFINISHED, "train", *results_json.REFITS, "evaluation", "effects", "shares",
-    "ledger", "compression",
+    "ledger",
 )  # fmt: skip
 
 
@@ -32,7 +32,6 @@ def _whole_run(path, config=TINY):
     for epoch in run.epochs:
         made_from = [(name, epoch) for name in ("train", *results_json.REFITS)]
         stores.save(run, "ledger", epoch, measured, 0.0, made_from=made_from, settings={})
-        stores.save(run, "compression", epoch, {"a": np.zeros(1)}, 0.0, made_from=made_from)
         number = refit._number("control", [epoch])
         made_from = [("train", epoch)]
         stores.save(run, "refit_partial", number, {"a": np.zeros(1)}, 0.0, made_from=made_from)

@@ -211,18 +211,16 @@ def alpha(results: Results) -> Figure:
 
 
 def compression(results: Results) -> Figure:
-    """Draws BPD of compressed images over the time to code and decode one, from compression.json.
+    """Draws BPD of compressed images over the time to code and decode one, of a row of bytes.json.
 
-    The last checkpoint has a curve, labelled "ENCODER METHOD", for each encoder and method of
-    refinement, which starts from the encoder's own posterior; each other compressor has a line.
+    There is a curve, labelled "ENCODER METHOD", for each encoder and method of refinement, which
+    starts from the encoder's own posterior; each other compressor has a line.
     """
-    if not results["checkpoints"]:
-        raise ValueError("nothing to draw: results hold no checkpoint")
     with style():
         figure = new_figure(SINGLE)
         ends = draw_trade_off(figure.add_subplot(), results)
-        number = f"{results['num_images']:,} test images, all overhead counted"
-        finish(figure, ends, footnote([results], number))
+        number = f"{results['row']}, {results['images']:,} images, all overhead counted"
+        finish(figure, ends, footnote([{}], number))
     return figure
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -14,20 +13,22 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.text import Annotation
 
-_ENCODER_INKS: Mapping[str, Ink] = {"as_trained": INKS["test"], **INKS}
+_ENCODER_INKS: Mapping[str, Ink] = {
+    "trained": INKS["test"], "paper": INKS["self_consistent"], **INKS
+}  # fmt: skip
 _LINES = {"newton": "-", "adam": (0, (4, 1.6))}
 _BASELINES = {"png": "PNG", "webp": "WebP", "zstd": "zstd", "xz": "xz"}
 
 
 def draw_trade_off(axes: Axes, results: Results) -> list[Annotation]:
-    """Draws a curve for each encoder and method, and a line for each other compressor."""
+    """Draws a curve for each encoder and method of a row, and a line for each other compressor."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    rows = results["checkpoints"][-1]["rows"]
+    rows = [file for file in results["files"].values() if "refused" not in file]
     right = 1.15 * max(map(_time, rows))
     ends = []
     for encoder in dict.fromkeys(row["encoder"] for row in rows):
-        ink = _ENCODER_INKS.get(encoder.removesuffix("_averaged"), INKS["train"])
+        ink = _ENCODER_INKS.get(encoder, INKS["train"])
         own = sorted((row for row in rows if row["encoder"] == encoder), key=lambda r: r["steps"])
         methods = dict.fromkeys(row["method"] for row in own if row["steps"]) or ("newton",)
         for method in methods:
@@ -45,7 +46,7 @@ def draw_trade_off(axes: Axes, results: Results) -> list[Annotation]:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
     ends += _draw_baselines(axes, results, right, 1.6 * max(row["bpd"] for row in rows))
-    axes.set_title(f"{LABELS['trade_off']}, epoch {results['checkpoints'][-1]['epoch']}")
+    axes.set_title(f"{LABELS['trade_off']}, epoch {results['epoch']}")
     axes.set_xlabel("milliseconds to code and decode an image")
     axes.set_ylabel(LABELS["bpd"])
     return ends
@@ -57,7 +58,7 @@ def _time(row: Mapping) -> float:
 
 def _draw_baselines(axes: Axes, results: Results, right: float, highest: float) -> list[Annotation]:
     """Lines for the compressors that are no higher; the others' numbers are in the file."""
-    pixels = results["num_images"] * math.prod(results["event_shape"])
+    pixels = results["entries"]
     ends = []
     for name, size in results["baselines"].items():
         if name in _BASELINES and size and 8 * size / pixels < highest:
