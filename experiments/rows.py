@@ -88,6 +88,18 @@ def _parts(dataset: gapjax.Dataset, *, few: bool) -> tuple:
     return train, test, dataset.levels
 
 
+def _centres(path: str, size: int) -> Callable:
+    """The middle [size, size] of every image of a file."""
+
+    def load(data_dir: Path) -> tuple:
+        train, test, levels = _file(path)(data_dir)
+        begin = (train.shape[1] - size) // 2
+        middle = np.s_[:, begin : begin + size, begin : begin + size]
+        return np.ascontiguousarray(train[middle]), np.ascontiguousarray(test[middle]), levels
+
+    return load
+
+
 def _documents(path: str) -> Callable:
     """Counts of words in some of the documents of 10 to 512 words, and of training ones alone."""
 
@@ -140,6 +152,7 @@ DATA: Mapping[str, Callable[[Path], tuple]] = {
     "omniglot": _file("omniglot/gapjax.npz", binarization="threshold"),
     "omniglot_few": _file("omniglot/gapjax.npz", binarization="threshold", few=True),
     "kodak": _file("kodak/gapjax.npz"),
+    "kodak_16": _centres("kodak/gapjax.npz", 16),
     "starmap": _cells("starmap/counts.npz", "batch"),
     "mouse_brain": _cells("mouse_brain/counts.npz", number=5000),
     "newsgroups": _documents("newsgroups/news20.npz"),
@@ -295,6 +308,11 @@ ROWS: Mapping[str, Row] = {
         "kodak", "convolution", {"latent_dim": 64, "num_channels": (16, 32)}, epochs=15,
         refit_epochs=3, num_samples=5, num_optimal=20, recipes=(),
         note="a small network and 15 epochs, for two cores",
+    ),
+    "kodak_16": Row(
+        "kodak_16", "convolution", {"latent_dim": 32, "num_channels": (8, 16)}, epochs=20,
+        refit_epochs=3, num_samples=5, num_optimal=20, recipes=("reconstructions",),
+        note="16 x 16 of each patch and 20 epochs, for two cores",
     ),
     "digits_recipes": _SMALL._replace(recipes=_TRIED, refit_epochs=0),
     "digits_alpha": _SMALL._replace(recipes=_ALPHAS, num_optimal=100),
