@@ -295,7 +295,9 @@ def _samples(job: Job, params: gapjax.VAEParams, number: int) -> Any:
     source = gapjax.model_source(job.vae, params.decoder, number, contexts)
     key = job.key("search", 1)
     keys, places = jax.random.split(key, number), np.arange(number)
-    return jax.device_get(jax.jit(draw_examples)(source, source.begin_epoch(key), keys, places))
+    drawn = jax.device_get(jax.jit(draw_examples)(source, source.begin_epoch(key), keys, places))
+    # pixels as they are in the data, so that one program does for both
+    return drawn.astype(job.data.train.dtype) if job.data.levels else drawn
 
 
 def _nats(job: Job, vae: gapjax.VAE, params: gapjax.VAEParams, examples: Any) -> np.ndarray:
