@@ -128,7 +128,10 @@ def test_a_row_is_measured_resumed_and_summarized(tmp_path, monkeypatch):
     assert set(far) == {"test", "train", "samples"} and len(set(far.values())) == 3
     np.testing.assert_allclose(far["test"], late["gap"]["mean"] - paper["nats"]["mean"])
     assert "examples_that_gain" not in summary["late"]  # 2 samples are too few
-    gain = over_seeds.row_of(found, 100)["late"]["examples_that_gain"]["paper"]
+    many = over_seeds.row_of(found, 100)
+    gain = many["late"]["examples_that_gain"]["paper"]
+    share = f"{gain['share']['mean']:.0%}"
+    assert share in atlas_pages.shares({"rows": [{"row": "tiny", **many}]})
     np.testing.assert_allclose(gain["share"]["values"], [(each > 0).mean() for each in gains])
     np.testing.assert_allclose(gain["median"]["values"], [np.median(each) for each in gains])
     named_alpha = summary | {"row": "tiny_alpha"}

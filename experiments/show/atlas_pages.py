@@ -91,6 +91,24 @@ def closed(results: Mapping) -> str:
     return _markdown(heads, lines)
 
 
+def shares(results: Mapping) -> str:
+    """How many test examples gain, where there were samples enough to tell, and how much."""
+    heads = ("row", "checkpoint", "encoder", "nats", "share of examples that gain", "median nats")
+    lines = []
+    for row in results["rows"]:
+        for at in CHECKPOINTS:
+            for name, each in row[at].get("examples_that_gain", {}).items():
+                over = name == "paper_over_control"
+                nats = row[at]["gain_over_control"] if over else row[at]["gain"][name]
+                median = each["median"]
+                error = "" if median["stderr"] is None else f" ± {median['stderr']:.2f}"
+                title = "`paper` over `control`" if over else f"`{name}`"
+                lines.append((f"`{row['row']}`", f"{at}", title, _cell(nats),
+                              _cell(each["share"], percent=True),
+                              f"{median['mean']:.2f}{error}"))  # fmt: skip
+    return _markdown(heads, lines)
+
+
 def choices(results: Mapping) -> str:
     """Nats over the control on validation examples, by which recipes of equal cost are chosen."""
     names = ("paper", "mixture", "reconstructions", "counts", "thinned")
