@@ -130,7 +130,7 @@ def test_a_row_is_measured_resumed_and_summarized(tmp_path, monkeypatch):
     assert "examples_that_gain" not in summary["late"]  # 2 samples are too few
     many = over_seeds.row_of(found, 100)
     gain = many["late"]["examples_that_gain"]["paper"]
-    share = f"{gain['share']['mean']:.0%}"
+    share = f"{gain['share']['mean']:.1%}"
     assert share in atlas_pages.shares({"rows": [{"row": "tiny", **many}]})
     np.testing.assert_allclose(gain["share"]["values"], [(each > 0).mean() for each in gains])
     np.testing.assert_allclose(gain["median"]["values"], [np.median(each) for each in gains])
@@ -202,7 +202,7 @@ def test_the_page_has_the_numbers_of_the_results():
     root = Path(atlas.__file__).parents[1]
     results = json.loads((root / "experiments/results/atlas/atlas.json").read_text())
     on_page = {
-        "atlas": (atlas_pages.gaps, atlas_pages.closed, atlas_pages.predictors),
+        "atlas": (atlas_pages.gaps, atlas_pages.closed, atlas_pages.shares, atlas_pages.predictors),
         "cures": (atlas_pages.costs, atlas_pages.choices),
         "regularization": (atlas_pages.regularization,),
     }

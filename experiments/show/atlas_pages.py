@@ -97,15 +97,15 @@ def shares(results: Mapping) -> str:
     lines = []
     for row in results["rows"]:
         for at in CHECKPOINTS:
-            for name, each in row[at].get("examples_that_gain", {}).items():
-                over = name == "paper_over_control"
-                nats = row[at]["gain_over_control"] if over else row[at]["gain"][name]
-                median = each["median"]
+            won = row[at]["gain"] | {"paper_over_control": row[at]["gain_over_control"]}
+            found = row[at].get("examples_that_gain", {})
+            for name in filter(found.__contains__, (*CURES, "paper_over_control")):
+                share, median = found[name]["share"], found[name]["median"]
                 error = "" if median["stderr"] is None else f" ± {median['stderr']:.2f}"
-                title = "`paper` over `control`" if over else f"`{name}`"
-                lines.append((f"`{row['row']}`", f"{at}", title, _cell(nats),
-                              _cell(each["share"], percent=True),
-                              f"{median['mean']:.2f}{error}"))  # fmt: skip
+                title = "`" + name.replace("_over_", "` over `") + "`"
+                percent = f"{share['mean']:.1%} ± {share['stderr']:.1%}"
+                cells = title, _cell(won[name]), percent, f"{median['mean']:.2f}{error}"
+                lines.append((f"`{row['row']}`", at, *cells))
     return _markdown(heads, lines)
 
 
