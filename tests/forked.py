@@ -17,11 +17,12 @@ ROOT = Path(__file__).resolve().parent.parent
 _SERVER = """
 import gc, json, os, runpy, signal, sys
 import experiments.ledger, matplotlib.backends.backend_agg, sklearn.datasets
+from experiments import draw
 
 gc.freeze()  # a fork that ends need not look at what was imported
 gc.set_threshold(20_000, 20, 20)  # as in conftest.py
 for line in sys.stdin:
-    module, flags, cwd, files = json.loads(line)
+    module, flags, cwd, files, drawn = json.loads(line)
     child = os.fork()
     if not child:
         signal.alarm(300)
@@ -29,6 +30,8 @@ for line in sys.stdin:
         for number, file in enumerate((os.devnull, *files)):
             os.dup2(os.open(file, os.O_RDWR), number)
         sys.argv[1:] = flags
+        if not drawn:
+            draw.draw_phase = lambda run, results: run.workdir.path
         sys.modules.pop(module, None)
         runpy.run_module(module, run_name="__main__", alter_sys=True)
         sys.exit()
@@ -47,14 +50,15 @@ def _server():
 
 
 class Forked:
-    """`python -m module flags`, of which one runs at a time."""
+    """`python -m module flags`, of which one runs at a time; `drawn`: with figures and a report."""
 
-    def __init__(self, module, *flags, cwd=None):
+    def __init__(self, module, *flags, cwd=None, drawn=True):
         self._folder = tempfile.TemporaryDirectory()
         self._files = [Path(self._folder.name, name) for name in ("out", "err")]
         for file in self._files:
             file.touch()
-        asked = module, flags, os.fspath(cwd or Path.cwd()), [str(file) for file in self._files]
+        files = [str(file) for file in self._files]
+        asked = module, flags, os.fspath(cwd or Path.cwd()), files, drawn
         server = _server()
         server.stdin.write(json.dumps(asked) + "\n")
         server.stdin.flush()

@@ -75,8 +75,8 @@ def _run_alone(*flags, **how):
     return process.returncode, out, err
 
 
-def _run(*flags, program="reproduce", cwd=None):
-    return Forked(f"experiments.{program}", *flags, cwd=cwd).end()
+def _run(*flags, program="reproduce", **how):
+    return Forked(f"experiments.{program}", *flags, **how).end()
 
 
 @pytest.fixture(scope="module")
@@ -201,11 +201,11 @@ def test_single_phases_go_on_with_a_run_that_is_killed_again_and_again(finished,
     own = {"train": flags, "refit": [f"--workdir={other}"], "evaluate": [f"--workdir={other}"]}
     signs = ("train_partial/24*", "self_consistent/4*", "evaluation/2*")
     for (name, given), sign in zip(own.items(), signs, strict=True):
-        process = Forked("experiments.reproduce", *flags)
+        process = Forked("experiments.reproduce", *flags, drawn=False)
         process.signal_when(lambda _, sign=sign: list((other / "checkpoints").glob(sign)))
         assert process.end()[0] == -signal.SIGKILL
         assert not (other / "results.json").exists()
-        code, out, err = _run(*given, "--sweep=off", program=name)
+        code, out, err = _run(*given, "--sweep=off", program=name, drawn=False)
         assert code == 0 and "skipped" not in out, err
         if name == "train":
             code, _, err = _run(f"--workdir={other}", program="evaluate")
