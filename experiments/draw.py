@@ -50,18 +50,18 @@ def _samples(run: Run, by_encoder: dict[str, gapjax.VAEParams]) -> "Figure":
     """Samples of the model; the decoder is that of all encoders."""
     params = next(iter(by_encoder.values()))
     keys = jax.random.split(run.key("pictures"), 64)
-    sample = jax.vmap(functools.partial(sample_model, run.vae, params.decoder))
-    return figures.image_grid(_pictures(run, sample(keys)), run.dataset.levels, columns=16)
+    sample = jax.jit(jax.vmap(functools.partial(sample_model, run.vae), in_axes=(None, 0)))
+    x = _pictures(run, sample(params.decoder, keys))
+    return figures.image_grid(x, run.dataset.levels, columns=16)
 
 
 def _reconstructions(run: Run, by_encoder: dict[str, gapjax.VAEParams]) -> "Figure":
     """A row of test images, and a row of reconstructions for each encoder."""
     x = jnp.asarray(run.dataset.test[:16])
     keys = jax.random.split(run.key("pictures"), len(x))
-    rows = [_pictures(run, x)]
-    for params in by_encoder.values():
-        means = jax.vmap(functools.partial(reconstruct, run.vae, params))(keys, x)
-        rows.append(_pictures(run, means))
+    several = jax.jit(jax.vmap(functools.partial(reconstruct, run.vae), in_axes=(None, 0, 0)))
+    means = [several(params, keys, x) for params in by_encoder.values()]
+    rows = [_pictures(run, each) for each in (x, *means)]
     return figures.image_grid(
         np.concatenate(rows), run.dataset.levels, columns=len(x),
         row_labels=["test images", *by_encoder],
