@@ -7,6 +7,7 @@ whose checkpoint has been replaced. `experiments.workdir` knows the folder; this
 is in its stores.
 """
 
+import functools
 import json
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -22,7 +23,7 @@ from experiments.options import checkpoints_of
 from experiments.results_json import AVERAGED, REFITS
 from experiments.run import Run, commit
 from experiments.workdir import WorkdirError, differences
-from gapjax import checkpoints
+from gapjax import checkpoints, parallel
 from gapjax.fit.loop import Curve, Progress
 from gapjax.fit.step import TrainState, init_state
 
@@ -241,8 +242,15 @@ def _saved(run: Run, store: str) -> list[int]:
 def state_like(run: Run, optimizer: object = None) -> TrainState:
     """The shapes of a run's state, for restoring it."""
     optimizer = optimizer or gapjax.adam(run.config.learning_rate)
-    rng_key = run.key("train")
-    return jax.eval_shape(lambda: init_state(run.vae.init(rng_key), rng_key, optimizer))
+    values = {"vae": run.vae, "optimizer": optimizer, "key": run.key("train").dtype}
+    return _state_like(parallel.Static(values))
+
+
+@functools.lru_cache(64)  # tracing a model takes 25 to 50 ms, and every entry asks
+def _state_like(static: parallel.Static) -> TrainState:
+    vae, optimizer, key_type = static.values.values()
+    make = lambda rng_key: init_state(vae.init(rng_key), rng_key, optimizer)
+    return jax.eval_shape(make, jax.ShapeDtypeStruct((), key_type))
 
 
 def refitted_like(run: Run) -> dict:
