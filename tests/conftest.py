@@ -1,5 +1,6 @@
 """Settings of the whole suite and the one trained model that the tests share."""
 
+import collections
 import functools
 import gc
 import os
@@ -59,6 +60,13 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 # Tracing makes many small objects, and an object of a trace that ends soon is best not looked at:
 # by Python's default of 700 a twentieth of the suite's time is the collection of garbage.
 gc.set_threshold(20_000, 20, 20)
+
+
+def pytest_collection_modifyitems(items):
+    """Files with a slow test begin first, then those of many tests: the processes end together."""
+    number = collections.Counter(item.path for item in items)
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: (item.path not in slow, -number[item.path], item.path))
 
 
 _MAPS = Path("/proc/self/maps")

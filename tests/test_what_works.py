@@ -10,6 +10,7 @@ _CASES = draw_what_works.cases()
 _PACKAGE = Path(draw_what_works.gapjax.__file__).parent
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", _CASES)
 def test_a_column_of_the_table_is_what_happens(name):
     """Programs are traced alone here; the table was made by running them."""
