@@ -257,9 +257,10 @@ def explain_step(
 ) -> str:
     """What is not finite of the objective on the batch that follows this state, in words."""
     source = load_steps(source, state, int(state.step), 1, batch_size)
-    x, (keys,), *_ = _batches(parallel.WHOLE, state, source, batch_size, 1)
+    draw = jax.jit(lambda state, source: _batches(parallel.WHOLE, state, source, batch_size, 1))
+    x, (keys,), *_ = draw(state, source)
     x = take(x, 0)
-    of_all = lambda params: _objectives(vae, objective, params, keys, x)
+    of_all = jax.jit(lambda params: _objectives(vae, objective, params, keys, x))
     bad = np.flatnonzero(~np.isfinite(np.asarray(of_all(state.params))))
     if len(bad):
         index = int(bad[0])
@@ -269,7 +270,7 @@ def explain_step(
             f"the objective of example {first + index} of the epoch is not finite: "
             f"{found or 'no part of the bound is at fault'}"
         )
-    gradient = jax.grad(lambda params: of_all(params).sum())(state.params)
+    gradient = jax.jit(jax.grad(lambda params: of_all(params).sum()))(state.params)
     if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient)):
         return "the gradient of the objective is not finite on this batch"
     return "this batch is finite"
