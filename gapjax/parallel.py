@@ -251,6 +251,19 @@ def unreplicate(tree: Any) -> Any:
     return jax.tree.map(one, tree)
 
 
+@on_one_device  # as the next three: of the leaves by themselves each shape would be compiled
+def stack(*trees: Any) -> Any:
+    """One tree of alike members, every leaf with a leading axis [R]."""
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+@on_one_device
+def unstack(tree: Any) -> tuple:
+    """The inverse of `stack`."""
+    number = len(jax.tree.leaves(tree)[0])
+    return tuple(jax.tree.map(lambda leaf, i=i: leaf[i], tree) for i in range(number))
+
+
 def split_members(tree: Any, devices: Devices) -> Any:
     """Divides stacked members [R, ...] among devices: [D, R/D rounded up, ...].
 
@@ -260,14 +273,19 @@ def split_members(tree: Any, devices: Devices) -> Any:
     if len(devices) == 1:
         return jax.device_put(tree, devices[0])
     sharding = NamedSharding(Mesh(np.asarray(devices), (_AXIS,)), PartitionSpec(_AXIS))
+    return jax.device_put(_divide.on(count=len(devices))(tree), sharding)
 
-    def split(leaf: jax.Array) -> jax.Array:
-        missing = -len(leaf) % len(devices)
+
+@on_one_device
+def _divide(tree: Any, *, count: int) -> Any:
+    """See `split_members`."""
+
+    def one(leaf: jax.Array) -> jax.Array:
+        missing = -len(leaf) % count
         padded = jnp.concatenate([leaf, jnp.stack([leaf[0]] * missing)]) if missing else leaf
-        shape = (len(devices), len(padded) // len(devices), *leaf.shape[1:])
-        return jax.device_put(padded.reshape(shape), sharding)
+        return padded.reshape(count, len(padded) // count, *leaf.shape[1:])
 
-    return jax.tree.map(split, tree)
+    return jax.tree.map(one, tree)
 
 
 def join_members(tree: Any, num_members: int, devices: Devices) -> Any:
@@ -275,11 +293,13 @@ def join_members(tree: Any, num_members: int, devices: Devices) -> Any:
     if len(devices) == 1:
         return tree
 
-    def join(leaf: jax.Array) -> jax.Array:
-        leaf = jax.device_put(leaf, devices[0])
-        return leaf.reshape(-1, *leaf.shape[2:])[:num_members]
+    return _join.on(number=num_members)(jax.device_put(tree, devices[0]))
 
-    return jax.tree.map(join, tree)
+
+@on_one_device
+def _join(tree: Any, *, number: int) -> Any:
+    """See `join_members`."""
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:number], tree)
 
 
 def _move(leaf: Any, device: Device) -> Any:

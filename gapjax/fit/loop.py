@@ -281,16 +281,14 @@ class Executor:
         if len(states) == 1:
             return parallel.replicate(states[0], self._devices)
         _check_alike("states", states)
-        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
-        return parallel.split_members(stacked, self._devices)
+        return parallel.split_members(parallel.stack.on()(*states), self._devices)
 
     def unpack(self, packed: Packed) -> list[TrainState]:
         """The inverse of `pack`."""
         number = len(self.sources)
         if number == 1:
             return [parallel.unreplicate(packed)]
-        stacked = parallel.join_members(packed, number, self._devices)
-        return [jax.tree.map(lambda leaf, i=i: leaf[i], stacked) for i in range(number)]
+        return list(parallel.unstack.on()(parallel.join_members(packed, number, self._devices)))
 
     def run(
         self, packed: Packed, active: Sequence[bool], num_steps: int, step: int
@@ -352,13 +350,10 @@ def _stack_sources(sources: Sequence[Source]) -> tuple[dict, dict, Any]:
     """The leaves that differ, stacked [R, ...], and those that all share; by leaf number."""
     _check_alike("sources", sources)
     leaves, treedefs = zip(*map(jax.tree.flatten, sources), strict=True)
-    varying, shared = {}, {}
-    for number, each in enumerate(zip(*leaves, strict=True)):
-        if all(leaf is each[0] for leaf in each):
-            shared[number] = each[0]
-        else:
-            varying[number] = jnp.stack(each)
-    return varying, shared, treedefs[0]
+    columns = enumerate(zip(*leaves, strict=True))
+    shared = {n: each[0] for n, each in columns if all(leaf is each[0] for leaf in each)}
+    varying = [{n: leaf for n, leaf in enumerate(own) if n not in shared} for own in leaves]
+    return parallel.stack.on()(*varying), shared, treedefs[0]
 
 
 def _check_alike(name: str, trees: Sequence[Any]) -> None:
