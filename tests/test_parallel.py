@@ -400,7 +400,8 @@ def test_sweeps_that_cannot_be_are_refused(small):
 _WORKER = """
 import os, sys
 number, port = int(sys.argv[1]), sys.argv[2]
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
+flags = os.environ.get("XLA_FLAGS", "")
+os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count=4"
 import jax
 from gapjax import jobs, parallel
 jobs.join_processes(f"localhost:{port}", 2, number)
