@@ -8,7 +8,7 @@ and of the refits; the deviation across seeds does, and not the choice of the te
 seeds share.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,34 +27,16 @@ _BPD = (
     "self_consistent_averaged", "inference_gap", "gain", "gain_over_control", "gain_averaged",
     "gain_over_control_averaged",
 )  # fmt: skip
-# Shares of the gap that are closed. results.json has only those of self-consistent training.
-_SHARES: Mapping[str, Callable[[dict], float | None]] = {
-    "gap_closed": lambda row: row["gap_closed"],
-    "gap_closed_control": lambda row: _share(row, "control"),
-    "gap_closed_averaged": lambda row: row["gap_closed_averaged"],
-    "gap_closed_control_averaged": lambda row: _share(row, "control_averaged"),
-}
 _MAY_DIFFER = ("seed", "workdir", "data_dir")  # flags that need not be the same in all runs
 
 
 def summary(runs: Sequence[dict]) -> dict:
     """Means over seeds and standard deviations across them, for each checkpoint."""
     seeds = [run["config"]["seed"] for run in runs]
-    rows = []
-    for together in zip(*(run["checkpoints"] for run in runs), strict=True):
-        row = {"epoch": together[0]["epoch"]}
-        row |= {name: _over_seeds([one[name]["bpd"] for one in together]) for name in _BPD}
-        row |= {
-            name: _over_seeds([find(one) for one in together]) for name, find in _SHARES.items()
-        }
-        row["effects"] = {
-            kind: {
-                refit: _over_seeds([one["effects"][kind][refit]["bpd"] for one in together])
-                for refit in COMPARED
-            }
-            for kind in together[0]["effects"]
-        }
-        rows.append(row)
+    rows = [
+        {"epoch": together[0]["epoch"], **_over_seeds(list(map(_numbers, together)))}
+        for together in zip(*(run["checkpoints"] for run in runs), strict=True)
+    ]
     made_by = [made for run in runs for made in run["environment"]["commits"].values()]
     verdicts: dict[str, dict[int, bool]] = {}
     for seed, run in zip(seeds, runs, strict=True):
@@ -66,11 +48,8 @@ def summary(runs: Sequence[dict]) -> dict:
         "commits": sorted({commit for made in made_by for commit in made}),
         "environment": environment(), "checkpoints": rows,
         "claims": [
-            {
-                "claim": claim,
-                "judged_for_seeds": list(holds),
-                "holds_for_seeds": [seed for seed in holds if holds[seed]],
-            }
+            {"claim": claim, "judged_for_seeds": list(holds),
+             "holds_for_seeds": [seed for seed in holds if holds[seed]]}
             for claim, holds in verdicts.items()
         ],
         "notes": [OPTIMAL_NOTE],
@@ -82,16 +61,15 @@ def table(results: dict) -> str:
     heads = {
         "train": "train", "test": "test", "control": "control",
         "self_consistent": "self-consistent", "optimal": "optimal*",
-        "gain_over_control": "gain over control",
+        "gain_over_control": "gain over control", "gap_closed": "gap closed",
     }  # fmt: skip
     rows = []
     for row in results["checkpoints"]:
-        cells = [f"{row[name]['mean']:.4f} ± {row[name]['sd']:.4f}" for name in heads]
-        closed = row["gap_closed"]
-        known = closed["mean"] is not None
-        cells.append(f"{closed['mean']:.0%} ± {closed['sd']:.0%}" if known else "-")
+        forms = {name: "{mean:.4f} ± {sd:.4f}" for name in heads}
+        forms["gap_closed"] = "-" if row["gap_closed"]["mean"] is None else "{mean:.0%} ± {sd:.0%}"
+        cells = [form.format(**row[name]) for name, form in forms.items()]
         rows.append((str(row["epoch"]), *cells))
-    return text_table(("epoch", *heads.values(), "gap closed"), rows, 5, 18)
+    return text_table(("epoch", *heads.values()), rows, 5, 18)
 
 
 def read(folders: Sequence[str]) -> list[dict]:
@@ -116,14 +94,13 @@ def read(folders: Sequence[str]) -> list[dict]:
     seeds = [run["config"]["seed"] for run in runs]
     if len(set(seeds)) < len(seeds):
         raise UsageError(f"--runs are of the seeds {seeds}; each must be of another")
+    first = _identity(runs[0])
     for folder, run in zip(folders, runs, strict=True):
-        first, other = _identity(runs[0]), _identity(run)
-        differing = [name for name in first if first[name] != other.get(name)]
-        if differing or len(first) != len(other):
-            raise UsageError(
-                f"--runs: {folder} is of another configuration than {folders[0]} "
-                f"({', '.join(differing) or 'more flags'})"
-            )
+        own = _identity(run)
+        differing = [name for name in first | own if first.get(name) != own.get(name)]
+        if differing:
+            which = f"another configuration than {folders[0]} ({', '.join(differing)})"
+            raise UsageError(f"--runs: {folder} is of {which}")
     return sorted(runs, key=lambda run: run["config"]["seed"])
 
 
@@ -134,17 +111,31 @@ def _identity(run: dict) -> dict:
     return {**config, "data": run["data"].get("sha256"), "checkpoints": epochs}
 
 
-def _share(row: dict, name: str) -> float | None:
-    gap = row["inference_gap"]["bpd"]
-    return (row["test"]["bpd"] - row[name]["bpd"]) / gap if gap else None
+def _numbers(row: dict) -> dict:
+    """What is averaged of a checkpoint; results.json has no shares that the control closes."""
+    test, gap = row["test"]["bpd"], row["inference_gap"]["bpd"]
+    share = lambda name: (test - row[name]["bpd"]) / gap if gap else None
+    return {
+        **{name: row[name]["bpd"] for name in _BPD},
+        "gap_closed": row["gap_closed"], "gap_closed_control": share("control"),
+        "gap_closed_averaged": row["gap_closed_averaged"],
+        "gap_closed_control_averaged": share("control_averaged"),
+        "effects": {
+            kind: {refit: won[refit]["bpd"] for refit in COMPARED}
+            for kind, won in row["effects"].items()
+        },
+    }  # fmt: skip
 
 
-def _over_seeds(values: Sequence[float | None]) -> dict:
+def _over_seeds(values: list) -> dict:
     """Mean and deviation of numbers; of what is not known for every seed they are unknown too."""
-    if any(value is None for value in values):
-        return {"mean": None, "sd": None, "stderr": None, "values": list(values)}
-    mean, sd = float(np.mean(values)), float(np.std(values, ddof=1))
-    return {"mean": mean, "sd": sd, "stderr": sd / len(values) ** 0.5, "values": list(values)}
+    if isinstance(values[0], dict):
+        return {name: _over_seeds([each[name] for each in values]) for name in values[0]}
+    mean = sd = stderr = None
+    if None not in values:
+        mean, sd = float(np.mean(values)), float(np.std(values, ddof=1))
+        stderr = sd / len(values) ** 0.5
+    return {"mean": mean, "sd": sd, "stderr": stderr, "values": values}
 
 
 def seeds(values: flags.FlagValues) -> None:
@@ -155,14 +146,11 @@ def seeds(values: flags.FlagValues) -> None:
     results = summary(runs)
     out.mkdir(parents=True, exist_ok=True)
     for name in ("overview", "figure1a", "figure1b", "figure2", "effects"):
-        figure = getattr(figures, name)(runs)
-        if figure is not None:
-            figures.save(figure, out / name)
+        figures.save(getattr(figures, name)(runs), out / name)
     write_json(out / "seeds.json", results)
     print(table(results))
-    print(
-        "mean ± standard deviation across seeds, of the same test images; * fitted on the test set"
-    )
+    of_what = "across seeds, of the same test images; * fitted on the test set"
+    print(f"mean ± standard deviation {of_what}")
     for claim in results["claims"]:
         held, judged = claim["holds_for_seeds"], claim["judged_for_seeds"]
         print(f"holds for {len(held)} of {len(judged)} seeds: {claim['claim']}")
