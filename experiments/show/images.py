@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.text import Text
 
+Labels = Sequence[str] | None
 _INCH = 0.01  # of a pixel of the mosaic: two pixels of the PNG, so that edges are sharp
 _EDGE = 0.08  # inches
 _GUTTER = 4  # pixels of the mosaic
@@ -27,47 +28,34 @@ class Mosaic(NamedTuple):
     columns: list[float]  # the centre of each, in pixels from the left
 
 
-def mosaic(
-    images: ArrayLike, levels: int, columns: int | None, row_labels: Sequence[str] | None
-) -> Mosaic:
+def mosaic(images: ArrayLike, levels: int, columns: int | None, row_labels: Labels) -> Mosaic:
     """Lays images out; see `experiments.show.figures.image_grid`."""
-    images, columns = _checked(np.asarray(images), levels, columns, row_labels)
-    rows = -(-len(images) // columns)
-    enlarge = max(1, round(60 / max(images.shape[1:3])))
-    cells = images.repeat(enlarge, axis=1).repeat(enlarge, axis=2) / (levels - 1)
-    (high, wide), colour = cells.shape[1:3], cells.ndim == 4
-    step = high + _GUTTER, wide + _GUTTER
-    paper, line = (1.0, 0.85) if colour else (0.0, 0.15)
-    shape = (rows * step[0] + _GUTTER, columns * step[1] + _GUTTER)
-    pixels = np.full(shape + cells.shape[3:], paper)
-    corners = [(i // columns * step[0], i % columns * step[1]) for i in range(len(cells))]
-    for top, left in corners:
-        pixels[top : top + high + 2 * _GUTTER, left : left + wide + 2 * _GUTTER] = line
-    for (top, left), cell in zip(corners, cells, strict=True):
-        pixels[top + _GUTTER : top + step[0], left + _GUTTER : left + step[1]] = cell
-    centres = [
-        [_GUTTER + i * (size + _GUTTER) + size / 2 for i in range(count)]
-        for count, size in ((rows, high), (columns, wide))
-    ]
-    return Mosaic(np.clip(pixels, 0.0, 1.0), *centres)
-
-
-def _checked(
-    images: np.ndarray, levels: int, columns: int | None, row_labels: Sequence[str] | None
-) -> tuple[np.ndarray, int]:
-    """Images [N, H, W] or [N, H, W, 3] and the number of columns."""
+    images = np.asarray(images)
     if images.ndim == 4 and images.shape[-1] == 1:
         images = images[..., 0]
-    if not (images.ndim == 3 or (images.ndim == 4 and images.shape[-1] == 3)) or not images.size:
+    if images.shape[3:] not in ((), (3,)) or images.ndim < 3 or not images.size:
         raise ValueError(f"images of shape [N, H, W] or [N, H, W, C] expected, got {images.shape}")
     if levels < 2:
         raise ValueError(f"levels must be at least 2, got {levels}")
-    count = len(images)
-    if row_labels is not None:
-        columns = columns or max(1, count // max(1, len(row_labels)))
-        if count != columns * len(row_labels):
-            raise ValueError(f"{count} images do not fill {len(row_labels)} rows of {columns}")
-    return images, columns or _num_columns(count)
+    columns = columns or _num_columns(len(images))
+    rows = -(-len(images) // columns)
+    if row_labels is not None and len(images) != columns * len(row_labels):
+        raise ValueError(f"{len(images)} images do not fill {len(row_labels)} rows of {columns}")
+    enlarge = max(1, round(60 / max(images.shape[1:3])))
+    cells = images.repeat(enlarge, axis=1).repeat(enlarge, axis=2) / (levels - 1)
+    high, wide = (size + _GUTTER for size in cells.shape[1:3])  # from one to the next
+    paper, line = (1.0, 0.85) if cells.ndim == 4 else (0.0, 0.15)
+    shape = (rows * high + _GUTTER, columns * wide + _GUTTER)
+    pixels = np.full(shape + cells.shape[3:], paper)
+    for i, cell in enumerate(cells):
+        top, left = i // columns * high, i % columns * wide
+        pixels[top : top + high + _GUTTER, left : left + wide + _GUTTER] = line
+        pixels[top + _GUTTER : top + high, left + _GUTTER : left + wide] = cell
+    centres = [
+        [i * step + (step + _GUTTER) / 2 for i in range(count)]
+        for count, step in ((rows, high), (columns, wide))
+    ]
+    return Mosaic(np.clip(pixels, 0.0, 1.0), *centres)
 
 
 def _num_columns(count: int) -> int:
@@ -77,12 +65,7 @@ def _num_columns(count: int) -> int:
     return min(full, key=lambda c: abs(c - aim)) if full else int(np.ceil(aim))
 
 
-def draw_mosaic(
-    figure: Figure,
-    picture: Mosaic,
-    row_labels: Sequence[str] | None,
-    column_labels: Sequence[str] | None,
-) -> None:
+def draw_mosaic(figure: Figure, picture: Mosaic, row_labels: Labels, column_labels: Labels) -> None:
     """Draws a mosaic and its labels, and fits the size of the figure to them."""
     beside, (left, _) = _write(figure, row_labels, ha="right", va="center")
     above, (_, top) = _write(figure, column_labels, ha="center", va="bottom", linespacing=1.2)
@@ -103,7 +86,7 @@ def draw_mosaic(
 
 
 def _write(
-    figure: Figure, labels: Sequence[str] | None, **place: str | float
+    figure: Figure, labels: Labels, **place: str | float
 ) -> tuple[list[Text], tuple[float, float]]:
     """Writes labels, to be placed later, and gives the largest width and height in inches."""
     texts = [figure.text(0, 0, label, fontsize=LABEL_SIZE, **place) for label in labels or ()]

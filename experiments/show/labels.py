@@ -84,35 +84,16 @@ def finish(figure: Figure, ends: Sequence[Annotation], note: str) -> None:
 
 def _spread(
     wanted: Sequence[float], heights: Sequence[float], limits: tuple[float, float]
-) -> list[float]:
-    """Moves labels apart, each as near as possible to where it is wanted.
+) -> np.ndarray:
+    """Centres of labels that do not overlap, by least squares as near as possible to the wanted."""
+    from scipy.optimize import isotonic_regression
 
-    Overlapping labels are merged into stacks, and a stack lies at the mean of the positions that
-    its labels would give it.
-    """
-    order = sorted(range(len(wanted)), key=lambda i: wanted[i])
-    stacks: list[list[float]] = []  # of each: its bottom, its height, its number of labels
-    for i in order:
-        stacks.append([wanted[i] - heights[i] / 2, heights[i], 1])
-        while len(stacks) > 1 and stacks[-2][0] + stacks[-2][1] > stacks[-1][0]:
-            bottom, height, count = stacks.pop()
-            below = stacks[-1]
-            shifted = below[0] * below[2] + (bottom - below[1]) * count
-            below[0] = shifted / (below[2] + count)
-            below[1] += height
-            below[2] += count
-    ceiling = limits[1]
-    for stack in reversed(stacks):
-        ceiling = stack[0] = min(stack[0], ceiling - stack[1])
-    floor = limits[0]
-    for stack in stacks:
-        stack[0] = max(stack[0], floor)
-        floor = stack[0] + stack[1]
-    centres = [0.0] * len(wanted)
-    labels = iter(order)
-    for bottom, _, count in stacks:
-        for _ in range(int(count)):
-            i = next(labels)
-            centres[i] = bottom + heights[i] / 2
-            bottom += heights[i]
+    order = np.argsort(wanted, kind="stable")
+    high = np.take(heights, order)
+    below = np.cumsum(high) - high  # of all labels under each
+    # Without what is below them the bottoms only have to be in order.
+    bottoms = isotonic_regression(np.take(wanted, order) - high / 2 - below).x
+    bottoms = np.maximum(np.minimum(bottoms, limits[1] - high.sum()), limits[0])
+    centres = np.empty(len(order))
+    centres[order] = bottoms + below + high / 2
     return centres

@@ -56,14 +56,13 @@ GAP = "#f6d9c4"
 GAP_TEXT = "#8a3a00"
 LABEL_SIZE = 9.5
 SINGLE = (6.4, 4.0)  # inches, of a figure of one panel
-_GRID = "#e7e7e7"
 _RC = {
     "font.family": "DejaVu Sans", "font.size": 10.0, "text.color": TEXT,
     "axes.edgecolor": MUTED, "axes.labelcolor": TEXT, "axes.linewidth": 0.8,
     "axes.spines.top": False, "axes.spines.right": False, "axes.titlelocation": "left",
     "axes.titlesize": 11.0, "axes.titleweight": "bold", "axes.titlepad": 10.0,
     "axes.axisbelow": True, "axes.grid": True, "axes.grid.axis": "y", "axes.unicode_minus": True,
-    "grid.color": _GRID, "grid.linewidth": 0.8,
+    "grid.color": "#e7e7e7", "grid.linewidth": 0.8,
     "xtick.color": MUTED, "xtick.labelcolor": TEXT, "xtick.labelsize": 9.0,
     "ytick.color": MUTED, "ytick.labelcolor": TEXT, "ytick.labelsize": 9.0,
     "ytick.major.size": 0.0, "lines.linewidth": 1.8, "lines.markersize": 4.5,
