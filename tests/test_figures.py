@@ -210,7 +210,6 @@ def test_refit_curves_draw_the_curves_of_the_lowest_and_the_last_checkpoint():
             _line(figure.axes[1], key), np.transpose([curve["epoch"], curve["test_bpd"]])
         )
     assert set(_line(figure.axes[1], "optimal")[:, 1]) == {last["optimal"]["bpd"]}
-    assert len(figures.refit_curves(results, epochs=[100]).axes) == 1
 
 
 def test_effects_draw_what_is_won_on_each_kind_of_image():

@@ -50,24 +50,22 @@ def draw_figure1b(axes: Axes, runs: Sequence[Results]) -> list[Annotation]:
     """Draws test BPD and that after optimal inference, and shades the gap between them."""
     epochs, test, _ = _series(runs, "test")
     _, optimal, _ = _series(runs, "optimal")
-    if len(epochs) > 1:
+    if several := len(epochs) > 1:
         gap = axes.fill_between(epochs, optimal, test, color=GAP, linewidth=0, zorder=1.5)
         weight = np.nan_to_num(np.abs(test - optimal)) + 1e-12
         x = float(np.sum(weight * epochs) / np.sum(weight))
-        place = {"ha": "center", "va": "center"}
     else:
         gap = axes.vlines(epochs, optimal, test, color=GAP, linewidth=7, zorder=1.5)
         x = float(epochs[0])
-        place = {"ha": "right", "va": "center"}
     gap.set_label("inference_gap")
     ends = [_curve(axes, runs, key, LABELS[key], band=False) for key in ("test", "optimal")]
     middle = float(np.interp(x, epochs, (test + optimal) / 2))
     text = axes.annotate(
-        LABELS["inference_gap"], (x, middle), xytext=(0 if len(epochs) > 1 else -10, 0),
+        LABELS["inference_gap"], (x, middle), xytext=(0 if several else -10, 0),
         textcoords="offset points", fontsize=LABEL_SIZE, fontstyle="italic", color=GAP_TEXT,
-        linespacing=1.1, zorder=4, **place,
+        linespacing=1.1, zorder=4, ha="center" if several else "right", va="center",
     )  # fmt: skip
-    text.set_path_effects(halo(GAP if len(epochs) > 1 else PAPER))
+    text.set_path_effects(halo(GAP if several else PAPER))
     _dress(axes, "figure1b", epochs)
     return ends
 
@@ -103,14 +101,9 @@ def draw_effects(axes: Axes, runs: Sequence[Results], kind: str) -> list[Annotat
 
 def recorded_refits(checkpoint: Results) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Epochs and test BPD of those refits of a checkpoint that recorded them."""
-    found = {}
-    for key in ("control", "self_consistent"):
-        refit = (checkpoint.get("refits") or {}).get(key) or {}
-        curve = refit.get("curve") or {}
-        epochs, bpd = curve.get("epoch") or [], curve.get("test_bpd") or []
-        if len(epochs) and len(epochs) == len(bpd):
-            found[key] = np.array(epochs, float), np.array(bpd, float)
-    return found
+    refits = checkpoint.get("refits", {})
+    curves = {key: refits[key]["curve"] for key in ("control", "self_consistent") if key in refits}
+    return {key: (np.array(c["epoch"]), np.array(c["test_bpd"])) for key, c in curves.items()}
 
 
 def draw_refit(axes: Axes, checkpoint: Results, label: str) -> list[Annotation]:
@@ -169,8 +162,8 @@ def _paired_error(run: Results, key: str) -> np.ndarray:
     """Standard error [C] of the paired difference from the amortized encoder; 0 if unknown."""
     difference = {"self_consistent": "gain", "optimal": "inference_gap"}.get(key)
     checkpoints = sorted(run["checkpoints"], key=lambda checkpoint: checkpoint["epoch"])
-    differences = [checkpoint.get(difference) or {} for checkpoint in checkpoints]
-    return np.array([found.get("stderr") or 0.0 for found in differences], float)
+    differences = [checkpoint.get(difference, {}) for checkpoint in checkpoints]
+    return np.array([found.get("stderr") or 0.0 for found in differences])
 
 
 def _curve(

@@ -80,28 +80,18 @@ def overview(results: Results | Sequence[Results]) -> Figure:
     return figure
 
 
-def refit_curves(results: Results, epochs: Sequence[int] | None = None) -> Figure | None:
-    """Draws test BPD over the refits: self-consistent training and its control.
+def refit_curves(results: Results) -> Figure | None:
+    """Draws test BPD over the refits, of the checkpoint of the lowest test BPD and of the last one.
 
     One dashed line is the encoder as trained, where both refits start; the other one is the result
-    of optimal inference, whose label says that it was fitted on the test set.
-
-    Args:
-      results: the results of one run.
-      epochs: the checkpoints to show, one panel each. By default the one with the lowest test BPD
-        and the last one.
-
-    Returns:
-      The figure, or None if the results hold no curves of these checkpoints.
+    of optimal inference, whose label says that it was fitted on the test set. None if the results
+    hold no curves.
     """
-    by_epoch = {c["epoch"]: c for c in results["checkpoints"] if curves.recorded_refits(c)}
-    if epochs is None:
-        recorded = list(by_epoch)
-        lowest = min(recorded, key=lambda e: by_epoch[e]["test"]["bpd"], default=None)
-        epochs = sorted({lowest, recorded[-1]}) if recorded else []
-    chosen = [by_epoch[epoch] for epoch in epochs if epoch in by_epoch]
-    if not chosen:
+    recorded = [c for c in results["checkpoints"] if curves.recorded_refits(c)]
+    if not recorded:
         return None
+    lowest, last = min(recorded, key=lambda c: c["test"]["bpd"]), recorded[-1]
+    chosen = [last] if lowest is last else [lowest, last]
     with style():
         figure = new_figure((SINGLE[0] + 4.8 * (len(chosen) - 1), SINGLE[1]))
         panels = figure.subplots(1, len(chosen), sharey=True, squeeze=False)[0]
@@ -141,9 +131,8 @@ def ledger(results: Results) -> Figure:
     encoder's over-fitting, each labelled with its key ("model_gap", ...) and with an error bar of
     one standard error. A dash shows the same difference for the self-consistent encoder.
     """
-    rows = sorted(results["checkpoints"], key=lambda row: row["epoch"])
-    if not rows:
-        raise ValueError("nothing to draw: results hold no checkpoint")
+    (run,) = curves.as_runs(results)
+    rows = sorted(run["checkpoints"], key=lambda row: row["epoch"])
     with style():
         figure = new_figure((max(SINGLE[0], 2.8 + 0.9 * len(rows)), 4.4))
         ends = bars.draw_ledger(figure.add_subplot(), rows)
@@ -236,8 +225,7 @@ def image_grid(
     Args:
       images: [N, H, W] or [N, H, W, C] with C = 1 or 3, from 0 to levels - 1.
       levels: the number of grey levels; 2 for binary images.
-      columns: the number of images in a row. By default as many as fill `row_labels`, or without
-        these a number that makes the grid about twice as wide as high.
+      columns: the number of images in a row; by default the grid is about twice as wide as high.
       row_labels: one label for each row, to its left.
       column_labels: one label for each column, above it.
 

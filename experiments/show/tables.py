@@ -4,6 +4,7 @@ To add a column, add its key and its heading to the mapping of its table, `ABSOL
 `AVERAGED` or `OF_ENCODER`.
 """
 
+import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -74,49 +75,37 @@ OF_ENCODER: Mapping[str, Head] = {
     "inference_gap_by_refit": Head("inference gap", "eq. 11 by the refit"),
     "capacity_gap": Head("capacity gap", "at least: ELBO, q* − refit"),
 }
-_BY_IMAGE: Mapping[str, Head] = {
-    **PAIRED,
-    "gain_over_control_averaged": AVERAGED["gain_over_control_averaged"],
-}
-_OF_IMAGES = (
-    Head("median", "its bias", kind="start"), Head("images improved", "95 %, bias")
-)  # fmt: skip
+_BY_IMAGE = {**PAIRED, "gain_over_control_averaged": AVERAGED["gain_over_control_averaged"]}
+_OF_IMAGES = (Head("median", "its bias", kind="start"), Head("images improved", "95 %, bias"))
 _KINDS: Mapping[str, str] = {"model": "model samples", "train": "training", "test": "test"}
 
 
 def unconverged(checkpoint: Results) -> bool:
     """Whether optimal inference is known to have ended before it converged."""
-    return ((checkpoint.get("refits") or {}).get("optimal") or {}).get("converged") is False
+    return _optimal(checkpoint).get("converged") is False
 
 
-def checkpoints_table(results: Results) -> Table | None:
+def checkpoints_table(results: Results) -> Table:
     """BPD of every checkpoint by each encoder, and the paired differences."""
-    checkpoints = results.get("checkpoints") or ()
-    if not checkpoints:
-        return None
+    checkpoints, alpha = results["checkpoints"], results["config"]["alpha"]
     columns = {
         **_columns(checkpoints, ABSOLUTE, digits=1, by=min),
         **_columns(checkpoints, PAIRED, digits=2),
     }
-    starts = {key for key, head in {**ABSOLUTE, **PAIRED}.items() if head.kind == "start"}
-    tests = [finite((c.get("test") or {}).get("bpd")) for c in checkpoints]
-    lowest = min((bpd for bpd in tests if bpd is not None), default=None)
+    own = ABSOLUTE["self_consistent"]._replace(note=f"α = {alpha}, test")
+    heads = {**ABSOLUTE, "self_consistent": own, **PAIRED}
+    tests = [finite(checkpoint["test"]["bpd"]) for checkpoint in checkpoints]
+    lowest = min((bpd for bpd in tests if bpd is not None), default=math.nan)
     rows = []
     for i, checkpoint in enumerate(checkpoints):
         marked = ("optimal", "inference_gap") if unconverged(checkpoint) else ()
         cells = [Cell(str(checkpoint["epoch"]))]
-        for key, column in columns.items():
-            kind, mark = "start" if key in starts else "", "†" if key in marked else ""
-            cells.append(column[i]._replace(kind=kind, mark=mark))
-        closed = finite(checkpoint.get("gap_closed"))
-        error = finite(checkpoint.get("gap_closed_stderr"))
+        for key, head in heads.items():
+            mark = "†" if key in marked else ""
+            cells.append(columns[key][i]._replace(kind=head.kind, mark=mark))
+        closed, error = (finite(checkpoint[f"gap_closed{end}"]) for end in ("", "_stderr"))
         cells.append(Cell(DASH) if closed is None else _split(percent(closed, error)))
-        rows.append(Row(cells, "lowest" if lowest is not None and tests[i] == lowest else ""))
-    heads = {**ABSOLUTE, **PAIRED}
-    alpha = (results.get("config") or {}).get("alpha")
-    if alpha is not None:
-        note = f"α = {alpha}, test"
-        heads["self_consistent"] = heads["self_consistent"]._replace(note=note)
+        rows.append(Row(cells, "lowest" if tests[i] == lowest else ""))
     groups = [
         Head(),
         Head("BPD, lower is better", kind="group start", span=len(ABSOLUTE)),
@@ -129,7 +118,7 @@ def checkpoints_table(results: Results) -> Table | None:
 def by_image_table(results: Results) -> Table | None:
     """Of each paired difference the median, the images improved and the effective number."""
     known = lambda row: [key for key in _BY_IMAGE if (row.get(key) or {}).get("num_effective")]
-    checkpoints = [row for row in results.get("checkpoints") or () if known(row)]
+    checkpoints = [row for row in results["checkpoints"] if known(row)]
     if not checkpoints:
         return None
     keys = [key for key in _BY_IMAGE if all(key in known(row) for row in checkpoints)]
@@ -149,16 +138,16 @@ def by_image_table(results: Results) -> Table | None:
 
 def measured_with(results: Results) -> Mapping[str, Any] | None:
     """How many images and posterior samples shares and medians are of, or None."""
-    last = (results.get("checkpoints") or [{}])[-1]
-    differences = [last.get(key) for key in _BY_IMAGE]
-    for effect in (last.get("effects") or {}).values():
-        differences += [effect.get(refit) for refit in COMPARED]
-    return next((d["by_image"] for d in differences if d and d.get("by_image")), None)
+    last = results["checkpoints"][-1]
+    effects = last.get("effects", {}).values()
+    differences = [last.get(key, {}) for key in _BY_IMAGE]
+    differences += [effect[refit] for effect in effects for refit in COMPARED]
+    return next((each["by_image"] for each in differences if "by_image" in each), None)
 
 
 def averaged_table(results: Results) -> Table | None:
     """BPD of the refits with averaged weights, and the gains over the control of both."""
-    checkpoints = [c for c in results.get("checkpoints") or () if "gain_averaged" in c]
+    checkpoints = [c for c in results["checkpoints"] if "gain_averaged" in c]
     if not checkpoints:
         return None
     columns = _columns(checkpoints, AVERAGED, digits=2)
@@ -172,13 +161,11 @@ def averaged_table(results: Results) -> Table | None:
 def convergence_table(results: Results) -> Table | None:
     """How optimal inference ended at every checkpoint."""
     rows = []
-    for checkpoint in results.get("checkpoints") or ():
-        refit = (checkpoint.get("refits") or {}).get("optimal") or {}
-        if not refit:
-            continue
-        converged = {True: "yes", False: "no"}.get(refit.get("converged"))
-        values = (refit.get("steps"), converged, refit.get("last_improvement"))
-        rows.append(Row([Cell(str(checkpoint["epoch"])), *(Cell(plain(v)) for v in values)]))
+    for checkpoint in results["checkpoints"]:
+        if refit := _optimal(checkpoint):
+            ended = {True: "yes", False: "no"}[refit["converged"]]
+            values = plain(refit["steps"]), ended, plain(refit["last_improvement"])
+            rows.append(Row([Cell(text) for text in (str(checkpoint["epoch"]), *values)]))
     if not rows:
         return None
     titles = ("epoch", "steps", "converged", "last improvement, BPD")
@@ -189,17 +176,13 @@ def effects_table(results: Results) -> Table | None:
     """What the refits gain on each kind of image at every checkpoint."""
     of_images = _OF_IMAGES if measured_with(results) else ()
     rows = []
-    for checkpoint in results.get("checkpoints") or ():
-        for kind, effect in (checkpoint.get("effects") or {}).items():
-            norms = effect.get("gradient")
-            effective = (
-                f"{norms['num_effective']:,.0f} of {norms['num_examples']:,}" if norms else DASH
-            )
-            cells = [
-                Cell(str(checkpoint["epoch"])),
-                Cell(_KINDS[kind], kind="text"),
-                _cell(effect["as_trained"], 3),
-            ]
+    for checkpoint in results["checkpoints"]:
+        for kind, effect in checkpoint.get("effects", {}).items():
+            norms, effective = effect.get("gradient"), DASH
+            if norms:
+                effective = f"{norms['num_effective']:,.0f} of {norms['num_examples']:,}"
+            cells = [Cell(str(checkpoint["epoch"])), Cell(_KINDS[kind], kind="text")]
+            cells.append(_cell(effect["as_trained"], 3))
             for refit in COMPARED:
                 cells.append(_cell(effect[refit], 4)._replace(kind="start"))
                 cells += _by_image(effect[refit]) if of_images else []
@@ -259,6 +242,11 @@ def plain(value: Any) -> str:
     return str(value)
 
 
+def _optimal(checkpoint: Results) -> Mapping[str, Any]:
+    """What optimal inference did; empty where that is not known."""
+    return checkpoint.get("refits", {}).get("optimal", {})
+
+
 def _columns(
     checkpoints: Sequence[Results],
     keys: Iterable[str],
@@ -269,20 +257,20 @@ def _columns(
 
     `by` chooses from the columns' median standard errors the one of which `digits` are shown.
     """
-    found = {key: [c.get(key) or {} for c in checkpoints] for key in keys}
+    columns = {key: [checkpoint[key] for checkpoint in checkpoints] for key in keys}
     errors = [
-        [error for estimate in column if (error := finite(estimate.get("stderr")))]
-        for column in found.values()
+        [estimate["stderr"] for estimate in column if finite(estimate["stderr"])]
+        for column in columns.values()
     ]
     medians = [statistics.median(known) for known in errors if known]
     decimals = decimals_of(by(medians), digits) if medians else 4
     return {
-        key: [_cell(estimate, decimals) for estimate in column] for key, column in found.items()
+        key: [_cell(estimate, decimals) for estimate in column] for key, column in columns.items()
     }
 
 
 def _cell(estimate: Mapping[str, Any], decimals: int) -> Cell:
-    bpd, error = finite(estimate.get("bpd")), finite(estimate.get("stderr"))
+    bpd, error = finite(estimate["bpd"]), finite(estimate["stderr"])
     return Cell(DASH) if bpd is None else _split(measured(bpd, error, decimals))
 
 
@@ -294,32 +282,24 @@ def _by_image(difference: Mapping[str, Any], kind: str = "") -> list[Cell]:
     known = difference.get("by_image")
     if not known:
         return [Cell(DASH, kind=kind), Cell(DASH)]
-    low, high = (finite(end) for end in known["better_interval"])
-    between = (
-        ""
-        if low is None or high is None
-        else f" {signed(100 * low, 1)} to {signed(100 * high, 1)},"
-    )
+    median_bias = signed(known["median_bias"], 4, plus=True)
+    better_bias = signed(100 * known["better_bias"], 1, plus=True)
+    between = ""
+    if None not in known["better_interval"]:
+        between = " {} to {},".format(*(signed(100 * end, 1) for end in known["better_interval"]))
+    better = percent(difference["better"], decimals=1)
     return [
-        Cell(
-            signed(difference["median"], 4),
-            f" {signed(known['median_bias'], 4, plus=True)}",
-            kind=kind,
-        ),
-        Cell(
-            percent(difference["better"], decimals=1),
-            f"{between} {signed(100 * known['better_bias'], 1, plus=True)}",
-        ),
+        Cell(signed(difference["median"], 4), f" {median_bias}", kind=kind),
+        Cell(better, f"{between} {better_bias}"),
     ]
 
 
 def _nats(estimate: Mapping[str, Any] | None) -> Cell:
     """An estimate of the ledger, marked if it was fitted on the test set."""
-    nats = finite((estimate or {}).get("nats"))
-    if estimate is None or nats is None:
+    if estimate is None or finite(estimate["nats"]) is None:
         return Cell(DASH)
-    mark = "*" if estimate.get("fitted_on_test") else ""
-    return _split(measured(nats, finite(estimate.get("stderr")), 3))._replace(mark=mark)
+    cell = _split(measured(estimate["nats"], finite(estimate["stderr"]), 3))
+    return cell._replace(mark="*" if estimate["fitted_on_test"] else "")
 
 
 def _split(text: str) -> Cell:
