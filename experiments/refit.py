@@ -23,7 +23,7 @@ from experiments.run import Run, progress_bar
 from experiments.stores import chosen_epochs, trained_params, valid_entries
 from gapjax import checkpoints
 from gapjax.fit.api import OPTIMAL_EVERY, Refit, optimal_member, self_consistent_source
-from gapjax.fit.loop import SWEEPS, Monitor, Progress
+from gapjax.fit.loop import SWEEPS, Curve, Monitor, Progress
 from gapjax.fit.recipes import RECIPES, recipe_member, recipe_options
 from gapjax.fit.step import steps_per_epoch
 
@@ -46,8 +46,7 @@ def refit_phase(
     if run.sweeps():
         # All members even if some are there: the last bits of each depend on the others.
         for kind in kinds:
-            absent = [epoch for epoch, other in missing if other == kind]
-            if absent:
+            if absent := [epoch for epoch, other in missing if other == kind]:
                 _refit(run, kind, epochs, absent, trained)
     else:
         run.run_jobs(
@@ -149,16 +148,10 @@ def _recipe(run: Run, kind: str) -> gapjax.recipes.Recipe | None:
     config = run.config
     if config.recipe == "paper" or kind == "optimal":
         return None
-    recipe = dataclasses.replace(
-        RECIPES[config.recipe],
-        num_epochs=config.refit_epochs,
-        batch_size=config.refit_batch_size or config.batch_size,
-    )
-    return (
-        recipe
-        if kind == "self_consistent"
-        else dataclasses.replace(recipe, sources=(("data", 1.0),))
-    )
+    own = {"num_epochs": config.refit_epochs}
+    own["batch_size"] = config.refit_batch_size or config.batch_size
+    own |= {} if kind == "self_consistent" else {"sources": (("data", 1.0),)}
+    return dataclasses.replace(RECIPES[config.recipe], **own)
 
 
 def _monitor(run: Run) -> Monitor:
@@ -167,11 +160,17 @@ def _monitor(run: Run) -> Monitor:
     return lambda params: gapjax.evaluate(run.vae, params, run.key("monitor"), test, **few).bpd
 
 
-def _save_unfinished(run: Run, kind: str, epochs: list[int], several: list, clock: float) -> None:
+def _save_unfinished(
+    run: Run, kind: str, epochs: list[int], several: list[Progress], clock: float
+) -> None:
     """Saves refits that are under way, in the place of what was saved of them before."""
-    tree, members = stores.packed(several)
+    arrays, members = [], []  # the latter go into the entry's record
+    for one in several:
+        facts = one._asdict() | {"curve": list(one.curve)}
+        arrays.append({name: facts.pop(name) for name in ("state", "encoders")})
+        members.append(facts)
     stores.save(
-        run, _UNFINISHED, _number(kind, epochs), tree, clock, kind=kind, epochs=epochs,
+        run, _UNFINISHED, _number(kind, epochs), arrays, clock, kind=kind, epochs=epochs,
         members=members, made_from=[("train", epoch) for epoch in epochs],
     )  # fmt: skip
 
@@ -181,16 +180,27 @@ def _number(kind: str, epochs: list[int]) -> int:
     return epochs[0] * len(REFITS) + REFITS.index(kind)
 
 
-def _unfinished(run: Run, kind: str, epochs: list[int]) -> tuple[list | None, float]:
+def _unfinished(run: Run, kind: str, epochs: list[int]) -> tuple[list[Progress], float]:
     """Where these refits were when they were saved last, and their seconds until then."""
-    number = _number(kind, epochs)
-
-    def is_wanted(record: dict) -> bool:  # otherwise it is of other checkpoints, or another run
-        same = (record["kind"], record["epochs"]) == (kind, epochs)
-        return same and stores.is_of_run(run, _UNFINISHED, number, "the refit begins anew")
-
-    state = lambda: stores.state_like(run, gapjax.encoder_only(_options(run, kind)["optimizer"]))
-    return stores.unfinished(run.workdir.checkpoints / _UNFINISHED, number, is_wanted, state)
+    store, number = run.workdir.checkpoints / _UNFINISHED, _number(kind, epochs)
+    anew = "the refit begins anew"
+    try:
+        record = checkpoints.record(store, number) if number in checkpoints.numbers(store) else {}
+        is_own = (record.get("kind"), record.get("epochs")) == (kind, epochs)
+        if not is_own or not stores.is_of_run(run, _UNFINISHED, number, anew):
+            return [], 0.0
+        state = stores.state_like(run, gapjax.encoder_only(_options(run, kind)["optimizer"]))
+        encoder = state.params.encoder
+        like = {"state": state, "encoders": {"best": encoder, "averaged": encoder}}
+        arrays, _ = checkpoints.restore(store, number, [like] * len(record["members"]))
+    except checkpoints.CorruptCheckpointError as error:
+        print(f"skipped: {error}; {anew}", flush=True)
+        return [], 0.0
+    several = [
+        Progress(**{**facts, "curve": Curve(*facts["curve"])}, **of_one)
+        for of_one, facts in zip(arrays, record["members"], strict=True)
+    ]
+    return several, record["seconds"]
 
 
 def _record(kind: str, refit: Refit) -> dict:

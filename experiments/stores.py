@@ -10,8 +10,7 @@ is in its stores.
 import functools
 import json
 import time
-from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -24,7 +23,6 @@ from experiments.results_json import AVERAGED, REFITS
 from experiments.run import Run, commit
 from experiments.workdir import WorkdirError, differences
 from gapjax import checkpoints, parallel
-from gapjax.fit.loop import Curve, Progress
 from gapjax.fit.step import TrainState, init_state
 
 ORIGIN = "origin"  # the key under which a record says where its entry comes from
@@ -87,9 +85,8 @@ def save(
     run.workdir.check_place()
     if made_from is None:
         made_from = [(name, number) for name in _MADE_FROM.get(store, ())]
-    record = {**entry_metadata(clock), **metadata}
-    if store not in UNFINISHED:
-        record["epoch"] = number
+    record = entry_metadata(clock) | metadata
+    record |= {} if store in UNFINISHED else {"epoch": number}
     record[ORIGIN] = {
         "store": store, "number": number, "settings": _settings(run.config, store),
         "data": run.dataset.provenance.get("sha256"),
@@ -103,8 +100,7 @@ def load(run: Run, store: str, number: int, like: object) -> tuple[Any, dict]:
     """An entry of one of the run's stores, and its record; WorkdirError if it is of another run."""
     path = run.workdir.checkpoints / store
     tree, record = checkpoints.restore(path, number, like)
-    problem = mismatch(run, store, number, record)
-    if problem:
+    if problem := mismatch(run, store, number, record):
         raise WorkdirError(f"entry {number} in {path} {problem}; {_CURE}")
     return tree, record
 
@@ -150,8 +146,7 @@ def mismatch(run: Run, store: str, number: int, record: dict) -> str | None:
         return f"is a copy of {found['store']}/{found['number']}"
     settings, data = _settings(run.config, store), run.dataset.provenance.get("sha256")
     there = {name: found["settings"].get(name) for name in settings}
-    differing = differences(there, settings, found["data"], data)
-    if differing:
+    if differing := differences(there, settings, found["data"], data):
         return f"is of another run ({'; '.join(differing)})"
     for name, checksum in found["made_from"].items():
         source, at = name.split("/")
@@ -190,12 +185,7 @@ def chosen_epochs(run: Run, given: Iterable[str] | None) -> list[int] | None:
 
 def trained_params(run: Run, epoch: int) -> gapjax.VAEParams:
     """The parameters of a checkpoint; WorkdirError if there is none."""
-    if epoch not in _saved(run, "train"):
-        raise WorkdirError(
-            f"--workdir={run.workdir.path} has no checkpoint of epoch {epoch}; "
-            "python -m experiments.train goes on with it"
-        )
-    return load(run, "train", epoch, state_like(run))[0].params
+    return _made(run, "train", epoch, state_like(run)).params
 
 
 def encoders(
@@ -209,7 +199,7 @@ def encoders(
     trained = trained_params(run, epoch)
     by_name = {"as_trained": trained.encoder}
     for kind in kinds:
-        restored = _refitted(run, kind, epoch)
+        restored = _made(run, kind, epoch, refitted_like(run))
         by_name[kind] = restored["encoder"]
         if kind in averaged:
             by_name[f"{kind}_averaged"] = restored["averaged"]
@@ -225,14 +215,17 @@ def drop_weights(run: Run) -> None:
             checkpoints.drop_tree(run.workdir.checkpoints / store, epoch)
 
 
-def _refitted(run: Run, kind: str, epoch: int) -> dict[str, Any]:
-    """What is kept of a refit: its "encoder", and the one "averaged" over it."""
-    if epoch not in _saved(run, kind):
+def _made(run: Run, store: str, epoch: int, like: object) -> Any:
+    """A checkpoint or a refit of one; WorkdirError if there is none."""
+    if epoch not in _saved(run, store):
+        what, cure = f"{store} refit", "refit makes it"
+        if store == "train":
+            what, cure = "checkpoint", "train goes on with it"
         raise WorkdirError(
-            f"--workdir={run.workdir.path} has no {kind} refit of epoch {epoch}; "
-            "python -m experiments.refit makes it"
+            f"--workdir={run.workdir.path} has no {what} of epoch {epoch}; "
+            f"python -m experiments.{cure}"
         )
-    return load(run, kind, epoch, refitted_like(run))[0]
+    return load(run, store, epoch, like)[0]
 
 
 def _saved(run: Run, store: str) -> list[int]:
@@ -266,46 +259,3 @@ def evaluated_like(run: Run) -> dict[str, np.ndarray]:
     if run.validation is not None:
         sizes["validation"] = len(run.validation)
     return {name: np.zeros(size, np.float32) for name, size in sizes.items()}
-
-
-# ---- refits that are under way -----------------------------------------------
-
-
-def packed(several: Sequence[Progress]) -> tuple[list[dict], list[dict]]:
-    """What is saved of refits: their arrays, and the rest, which goes into the entry's record."""
-    arrays = [{"state": one.state, "encoders": one.encoders} for one in several]
-    facts = [
-        {"curve": list(one.curve), "epoch_nats": one.epoch_nats, "plateaus": one.plateaus}
-        for one in several
-    ]
-    return arrays, facts
-
-
-def unfinished(
-    store: Path, number: int, is_wanted: Callable[[dict], bool], state: Callable[[], TrainState]
-) -> tuple[list[Progress] | None, float]:
-    """The refits of an entry that `packed` made, and their seconds; None and 0 where none is good.
-
-    `is_wanted` judges the record of the entry, and `state` gives the shapes of one refit's state.
-    """
-    try:
-        if number not in checkpoints.numbers(store):
-            return None, 0.0
-        record = checkpoints.record(store, number)
-        if not is_wanted(record):
-            return None, 0.0
-        state_of_one = state()
-        encoder, members = state_of_one.params.encoder, record["members"]
-        like = {"state": state_of_one, "encoders": {"best": encoder, "averaged": encoder}}
-        arrays, _ = checkpoints.restore(store, number, [like] * len(members))
-    except checkpoints.CorruptCheckpointError as error:
-        print(f"skipped: {error}; the refit begins anew", flush=True)
-        return None, 0.0
-    several = [
-        Progress(
-            one["state"], one["encoders"], Curve(*known["curve"]), known["epoch_nats"],
-            known["plateaus"],
-        )
-        for one, known in zip(arrays, members, strict=True)
-    ]  # fmt: skip
-    return several, record["seconds"]

@@ -186,7 +186,7 @@ def test_refits_interrupted_in_turn_are_all_gone_on_with(chunked, tmp_path, monk
 
     def noted(run, kind, epochs):
         members, seconds = load(run, kind, epochs)
-        taken.append((kind, None if members is None else int(members[0].state.step)))
+        taken.append((kind, int(members[0].state.step) if members else None))
         return members, seconds
 
     monkeypatch.setattr(refit, "_unfinished", noted)
