@@ -16,8 +16,8 @@ from experiments.show.formatting import duration
 from gapjax import parallel
 from gapjax.model.mlp import mlp_encoder
 
-_FLOAT = 4  # bytes
-_COPIES = 5  # of the parameters while training: themselves, Adam's two moments, gradient, update
+# While training, of float32: the parameters, Adam's two moments, the gradient and the update.
+_BYTES = 5 * 4
 _BASE = 600 * 2**20  # bytes of Python, JAX and compiled programs, as seen on a CPU
 # The share of a large matrix product's speed that a step reaches, as seen on a CPU.
 _EFFICIENCY = 0.6
@@ -33,8 +33,8 @@ class Cost(NamedTuple):
     operations: dict[str, float]  # floating-point operations in matrix products, by phase
 
 
-def estimate(config: Config, dataset: gapjax.Dataset, vae: gapjax.VAE, num_devices: int) -> Cost:
-    """Estimates the cost of a run with so many refits at a time; nothing is computed.
+def estimate(config: Config, dataset: gapjax.Dataset, vae: gapjax.VAE, num_cores: int) -> Cost:
+    """Estimates the cost of a run with a refit on each core, if any; nothing is computed.
 
     A product of a batch with a weight matrix takes two operations for each weight and example, its
     gradients as many each.
@@ -56,7 +56,7 @@ def estimate(config: Config, dataset: gapjax.Dataset, vae: gapjax.VAE, num_devic
         * ((num_train + 10 * num_test) * per_image(config.num_eval_samples)
            + 12 * min(num_test, share_images(config)) * per_image(share_samples(config))),
     }  # fmt: skip
-    memory = _BASE + num_devices * _training_memory(encoder + decoder, dataset)
+    memory = _BASE + max(1, num_cores) * _training_memory(encoder + decoder, dataset)
     return Cost(encoder, decoder, memory, operations)
 
 
@@ -82,16 +82,16 @@ def check_memory(config: Config, dataset: gapjax.Dataset) -> None:
 
 def describe(config: Config, cost: Cost, workdir: object) -> str:
     """What --dry_run prints: the configuration, the folder, and the estimates."""
+    plain = lambda value: ",".join(map(str, value)) if isinstance(value, tuple) else value
     given = {name: value for name, value in config._asdict().items() if value is not None}
-    lines = [
-        *(f"--{name}={_plain(value)}" for name, value in given.items()),
+    time = "time, as a rough estimate from the speed of matrix products on one device"
+    return "\n".join([
+        *(f"--{name}={plain(value)}" for name, value in given.items()),
         f"workdir: {workdir}",
         f"parameters: {cost.encoder:,} of the encoder, {cost.decoder:,} of the decoder",
         f"memory: about {_gib(cost.memory)}",
-        "time, as a rough estimate from the speed of matrix products on one device: "
-        + describe_time(cost),
-    ]
-    return "\n".join(lines)
+        f"{time}: {describe_time(cost)}",
+    ])  # fmt: skip
 
 
 def describe_time(cost: Cost) -> str:
@@ -108,7 +108,7 @@ def _size(shapes: Any) -> int:
 
 def _training_memory(num_parameters: int, dataset: gapjax.Dataset) -> int:
     """Bytes that training takes: copies of the parameters, and the data."""
-    return _COPIES * _FLOAT * num_parameters + dataset.train.nbytes + dataset.test.nbytes
+    return _BYTES * num_parameters + dataset.train.nbytes + dataset.test.nbytes
 
 
 def _memory() -> int | None:
@@ -137,7 +137,3 @@ def _product_speed() -> float:
 
 def _gib(number: float) -> str:
     return f"{number / 2**30:,.1f} GiB"
-
-
-def _plain(value: object) -> str:
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

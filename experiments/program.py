@@ -76,15 +76,12 @@ def run_program(
         with parallel.use_devices(cores[:1]):
             prepared = prepare(config, values.data_dir, workdir)
             if new_runs and values.dry_run:
-                config, dataset, _, vae = prepared
-                costs = cost.estimate(config, dataset, vae, max(1, len(cores)))
+                config = prepared.config
+                costs = cost.estimate(config, prepared.dataset, prepared.vae, len(cores))
                 print(cost.describe(config, costs, workdir.path))
                 return
             hold(workdir)
-            run = start(
-                prepared, workdir, data_dir=values.data_dir, saving=saving, sweep=values.sweep,
-                cores=cores,
-            )  # fmt: skip
+            run = start(prepared, workdir, saving=saving, sweep=values.sweep, cores=cores)
             if not sys.stderr.isatty():
                 print(_begin_line(run, new_runs), flush=True)
             phases(run)
@@ -97,7 +94,7 @@ def _begin_line(run: Run, new_runs: bool) -> str:
     config, words = run.config, [f"{Path(sys.argv[0]).stem} in {run.workdir.path}"]
     words.append(f"{run.dataset.name}, {config.num_epochs} epochs, {len(run.epochs)} checkpoints")
     if new_runs:
-        costs = cost.estimate(config, run.dataset, run.vae, max(1, len(run.cores)))
+        costs = cost.estimate(config, run.dataset, run.vae, len(run.cores))
         words.append(f"a whole run, compilation aside, roughly: {cost.describe_time(costs)}")
     return "; ".join(words)
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -46,7 +46,7 @@ class Run(NamedTuple):
     config: Config
     dataset: gapjax.Dataset  # uint8
     vae: gapjax.VAE
-    workdir: Workdir  # claimed
+    workdir: Workdir  # claimed by `start`
     # Where the data was looked for, as given; no part of what is computed.
     data_dir: str | None = None
     validation: np.ndarray | None = None  # [V, *event] uint8, taken off the training set
@@ -84,32 +84,21 @@ class Run(NamedTuple):
         ledgers do not.
         """
 
-        def stop() -> None:
-            self.workdir.interrupted = True
-
         def unless_interrupted(task: Callable[[], None]) -> None:
             if self.interrupted():
                 raise KeyboardInterrupt
             task()
 
-        jobs.run_concurrently(
-            [functools.partial(unless_interrupted, task) for task in tasks], self.cores, stop
-        )
+        stop = functools.partial(setattr, self.workdir, "interrupted", True)
+        several = [functools.partial(unless_interrupted, task) for task in tasks]
+        jobs.run_concurrently(several, self.cores, stop)
 
 
-class Prepared(NamedTuple):
-    """What a configuration, with every default resolved, comes to with the data at hand."""
+def prepare(config: Config, data_dir: str | None, workdir: Workdir | None = None) -> Run:
+    """Loads the data, checks that the configuration fits it, and makes the model; see `start`.
 
-    config: Config
-    dataset: gapjax.Dataset
-    validation: np.ndarray | None
-    vae: gapjax.VAE
-
-
-def prepare(config: Config, data_dir: str | None, workdir: Workdir | None = None) -> Prepared:
-    """Loads the data, checks that the configuration fits it, and makes the model.
-
-    Data that are not those of the workdir are refused first: they may not fit the flags either.
+    The run has every default resolved. Data that are not those of the workdir are refused first:
+    they may not fit the flags either.
     """
     dataset = gapjax.load_dataset(
         config.dataset, data_dir=data_dir, binarization=config.binarization,
@@ -149,7 +138,7 @@ def prepare(config: Config, data_dir: str | None, workdir: Workdir | None = None
         config = config._replace(uniform_weight=0.0 if binary else UNIFORM_WEIGHT)
     check_memory(config, dataset)
     vae = make_vae(config, dataset.event_shape, dataset.levels)
-    return Prepared(config, dataset, validation, vae)
+    return Run(config, dataset, vae, workdir, data_dir, validation)
 
 
 def make_vae(config: Config, event_shape: tuple[int, ...], levels: int) -> gapjax.VAE:
@@ -161,41 +150,28 @@ def make_vae(config: Config, event_shape: tuple[int, ...], levels: int) -> gapja
     )  # fmt: skip
 
 
-def start(
-    prepared: Prepared,
-    workdir: Workdir,
-    *,
-    data_dir: str | None = None,
-    saving: Saving = Saving(),  # noqa: B008 (an immutable tuple)
-    sweep: str = "auto",
-    cores: tuple[jax.Device, ...] = (),
-) -> Run:
-    """Claims the workdir for what was prepared."""
-    config, dataset, validation, vae = prepared
-    workdir.claim(config, dataset.provenance)
+def start(prepared: Run, workdir: Workdir, **how: Any) -> Run:
+    """Claims the workdir for what was prepared; `how` gives other fields of the run."""
+    run = prepared._replace(workdir=workdir, **how)
+    workdir.claim(run.config, run.dataset.provenance)
     commit()  # of the code that is loaded, not of what the checkout holds hours later
-    return Run(config, dataset, vae, workdir, data_dir, validation, saving, sweep, cores)
+    return run
 
 
 def _check_sizes(config: Config, dataset: gapjax.Dataset) -> None:
     sizes = {"training": len(dataset.train), "test": len(dataset.test)}
-    for flag, name in (
-        ("batch_size", "training"), ("batch_size", "test"), ("refit_batch_size", "training")
+    for phase, flag, name in (
+        ("num_epochs", "batch_size", "training"), ("optimal_epochs", "batch_size", "test"),
+        ("refit_epochs", "refit_batch_size", "training"),
     ):  # fmt: skip
-        size = getattr(config, flag)
-        if size is not None and size > sizes[name]:
+        num_epochs, size = getattr(config, phase), getattr(config, flag) or config.batch_size
+        if size > sizes[name]:
             raise UsageError(f"--{flag} is {size}, more than the {sizes[name]} {name} images")
-    for flag, name in (
-        ("num_epochs", "training"), ("refit_epochs", "training"), ("optimal_epochs", "test")
-    ):  # fmt: skip
-        batch_size = config.batch_size
-        if flag == "refit_epochs":
-            batch_size = config.refit_batch_size or batch_size
-        steps = getattr(config, flag) * steps_per_epoch(sizes[name], batch_size)
+        steps = num_epochs * steps_per_epoch(sizes[name], size)
         if steps > _MOST_STEPS:
             raise UsageError(
-                f"--{flag} is {getattr(config, flag)}, which takes {steps:,} optimizer steps; at "
-                f"most {_MOST_STEPS:,} can be counted"
+                f"--{phase} is {num_epochs}, which takes {steps:,} optimizer steps; at most "
+                f"{_MOST_STEPS:,} can be counted"
             )
 
 

@@ -484,7 +484,7 @@ def test_bad_data_and_workdirs_are_refused_with_nothing_written(finished, tmp_pa
             config = options.config_from_flags(parsed(flags))
             values = parsed(flags)
             prepared = experiment.prepare(config, values.data_dir)
-            experiment.start(prepared, workdir.Workdir(place), data_dir=values.data_dir)
+            experiment.start(prepared, workdir.Workdir(place))
         assert "\n" not in str(error.value), name
         assert not place.exists(), name
 
