@@ -80,30 +80,26 @@ def check(config: Config) -> None:
     """Raises UsageError for a value that cannot be used; flags say it by their name."""
     if not names_data(config.dataset):
         known("dataset", config.dataset, DATASETS, f"or {FILES}")
-    refuse = lambda name, words: UsageError(f"--{name} is {getattr(config, name)}; {words}")
-    if not 0 <= config.alpha <= 1:
-        raise refuse("alpha", "it must be in [0, 1]")
-    if not 0 < config.threshold <= 1:
-        raise refuse("threshold", "it must be in (0, 1]")
-    if not (config.learning_rate > 0 and config.learning_rate < float("inf")):
-        raise refuse("learning_rate", "it must be positive")
-    for name in (
+    c, least = config, MIN_UNIFORM_WEIGHT
+    counts = (
         "num_epochs", "checkpoint_every", "refit_epochs", "optimal_epochs", "batch_size",
         "latent_dim", "num_eval_samples", "refit_batch_size",
+    )  # fmt: skip
+    is_count = lambda name: getattr(c, name) is None or getattr(c, name) >= 1
+    for name, is_good, words in (
+        ("alpha", 0 <= c.alpha <= 1, "it must be in [0, 1]"),
+        ("threshold", 0 < c.threshold <= 1, "it must be in (0, 1]"),
+        ("learning_rate", 0 < c.learning_rate < float("inf"), "it must be positive"),
+        *((name, is_count(name), "it must be at least 1") for name in counts),
+        ("uniform_weight", not c.uniform_weight or least <= c.uniform_weight <= 1,
+         f"it must be 0, or in [{least:g}, 1]"),
+        ("validation", c.validation >= 0, "it must be at least 0"),
+        ("hidden_sizes", min(c.hidden_sizes, default=1) >= 1, "each must be at least 1"),
+        ("seed", 0 <= c.seed < 2**32, "it must be in [0, 2^32)"),
+        ("binarization_seed", 0 <= c.binarization_seed < 2**32, "it must be in [0, 2^32)"),
     ):  # fmt: skip
-        value = getattr(config, name)
-        if value is not None and value < 1:
-            raise refuse(name, "it must be at least 1")
-    weight, least = config.uniform_weight, MIN_UNIFORM_WEIGHT
-    if weight and not least <= weight <= 1:
-        raise refuse("uniform_weight", f"it must be 0, or in [{least:g}, 1]")
-    if config.validation < 0:
-        raise refuse("validation", "it must be at least 0")
-    if any(size < 1 for size in config.hidden_sizes):
-        raise refuse("hidden_sizes", "each must be at least 1")
-    for name in ("seed", "binarization_seed"):
-        if not 0 <= getattr(config, name) < 2**32:
-            raise refuse(name, "it must be in [0, 2^32)")
+        if not is_good:
+            raise UsageError(f"--{name} is {getattr(config, name)}; {words}")
     if config.num_epochs % config.checkpoint_every:
         raise UsageError(
             f"--checkpoint_every is {config.checkpoint_every}, which does not divide "

@@ -10,7 +10,7 @@ import functools
 import json
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from typing import Any, NamedTuple
 
 import jax
@@ -34,7 +34,6 @@ from gapjax.results import ledger as results_ledger
 from gapjax.results import measurements
 
 _STORE = "ledger"
-_REFIT = "optimal"
 _FROM_BELOW = (
     "The ELBO with q* is from below, as log p(x) is: q* is the best of its family that a search "
     "found. So the loss by the encoder's capacity is at least what is shown, and as far as q* goes "
@@ -61,33 +60,36 @@ class Settings(NamedTuple):
     batch_size: int = 50  # images at once; bounds memory, changes nothing else
 
 
+# Of each field but the epochs: its flag is ledger_NAME, its least value, and what it is.
+_FLAGS = {
+    "num_images": ("images", 2, "Most images of each set in the ledger, a random subset by "
+                   "--seed."),
+    "num_samples": ("samples", 1, "Posterior samples for every ELBO of it."),
+    "num_simulated": ("simulated", 0, "Images simulated from each model, on which log p(x) is "
+                      "bounded from both sides: how well is it known? 0: none."),
+    "batch_size": ("batch_size", 1, "Images at once in it; bounds memory."),
+}  # fmt: skip
+
+
 def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     """Defines the flags of `Settings`; they are no part of what a run computes."""
-    integer = lambda name, default, text: flags.DEFINE_integer(
-        name, default, text, flag_values=values
-    )
-    default = Settings()
     flags.DEFINE_list(
         "ledger_epochs", None,
         "Checkpoints of the ledger, e.g. 50,500; default: the first, the middle and the last.",
         flag_values=values,
     )  # fmt: skip
-    integer("ledger_images", default.num_images, "Most images of each set in the ledger, a random "
-            "subset by --seed.")  # fmt: skip
-    integer("ledger_samples", default.num_samples, "Posterior samples for every ELBO of it.")
-    integer("ledger_simulated", default.num_simulated, "Images simulated from each model, on which "
-            "log p(x) is bounded from both sides: how well is it known? 0: none.")  # fmt: skip
-    integer("ledger_batch_size", default.batch_size, "Images at once in it; bounds memory.")
+    for field, (name, _, text) in _FLAGS.items():
+        default = getattr(Settings(), field)
+        flags.DEFINE_integer(f"ledger_{name}", default, text, flag_values=values)
 
 
 def settings_from_flags(values: flags.FlagValues) -> Settings:
     """The flags, checked."""
     found = {}
-    for name, least in (("images", 2), ("samples", 1), ("simulated", 0), ("batch_size", 1)):
-        value = values[f"ledger_{name}"].value
+    for field, (name, least, _) in _FLAGS.items():
+        found[field] = value = values[f"ledger_{name}"].value
         if value < least:
             raise UsageError(f"--ledger_{name} is {value}; it must be at least {least}")
-        found[name if name == "batch_size" else f"num_{name}"] = value
     epochs = values["ledger_epochs"].value
     if epochs is not None:
         epochs = tuple(sorted(set(options.integers("ledger_epochs", epochs))))
@@ -109,9 +111,8 @@ def ledger_phase(run: Run, settings: Settings) -> dict:
         "annealing": gapjax.Annealing()._asdict(),
     }
     for epoch in _epochs(run, settings):
-        kinds = [kind for kind in REFITS
-                 if epoch in checkpoints.numbers(run.workdir.checkpoints / kind)]  # fmt: skip
-        refit = _REFIT if _REFIT in kinds else None
+        stored = lambda kind: checkpoints.numbers(run.workdir.checkpoints / kind)
+        kinds = [kind for kind in REFITS if epoch in stored(kind)]
         # The batch size is no part of what is measured.
         measured_with = {**settings._asdict(), "epochs": None, "batch_size": None}
         measured_with |= {"refits": kinds, **methods}
@@ -126,7 +127,7 @@ def ledger_phase(run: Run, settings: Settings) -> dict:
             )  # fmt: skip
         tree, record = stores.load(run, _STORE, epoch, _like(run, settings, kinds))
         book = plain(results_ledger.balance(
-            tree["train"], tree["test"], refit=refit,
+            tree["train"], tree["test"], refit="optimal" if "optimal" in kinds else None,
             num_available=(len(run.dataset.train), len(run.dataset.test)),
         ))  # fmt: skip
         for name in ("train", "test"):  # eq. 11 with q*, of the test set
@@ -171,8 +172,7 @@ def table(results: dict) -> str:
 def _cell(entry: dict | None) -> str:
     if entry is None:
         return "-"
-    mark = "*" if entry["fitted_on_test"] else " "
-    return f"{_number(entry['nats'], entry['stderr'])}{mark}"
+    return _number(entry["nats"], entry["stderr"]) + ("*" if entry["fitted_on_test"] else " ")
 
 
 def _number(nats: float, stderr: float | None) -> str:
@@ -193,13 +193,11 @@ def _measure(
     run: Run, settings: Settings, epoch: int, params: gapjax.VAEParams, by_name: dict[str, Any]
 ) -> dict:
     """The measurements of every image of both sets."""
-    measured = {}
-    for key, (name, images) in zip(
-        jax.random.split(run.key("ledger", epoch)), _images(run, settings).items(), strict=True
-    ):
-        with _bars(run, f"ledger {epoch} {name}", len(images)) as on_progress:
+    measured, sets = {}, _images(run, settings)
+    for key, name in zip(jax.random.split(run.key("ledger", epoch)), sets, strict=True):
+        with _bars(run, f"ledger {epoch} {name}", len(sets[name])) as on_progress:
             measured[name] = measurements.measure(
-                run.vae, params, key, images, by_name, num_samples=settings.num_samples,
+                run.vae, params, key, sets[name], by_name, num_samples=settings.num_samples,
                 batch_size=settings.batch_size, on_progress=on_progress,
             )  # fmt: skip
     return measured
@@ -268,19 +266,17 @@ def _like(run: Run, settings: Settings, kinds: list[str]) -> dict:
 def _bars(run: Run, name: str, total: int) -> Iterator[Any]:
     """A progress bar for each thing that is done with the images."""
     bars = {}
+    with ExitStack() as stack:
 
-    def show(what: str, done: int) -> None:
-        if what not in bars:
-            bars[what] = Bar(run, f"{name} {what}", total, "images", images=1)
-        bars[what].show(done)
-        if run.interrupted():
-            raise KeyboardInterrupt
+        def show(what: str, done: int) -> None:
+            if what not in bars:
+                bar = Bar(run, f"{name} {what}", total, "images", images=1)
+                bars[what] = stack.enter_context(closing(bar))
+            bars[what].show(done)
+            if run.interrupted():
+                raise KeyboardInterrupt
 
-    try:
         yield show
-    finally:
-        for bar in bars.values():
-            bar.close()
 
 
 def ledger(run: Run) -> None:

@@ -69,61 +69,40 @@ class Saving(NamedTuple):
 
 
 _one_of = lambda names: functools.partial(flags.DEFINE_enum, enum_values=names)
-_int, _float, _str = flags.DEFINE_integer, flags.DEFINE_float, flags.DEFINE_string
+_bool, _int = flags.DEFINE_bool, flags.DEFINE_integer
+_float, _str = flags.DEFINE_float, flags.DEFINE_string
 _PLACE_FLAGS = (
-    (
-        define_path, "workdir", None,
-        "Folder of the run; the same command on it resumes. "
-        "Default: runs/PRESET_seedSEED under the current folder.",
-    ),
-    (
-        define_path, "data_dir", None,
-        "Where MNIST is: a TensorFlow Datasets folder, or one with the four IDX files.",
-    ),
-    (
-        _one_of(("off", "cores", *SWEEPS)), "sweep",
-        "auto", "How the refits of all checkpoints are computed. In one program, spread over the "
-        "devices: vmap, side by side; map, one after another. Each on its own: off, one after "
-        "another; cores, side by side, each on a core of the CPU, to the same bits. auto: vmap on "
-        "GPUs and TPUs; on CPUs cores, or map where JAX was told of several. Several processes: "
-        "off.",
-    ),
-    (
-        flags.DEFINE_string, "coordinator", None,
-        "host:port of process 0, where several processes make up a run and no cluster tells JAX.",
-    ),
-    (flags.DEFINE_integer, "num_processes", None, "How many processes; see --coordinator."),
-    (flags.DEFINE_integer, "process_id", None, "Which process this is, from 0."),
-    (
-        flags.DEFINE_bool, "detect_processes", False,
-        "Let JAX look for the other processes: on a TPU pod, where this same command runs on "
-        "every worker. Under SLURM, Open MPI and GKE it looks anyway.",
-    ),
+    (define_path, "workdir", None, "Folder of the run; the same command on it resumes. "
+     "Default: runs/PRESET_seedSEED under the current folder."),
+    (define_path, "data_dir", None,
+     "Where MNIST is: a TensorFlow Datasets folder, or one with the four IDX files."),
+    (_one_of(("off", "cores", *SWEEPS)), "sweep", "auto",
+     "How the refits of all checkpoints are computed. In one program, spread over the devices: "
+     "vmap, side by side; map, one after another. Each on its own: off, one after another; cores, "
+     "side by side, each on a core of the CPU, to the same bits. auto: vmap on GPUs and TPUs; on "
+     "CPUs cores, or map where JAX was told of several. Several processes: off."),
+    (_str, "coordinator", None, "host:port of process 0, where several processes make up a run and "
+     "no cluster tells JAX."),
+    (_int, "num_processes", None, "How many processes; see --coordinator."),
+    (_int, "process_id", None, "Which process this is, from 0."),
+    (_bool, "detect_processes", False, "Let JAX look for the other processes: on a TPU pod, where "
+     "this same command runs on every worker. Under SLURM, Open MPI and GKE it looks anyway."),
 )  # fmt: skip
 _SAVING_FLAGS = (
-    (
-        flags.DEFINE_integer, "save_every", Saving().every,
-        "Epochs after which training is saved between checkpoints, so that an interruption loses "
-        "no more than these; 0: at checkpoints alone.",
-    ),
-    (
-        flags.DEFINE_integer, "keep", Saving().keep,
-        "How many of the states of --save_every are kept, the newest; checkpoints all are.",
-    ),
-    (
-        flags.DEFINE_integer, "keep_weights_every", Saving().weights_every,
-        "When all is done, keep the weights of the last checkpoint and of those at every so many "
-        "epochs, and of the others the results alone; 0 keeps all.",
-    ),
+    (_int, "save_every", Saving().every, "Epochs after which training is saved between "
+     "checkpoints, so that an interruption loses no more than these; 0: at checkpoints alone."),
+    (_int, "keep", Saving().keep,
+     "How many of the states of --save_every are kept, the newest; checkpoints all are."),
+    (_int, "keep_weights_every", Saving().weights_every, "When all is done, keep the weights of "
+     "the last checkpoint and of those at every so many epochs, and of the others the results "
+     "alone; 0 keeps all."),
 )  # fmt: skip
 _RUN_FLAGS = (
     (_str, "preset", "digits", f"Sets the defaults of the others: {', '.join(PRESETS)}."),
     (_int, "seed", 0, "Seed of everything random in the run, but not of the data."),
     (define_path, "dataset", None, f"{', '.join(DATASETS)}, or {FILES}."),
-    (
-        _one_of(BINARIZATIONS), "binarization", None,
-        "How grey levels become binary; default: what the data set's name says.",
-    ),
+    (_one_of(BINARIZATIONS), "binarization", None,
+     "How grey levels become binary; default: what the data set's name says."),
     (_float, "threshold", None, "Share of full brightness from which a pixel is 1."),
     (_int, "binarization_seed", None, "Seed of stochastic binarization."),
     (_int, "levels", None, "Number of pixel levels of a file."),
@@ -133,45 +112,28 @@ _RUN_FLAGS = (
     (_int, "optimal_epochs", None, "Most epochs of optimal inference, which ends by convergence."),
     (_float, "alpha", None, "Share of model samples in self-consistent training, 0 to 1."),
     (_int, "batch_size", None, "Examples in an optimizer step."),
-    (
-        _int, "refit_batch_size", None,
-        "Examples in a step of self-consistent training and of its control; default: --batch_size.",
-    ),
-    (
-        _one_of(MIXTURES), "mixture", None,
-        "How self-consistent training mixes: random, each example is a sample of the model with "
-        "probability --alpha; stratified, this share of every batch.",
-    ),
-    (
-        _one_of(_RECIPES), "recipe", None,
-        "How self-consistent training refits: paper, by --alpha and the flags above; or another "
-        "recipe of gapjax, with its own sources and optimizer. Its epochs and batch size are the "
-        "defaults of --refit_epochs and --refit_batch_size. Its control is the same refit on "
-        "training images alone.",
-    ),
+    (_int, "refit_batch_size", None, "Examples in a step of self-consistent training and of its "
+     "control; default: --batch_size."),
+    (_one_of(MIXTURES), "mixture", None, "How self-consistent training mixes: random, each example "
+     "is a sample of the model with probability --alpha; stratified, this share of every batch."),
+    (_one_of(_RECIPES), "recipe", None, "How self-consistent training refits: paper, by --alpha "
+     "and the flags above; or another recipe of gapjax, with its own sources and optimizer. Its "
+     "epochs and batch size are the defaults of --refit_epochs and --refit_batch_size. Its control "
+     "is the same refit on training images alone."),
     (_float, "learning_rate", None, "Learning rate of Adam, in training and refits."),
     (_int, "latent_dim", None, "Dimension of the latent space."),
     (flags.DEFINE_list, "hidden_sizes", None, "Widths of the hidden layers, e.g. 500,500."),
-    (
-        _one_of(PIXELS), "likelihood", None,
-        "p(x given z); default: bernoulli for binary data, discretized_logistic for grey.",
-    ),
-    (
-        _float, "uniform_weight", None,
-        "Weight of a uniform over the pixel levels that the discretized logistic is mixed with, "
-        f"0 to 1; default: {UNIFORM_WEIGHT:g}, the floor of the authors' code.",
-    ),
+    (_one_of(PIXELS), "likelihood", None,
+     "p(x given z); default: bernoulli for binary data, discretized_logistic for grey."),
+    (_float, "uniform_weight", None, "Weight of a uniform over the pixel levels that the "
+     "discretized logistic is mixed with, 0 to 1; "
+     f"default: {UNIFORM_WEIGHT:g}, the floor of the authors' code."),
     (_int, "num_eval_samples", None, "Posterior samples for each image when BPD is evaluated."),
-    (
-        _int, "validation", 0,
-        "Training images to hold out of training, to name the best checkpoint by; 0: by the test "
-        "set, which is optimistic.",
-    ),
+    (_int, "validation", 0, "Training images to hold out of training, to name the best checkpoint "
+     "by; 0: by the test set, which is optimistic."),
     (_one_of(POSTERIORS), "posterior", "diagonal", "Family of q(z given x)."),
-    (
-        flags.DEFINE_bool, "dry_run", False, "Print the resolved configuration, the folder, and an "
-        "estimate of memory and time; write nothing.",
-    ),
+    (_bool, "dry_run", False, "Print the resolved configuration, the folder, and an estimate of "
+     "memory and time; write nothing."),
 )  # fmt: skip
 
 
@@ -198,8 +160,8 @@ def _define(table: tuple, values: flags.FlagValues) -> None:
 def saving_from_flags(values: flags.FlagValues) -> Saving:
     """What the flags say of saving, checked."""
     saving = Saving(values.save_every, values.keep, values.keep_weights_every)
-    least_of = {"save_every": 0, "keep": 1, "keep_weights_every": 0}
-    for (name, least), value in zip(least_of.items(), saving, strict=True):
+    names = ("save_every", "keep", "keep_weights_every")
+    for name, value, least in zip(names, saving, (0, 1, 0), strict=True):
         if value < least:
             raise UsageError(f"--{name} is {value}; it must be at least {least}")
     return saving
@@ -210,9 +172,7 @@ def config_from_flags(values: flags.FlagValues) -> Config:
     preset = known("preset", values.preset, PRESETS)
     given = {name: values[name].value for name in Config._fields}
     defaults = {**PRESETS[preset], **_recipe_defaults(given)}
-    merged = {
-        name: value if value is not None else defaults.get(name) for name, value in given.items()
-    }
+    merged = {name: defaults.get(name) if value is None else value for name, value in given.items()}
     merged["mixture"] = merged["mixture"] or "random"
     merged["recipe"] = merged["recipe"] or "paper"
     if merged["refit_batch_size"] == merged["batch_size"]:  # one way to say so
@@ -232,9 +192,8 @@ def _recipe_defaults(given: dict) -> dict:
         if given[flag] is not None:
             raise UsageError(f"--{flag} is of --recipe=paper; leave it out with --recipe={name}")
     recipe = RECIPES[name]
-    return {
-        "refit_epochs": recipe.num_epochs, "refit_batch_size": recipe.batch_size, "mixture": None,
-    }  # fmt: skip
+    size = recipe.batch_size
+    return {"refit_epochs": recipe.num_epochs, "refit_batch_size": size, "mixture": None}
 
 
 def integers(flag: str, values: Iterable[str | int]) -> list[int]:
