@@ -60,12 +60,14 @@ def compress(values: flags.FlagValues) -> None:
         check_replaceable(target, source)
     except UsageError as error:
         raise UsageError(f"--output: {error}") from error
+    run = _model(workdir, epoch)
+    params = encoder_params(run, epoch, values.encoder)
     try:
         if values.decompress:
-            _decompress(workdir, epoch, values.encoder, source, target)
+            _decompress(run.vae, params, source, target)
         else:
             refiner = gapjax.Refiner(values.refinement, values.refinement_steps)
-            _compress(workdir, epoch, values.encoder, source, target, refiner)
+            _compress(run.vae, params, source, target, refiner)
     except TypeError as error:  # a family of distributions that is not coded
         raise UsageError(f"--checkpoint={values.checkpoint}: {error}") from error
     except CodecError as error:
@@ -73,26 +75,22 @@ def compress(values: flags.FlagValues) -> None:
 
 
 def _compress(
-    workdir: Workdir, epoch: int, encoder: str, source: Path, target: Path, refiner: gapjax.Refiner
+    vae: gapjax.VAE, params: gapjax.VAEParams, source: Path, target: Path, refiner: gapjax.Refiner
 ) -> None:
-    images, run = _read_images(source), _model(workdir, epoch)
-    params = encoder_params(run, epoch, encoder)
-    content = gapjax.compress(run.vae, params, images, refiner)
-    if not np.array_equal(gapjax.decompress(run.vae, params, content), images):
+    images = _read_images(source)
+    content = gapjax.compress(vae, params, images, refiner)
+    if not np.array_equal(gapjax.decompress(vae, params, content), images):
         raise CodecError("what was compressed does not decompress; nothing was written")
     write_atomically(target, content)
     bpd = f", {8 * len(content) / images.size:.4f} bits per dimension" if images.size else ""
     print(f"{len(images)} images: {len(content)} bytes{bpd}")
 
 
-def _decompress(workdir: Workdir, epoch: int, encoder: str, source: Path, target: Path) -> None:
-    content = source.read_bytes()
-    header, _ = container.parse(content)
-    run = _model(workdir, epoch)
-    images = gapjax.decompress(run.vae, encoder_params(run, epoch, encoder), content)
+def _decompress(vae: gapjax.VAE, params: gapjax.VAEParams, source: Path, target: Path) -> None:
+    images = gapjax.decompress(vae, params, source.read_bytes())
     with replacing(target) as temporary, temporary.open("wb") as file:
         np.savez(file, images=images)
-    print(f"{len(images)} images of shape {header.event_shape}")
+    print(f"{len(images)} images of shape {images.shape[1:]}")
 
 
 def _checkpoint(given: str) -> tuple[Workdir, int]:
@@ -113,16 +111,13 @@ def _checkpoint(given: str) -> tuple[Workdir, int]:
 
 def _model(workdir: Workdir, epoch: int) -> Run:
     """The run with no data in it: of the shape that it was trained on, whatever a file says."""
-    config = workdir.config()
+    config, levels = workdir.config(), levels_of(workdir.config())
     record = checkpoints.record(workdir.checkpoints / "train", epoch)
-    event_shape = record.get(ORIGIN, {}).get("event_shape")
-    if event_shape is None:  # of an older version
-        event_shape = gapjax.load_dataset(config.dataset, levels=config.levels).event_shape
-    levels = levels_of(config)
+    event_shape = tuple(record[ORIGIN]["event_shape"])
     nothing = np.zeros((0, *event_shape), np.uint8)
     provenance = workdir.provenance()  # by which entries know their run
     dataset = gapjax.Dataset(config.dataset, nothing, nothing, levels, provenance)
-    return Run(config, dataset, make_vae(config, tuple(event_shape), levels), workdir)
+    return Run(config, dataset, make_vae(config, event_shape, levels), workdir)
 
 
 def levels_of(config: Config) -> int:
@@ -162,21 +157,17 @@ def _read_images(path: Path) -> np.ndarray:
 
 def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     """Defines the flags of this program."""
-    text = functools.partial(options.define_path, default=None, flag_values=values)
-    choice = functools.partial(flags.DEFINE_enum, flag_values=values)
-    text(name="checkpoint", help="WORKDIR[:EPOCH] of the model; default: the last epoch.")
+    path = functools.partial(options.define_path, default=None, flag_values=values)
+    of = lambda define: functools.partial(define, flag_values=values)
+    choice, integer, boolean = map(of, (flags.DEFINE_enum, flags.DEFINE_integer, flags.DEFINE_bool))
+    path(name="checkpoint", help="WORKDIR[:EPOCH] of the model; default: the last epoch.")
     choice("encoder", AS_TRAINED, ENCODERS, "Which of its encoders.")
-    flags.DEFINE_integer(
-        "refinement_steps", 0, "Steps by which the encoder's posterior of each image is improved.",
-        flag_values=values,
-    )  # fmt: skip
+    integer("refinement_steps", 0, "Steps by which the encoder's posterior of each image is "
+            "improved.")  # fmt: skip
     choice("refinement", "newton", METHODS, "What these steps are, see gapjax.refine.")
-    text(name="input", help="An .npz file with images; with --decompress, a compressed file.")
-    text(name="output", help="The file to write.")
-    flags.DEFINE_bool(
-        "decompress", False, "The other direction. The refinement stands in the file.",
-        flag_values=values,
-    )  # fmt: skip
+    path(name="input", help="An .npz file with images; with --decompress, a compressed file.")
+    path(name="output", help="The file to write.")
+    boolean("decompress", False, "The other direction. The refinement stands in the file.")
 
 
 if __name__ == "__main__":

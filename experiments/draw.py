@@ -22,15 +22,12 @@ if TYPE_CHECKING:
 
 def draw_phase(run: Run, results: dict) -> Path:
     """Draws all figures of an evaluated run and writes report.html, whose path it gives."""
-    report = run.workdir.path / "report.html"
-    path = run.workdir.path / "ledger.json"
+    report, path = (run.workdir.path / name for name in ("report.html", "ledger.json"))
     ledger = json.loads(path.read_text()) if path.is_file() else None
     epoch = results["checkpoints"][-1]["epoch"]
     by_encoder = _encoders(run, epoch)
-    drawn = {
-        "overview": figures.overview(results), "figure1a": figures.figure1a(results),
-        "figure1b": figures.figure1b(results), "figure2": figures.figure2(results),
-        "refit_curves": figures.refit_curves(results), "effects": figures.effects(results),
+    names = ("overview", "figure1a", "figure1b", "figure2", "refit_curves", "effects")
+    drawn = {name: getattr(figures, name)(results) for name in names} | {
         "ledger": figures.ledger(ledger) if ledger else None, "samples": _samples(run, by_encoder),
         "reconstructions": _reconstructions(run, by_encoder),
         "costliest": _costliest(run, epoch, by_encoder),
@@ -80,10 +77,8 @@ def _costliest(run: Run, epoch: int, by_encoder: dict[str, gapjax.VAEParams]) ->
     key, number = run.key("pictures"), run.config.num_eval_samples
     nats = [np.asarray(_pixel_nats(run.vae, p, key, x, number)) for p in by_encoder.values()]
     flat = nats[0].reshape(len(x), -1)
-    labels = [
-        f"{bpd:.3g}\n{_num_pixels(pixels, 0.9)} px"
-        for bpd, pixels in zip(bpds[worst], flat, strict=True)
-    ]
+    labels = [f"{bpd:.3g}\n{_num_pixels(pixels, 0.9)} px"
+              for bpd, pixels in zip(bpds[worst], flat, strict=True)]  # fmt: skip
     darkest = flat.max(axis=1).reshape(-1, *[1] * (x.ndim - 1)) / (run.dataset.levels - 1)
     rows = [_pictures(run, x), *(_pictures(run, costs / darkest) for costs in nats)]
     return figures.image_grid(

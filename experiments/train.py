@@ -30,7 +30,7 @@ def train_phase(run: Run) -> None:
     source = gapjax.data_source(run.dataset.train)
     steps = steps_per_epoch(source.num_examples, config.batch_size)
     optimizer = gapjax.adam(config.learning_rate)
-    store = run.workdir.checkpoints / "train"
+    store, every = run.workdir.checkpoints / "train", run.saving.every
     whole = [epoch for epoch in good if not checkpoints.is_dropped(store, epoch)]
     saved = {epoch * steps: ("train", epoch) for epoch in whole}
     between = valid_entries(run, _BETWEEN, like, "an older one is used")
@@ -56,13 +56,11 @@ def train_phase(run: Run) -> None:
                 state, metadata = stores.load(run, where, number, like)
                 clock -= metadata["seconds"] if where == _BETWEEN else 0
                 progress, done = _resumed(state, metadata.get("epoch_nats", 0.0)), newest
-            first = done // steps + 1
+            again = range(done // steps + 1, epoch + 1)
             run.workdir.forget(
-                lambda entry, first=first, last=epoch: (
-                    entry["phase"] == "train" and first <= entry["epoch"] <= last
-                )
+                lambda entry, again=again: entry["phase"] == "train" and entry["epoch"] in again
             )
-            for stop in _stops(run, first, epoch):
+            for stop in [stop for stop in again if stop == epoch or (every and stop % every == 0)]:
                 state, _ = gapjax.train(
                     run.vae, source, run.key("train"), num_epochs=stop,
                     batch_size=config.batch_size, optimizer=optimizer, resume=progress,
@@ -87,12 +85,6 @@ def save_between(run: Run, progress: Progress, clock: float) -> None:
 
 def _resumed(state: TrainState, epoch_nats: float = 0.0) -> Progress:
     return Progress(state, None, Curve(), epoch_nats, 0)
-
-
-def _stops(run: Run, first: int, last: int) -> list[int]:
-    """The epochs after which the state is saved on the way through these; ends with the last."""
-    every = run.saving.every
-    return [epoch for epoch in range(first, last) if every and epoch % every == 0] + [last]
 
 
 if __name__ == "__main__":

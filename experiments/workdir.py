@@ -75,17 +75,14 @@ class Workdir:
     def check_data(self, config: Config, data: dict) -> None:
         """Raises where the same flags give other data than the folder was made with."""
         stored = self._stored()
-        if stored is not None and all(
-            getattr(stored["config"], name) == getattr(config, name) for name in _OF_THE_DATA
-        ):
-            here = {"config": _plain(stored["config"]), "data": data}
-            _refuse_other(self.path, stored, here)
+        same = lambda name: getattr(stored["config"], name) == getattr(config, name)
+        if stored is not None and all(map(same, _OF_THE_DATA)):
+            _refuse_other(self.path, stored, {"config": _plain(stored["config"]), "data": data})
 
     def _refuse_files_of_others(self) -> None:
         """Raises where a folder without config.json holds anything that could be the user's."""
-        if not self.path.exists():
-            return
-        names = sorted(path.name for path in self.path.iterdir() if not path.name.startswith("."))
+        found = self.path.iterdir() if self.path.exists() else ()
+        names = sorted(path.name for path in found if not path.name.startswith("."))
         if names:
             raise WorkdirError(
                 f"--workdir={self.path} holds {names[0]} but no config.json, so it is not a run's "
@@ -96,11 +93,10 @@ class Workdir:
         """Raises WorkdirError where the folder was moved or removed since it was claimed."""
         if self._lock is None:
             return
-        try:
+        in_place = False
+        with contextlib.suppress(OSError):
             held, there = os.fstat(self._lock.fileno()), (self.path / _LOCK).stat()
             in_place = os.path.samestat(held, there)
-        except OSError:
-            in_place = False
         if not in_place:
             raise WorkdirError(
                 f"--workdir={self.path} was moved or removed while the program ran; give the place "
@@ -174,7 +170,8 @@ class Workdir:
                 entry = json.loads(line)
             except ValueError:
                 continue  # the last line of a killed program, or of one that had no room
-            if line.endswith(b"\n") and not (_is_logged(entry) and stale(entry)):
+            is_logged = isinstance(entry, dict) and {"phase", "epoch"} <= set(entry)  # by `log`
+            if line.endswith(b"\n") and not (is_logged and stale(entry)):
                 lines.append(line)
         new = b"".join(lines)
         if new != old:
@@ -216,15 +213,6 @@ class Workdir:
             self._lock = None
 
 
-def _is_logged(entry: object) -> bool:
-    """Whether it is a line that `log` wrote; what others wrote stays in the file."""
-    return (
-        isinstance(entry, dict)
-        and isinstance(entry.get("phase"), str)
-        and isinstance(entry.get("epoch"), int)
-    )
-
-
 def _sign(identity: dict) -> str:
     """The checksum that config.json holds of itself, so that a change by hand is seen."""
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
@@ -253,19 +241,13 @@ def differences(there: dict, here: dict, data_there: str | None, data_here: str 
     default from them; and where no flag chose other data, they have changed.
     """
     others = data_there != data_here
-    fields = [
-        name
-        for name in there
-        if there[name] != here.get(name) and not (others and name in _BY_THE_DATA)
+    left_out = _BY_THE_DATA if others else ()
+    fields = [name for name in there if there[name] != here.get(name) and name not in left_out]
+    show = lambda value: ",".join(map(str, value)) if isinstance(value, list) else value
+    found = [
+        f"--{name} is {show(there[name])} there and {show(here.get(name))} here" for name in fields
     ]
-    found = [f"--{name} is {_show(there[name])} there and {_show(here.get(name))} here"
-             for name in fields]  # fmt: skip
     if others and not set(fields) & set(_OF_THE_DATA):
-        sums = " and ".join(f"{str(each)[:12]} {at}" for each, at in
-                            ((data_there, "there"), (data_here, "here")))  # fmt: skip
+        sums = f"{str(data_there)[:12]} there and {str(data_here)[:12]} here"
         found.insert(0, f"the data have changed: their checksum is {sums}")
     return found
-
-
-def _show(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
