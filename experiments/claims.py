@@ -4,6 +4,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from experiments.show.formatting import finite
+
 _UNKNOWN = (
     "This cannot be judged: the value or the threshold is not a number. A standard error needs at "
     "least two images."
@@ -35,8 +37,7 @@ def _of_training(checkpoints: list[dict]) -> list[dict]:
     best = min(checkpoints, key=lambda c: c["test"]["bpd"])
     lowest_optimal = min(c["optimal"]["bpd"] for c in checkpoints)
     rise = last["test"]["bpd"] - best["test"]["bpd"]
-    paired = "rise" in last  # files of older versions have the error of the last test BPD alone
-    error = _number((last["rise"] if paired else last["test"])["stderr"])
+    error = _number(last["rise"]["stderr"])
     verdicts = [
         _judge(
             "Train BPD falls",
@@ -47,19 +48,17 @@ def _of_training(checkpoints: list[dict]) -> list[dict]:
             "Test BPD falls, then rises: the VAE over-fits (figure 1a)",
             rise, ">", 2 * error,
             f"Test BPD at the last checkpoint minus the lowest test BPD, at epoch {best['epoch']}. "
-            "The threshold is twice the standard error of "
-            f"{'this paired difference' if paired else 'the former'}; the lowest was chosen on "
-            "these images.",
+            "The threshold is twice the standard error of this paired difference; the lowest was "
+            "chosen on these images.",
         ),
     ]  # fmt: skip
     if rise > 0:
-        flat = _judge(
+        verdicts.append(_judge(
             "After optimal inference test BPD stays flat: the encoder over-fits (figure 1b)",
             last["optimal"]["bpd"] - lowest_optimal, "<=", rise / 2,
             "BPD after optimal inference (fitted on the test set) at the last checkpoint minus "
             "its lowest value. The threshold is half of the rise of test BPD as trained.",
-        )  # fmt: skip
-        verdicts.append(flat)
+        ))  # fmt: skip
     return verdicts
 
 
@@ -97,7 +96,7 @@ def _judge(claim: str, value: float, relation: str, threshold: float, detail: st
     holds = value > threshold if relation == ">" else value <= threshold
     verdict = f"The claim holds if the value is {relation} {threshold:.4g}."
     return {
-        "claim": claim, "value": _finite(value), "threshold": _finite(threshold),
+        "claim": claim, "value": finite(value), "threshold": finite(threshold),
         "holds": bool(holds) if is_known else None,
         "detail": f"{detail} {verdict if is_known else _UNKNOWN}",
     }  # fmt: skip
@@ -112,10 +111,6 @@ def _ratio(difference: Mapping[str, Any]) -> float:
 def _number(value: float | None) -> float:
     """What a file has as null, as NaN."""
     return math.nan if value is None else float(value)
-
-
-def _finite(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
 
 
 def sign_test_contradicts_mean(difference: Mapping[str, Any]) -> bool:

@@ -81,18 +81,18 @@ def notes(rows: list[dict]) -> list[str]:
 
     Worse means by more than two standard errors of test BPD. Without such a checkpoint it is [].
     """
-    lost = [row for row in rows if _loses(row["gain_over_control"])]
+    loses = lambda difference: difference["bpd"] < -2 * difference["stderr"]
+    lost = [row for row in rows if loses(row["gain_over_control"])]
     if not lost:
         return []
     last = lost[-1]["effects"]
     words = []
     for name, title in (("model", "fresh samples of the model"), ("train", "training images")):
-        effect = last[name]["self_consistent"]
+        effect, share = last[name]["self_consistent"], ""
+        if "by_image" in effect:
+            number, lower = effect["by_image"]["num_images"], percent(effect["better"], decimals=1)
+            share = f" (on {lower} of {number:,} the BPD is lower)"
         gain = measured(effect["bpd"], effect["stderr"], 4, plus=True)
-        share = ""
-        if effect.get("by_image"):
-            lower = percent(effect["better"], decimals=1)
-            share = f" (on {lower} of {effect['by_image']['num_images']:,} the BPD is lower)"
         words.append(f"{gain} BPD on {title}{share}")
     effective = "{num_effective:,.0f} of {num_examples:,}".format
     return [
@@ -107,8 +107,3 @@ def notes(rows: list[dict]) -> list[str]:
 def num_images(run: Run) -> int:
     """As many of every kind: as there are in either set."""
     return min(len(run.dataset.test), len(run.dataset.train))
-
-
-def _loses(difference: Mapping[str, float]) -> bool:
-    """Whether a paired difference is below zero by more than two standard errors."""
-    return difference["bpd"] < -2 * difference["stderr"]

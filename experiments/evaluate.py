@@ -26,6 +26,8 @@ from gapjax import checkpoints
 from gapjax.results.estimates import Evaluation, summarize
 
 _MADE = ("train", *REFITS)  # the stores of what is evaluated
+# The stores of what is computed of it, each with the shapes of an entry.
+_LIKE = {"evaluation": evaluated_like, "effects": effects_like, "shares": shares.shares_like}
 
 
 def evaluate_phase(run: Run, epochs: Sequence[int] | None = None) -> results_json.Results:
@@ -33,14 +35,7 @@ def evaluate_phase(run: Run, epochs: Sequence[int] | None = None) -> results_jso
     epochs = list(epochs or run.epochs)
     rows, tested, seconds = [], [], dict.fromkeys((*_MADE, "evaluate"), 0.0)
     commits = {phase: set() for phase in seconds}
-    done = {
-        name: valid_entries(run, name, like)
-        for name, like in (
-            ("evaluation", evaluated_like(run)),
-            ("effects", effects_like(run)),
-            ("shares", shares.shares_like(run)),
-        )
-    }
+    done = {name: valid_entries(run, name, like(run)) for name, like in _LIKE.items()}
     with progress_bar(run, "evaluate", len(epochs), unit="checkpoints") as bar:
         for index, epoch in enumerate(epochs):
             row, evaluated, records = _row(run, epoch, done)
@@ -78,34 +73,27 @@ def evaluate_phase(run: Run, epochs: Sequence[int] | None = None) -> results_jso
 def _row(
     run: Run, epoch: int, done: Mapping[str, list[int]]
 ) -> tuple[results_json.Checkpoint, Evaluation, list[tuple[str, dict]]]:
-    """The row of a checkpoint, its test set as trained, and the records of what it was made from.
-
-    The records are by phase.
-    """
-    like = evaluated_like(run)
-    # Restored only if something is missing, and once for both.
+    """The row of a checkpoint, its test set as trained, and by phase the records that it is of."""
+    # Restored only if something is missing, and once for all.
     restored = functools.cache(lambda: encoders(run, epoch, REFITS, AVERAGED))
 
-    def load_or_compute(name: str, like: Any, compute: Callable[[], Any]) -> tuple[Any, dict]:
+    def load_or_compute(name: str, compute: Callable[[], Any]) -> tuple[Any, dict]:
         if run.interrupted():  # what was computed has been saved
             raise KeyboardInterrupt
         if epoch not in done[name]:
             clock = time.monotonic()
             stores.save(run, name, epoch, compute(), clock)
-        return stores.load(run, name, epoch, like)
+        return stores.load(run, name, epoch, _LIKE[name](run))
 
-    bpds, evaluated = load_or_compute("evaluation", like, lambda: _evaluate(run, *restored()))
+    bpds, evaluated = load_or_compute("evaluation", lambda: _evaluate(run, *restored()))
     measured, compared = load_or_compute(
-        "effects", effects_like(run),
-        lambda: effects.measure(run, epoch, *restored(), bpds["train"]),
-    )  # fmt: skip
-    by_image, shared = load_or_compute(
-        "shares", shares.shares_like(run), lambda: shares.measure(run, epoch, *restored())
+        "effects", lambda: effects.measure(run, epoch, *restored(), bpds["train"])
     )
+    by_image, shared = load_or_compute("shares", lambda: shares.measure(run, epoch, *restored()))
     of_images = shares.evaluations(run, by_image)
     made = {kind: checkpoints.record(run.workdir.checkpoints / kind, epoch) for kind in _MADE}
     samples = run.config.num_eval_samples
-    evaluations = {name: summarize(np.asarray(bpds[name]), samples) for name in like}
+    evaluations = {name: summarize(np.asarray(bpds[name]), samples) for name in evaluated_like(run)}
     left_out = ("seconds", "commit", ORIGIN)
     refits = {
         kind: {key: value for key, value in made[kind].items() if key not in left_out}
@@ -134,9 +122,8 @@ def _evaluate(
 
 def _best_note(rows: list[dict]) -> str:
     chosen = results_json.best(rows)
-    if chosen["chosen_on"] == "validation":
-        words = "It was chosen on images held out of training"
-    else:
+    words = "It was chosen on images held out of training"
+    if chosen["chosen_on"] == "test":
         words = (
             "It was chosen on the test set, so its BPD is optimistic; with --validation it is "
             "chosen on training images that are held out"
@@ -156,25 +143,21 @@ def _notes(rows: list[dict]) -> list[str]:
             f"{at_epochs(unconverged)}. The gap there is larger than shown."
         )
     for name, other in (("gain", "the encoder as trained"), ("gain_over_control", "its control")):
-        against = [
-            (row["epoch"], row[name]) for row in rows if sign_test_contradicts_mean(row[name])
-        ]
+        against = [row for row in rows if sign_test_contradicts_mean(row[name])]
         if against:
-            notes.append(_contradicted(other, against))
+            notes.append(_contradicted(other, [row["epoch"] for row in against], against[-1][name]))
     return notes
 
 
-def _contradicted(other: str, against: list[tuple[int, dict]]) -> str:
+def _contradicted(other: str, epochs: list[int], last: dict) -> str:
     """Names the checkpoints at which most images contradict the mean, with the last's numbers."""
-    epochs = at_epochs([epoch for epoch, _ in against])
-    epoch, difference = against[-1]
-    share = percent(difference["better"], decimals=1)
-    mean, median = (signed(difference[name], 4, plus=True) for name in ("bpd", "median"))
+    share = percent(last["better"], decimals=1)
+    mean, median = (signed(last[name], 4, plus=True) for name in ("bpd", "median"))
     return (
-        f"Self-consistent training against {other}: most images contradict the mean at {epochs}. "
-        f"At {epoch} it wins {mean} BPD in the mean and {median} in the median, and is better "
-        f"on {share} of {difference['by_image']['num_images']:,} images. The standard error of the "
-        f"mean rests on {difference['num_effective']:.0f} images."
+        f"Self-consistent training against {other}: most images contradict the mean at "
+        f"{at_epochs(epochs)}. At {epochs[-1]} it wins {mean} BPD in the mean and {median} in the "
+        f"median, and is better on {share} of {last['by_image']['num_images']:,} images. The "
+        f"standard error of the mean rests on {last['num_effective']:.0f} images."
     )
 
 

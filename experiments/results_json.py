@@ -8,10 +8,9 @@ not known, such as the standard error of a mean over one image, is NaN in memory
 import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NotRequired, TypedDict, cast
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
-from jax.typing import ArrayLike
 
 from experiments.show.formatting import finite
 from gapjax.measure.statistics import effective_number
@@ -22,8 +21,6 @@ VERSION = 1
 REFITS = ("self_consistent", "control", "optimal")
 # The refits that are also shown with their weights averaged over the epochs of the refit.
 AVERAGED = ("self_consistent", "control")
-
-Refit = Literal["self_consistent", "control", "optimal"]
 
 
 class Mean(TypedDict):
@@ -122,7 +119,7 @@ class Checkpoint(TypedDict):
     gap_closed_stderr_averaged: NotRequired[float | None]
     validation: NotRequired[Mean]
     rise: NotRequired[Mean]  # of test BPD since its lowest checkpoint, paired
-    refits: NotRequired[dict[Refit, RefitRecord]]
+    refits: NotRequired[dict[str, RefitRecord]]
     effects: NotRequired[Effects]
 
 
@@ -140,7 +137,7 @@ class Best(Mean):
     """The checkpoint of the lowest held-out BPD as trained, and the set it was chosen on."""
 
     epoch: int
-    chosen_on: Literal["validation", "test"]
+    chosen_on: str  # "validation" or "test"
 
 
 class Results(TypedDict):
@@ -164,7 +161,7 @@ class Results(TypedDict):
 def checkpoint_row(
     epoch: int,
     evaluations: Mapping[str, Evaluation],
-    refits: Mapping[Refit, RefitRecord] | None = None,
+    refits: Mapping[str, RefitRecord] | None = None,
     of_images: Mapping[str, Evaluation] | None = None,
 ) -> Checkpoint:
     """A row of results.json, with paired differences.
@@ -186,23 +183,18 @@ def checkpoint_row(
         **_gaps(evaluations, of_images),
     }
     if all(f"{kind}_averaged" in evaluations for kind in AVERAGED):
-        gaps = _gaps(*(
-            {**of, **{kind: of[f"{kind}_averaged"] for kind in AVERAGED}}
-            for of in (evaluations, of_images)
-        ))  # fmt: skip
+        averaged = lambda of: {**of, **{kind: of[f"{kind}_averaged"] for kind in AVERAGED}}
+        gaps = _gaps(averaged(evaluations), averaged(of_images))
         del gaps["inference_gap"]  # that of the row: no refit it compares is averaged
         row |= {f"{name}_averaged": value for name, value in gaps.items()}
-    if refits is not None:
-        row["refits"] = dict(refits)
-    return cast(Checkpoint, row)
+    return row if refits is None else row | {"refits": dict(refits)}
 
 
 def add_rises(rows: Sequence[Checkpoint], tested: Sequence[Evaluation]) -> None:
     """Adds to each row how far test BPD as trained, `tested`, has risen since its lowest."""
     lowest = min(tested, key=lambda evaluation: evaluation.bpd)
     for row, evaluation in zip(rows, tested, strict=True):
-        rise = paired_difference(evaluation, lowest)
-        row["rise"] = {"bpd": rise.bpd, "stderr": rise.stderr}
+        row["rise"] = _mean(paired_difference(evaluation, lowest))
 
 
 def effects(
@@ -219,21 +211,20 @@ def effects(
     """
     entry = {}
     for name, of_kind in measured.items():
-        by_encoder = {
-            encoder: summarize(np.asarray(bpd), math.nan) for encoder, bpd in of_kind["bpd"].items()
-        }
-        entry[name] = {
-            **_effect("as_trained", by_encoder, of_images[name]),
-            "gradient": _gradient(of_kind["gradient"]),
-        }
-    return cast(Effects, {**entry, "test": _effect("test", tested, of_images["test"])})
+        bpds = of_kind["bpd"].items()
+        by_encoder = {encoder: summarize(np.asarray(bpd), math.nan) for encoder, bpd in bpds}
+        entry[name] = _effect("as_trained", by_encoder, of_images[name])
+        squares = np.asarray(of_kind["gradient"], np.float64) ** 2
+        number = effective_number(squares)
+        entry[name]["gradient"] = {"num_examples": len(squares), "num_effective": number}
+    return {**entry, "test": _effect("test", tested, of_images["test"])}
 
 
 def best(rows: Sequence[Checkpoint]) -> Best:
     """The checkpoint of the lowest held-out BPD as trained, and what it was chosen on."""
-    chosen_on: Literal["validation", "test"] = "validation" if "validation" in rows[0] else "test"
-    row = min(rows, key=lambda row: cast(Mean, row.get(chosen_on))["bpd"])
-    return {"epoch": row["epoch"], **cast(Mean, row.get(chosen_on)), "chosen_on": chosen_on}
+    chosen_on = "validation" if "validation" in rows[0] else "test"
+    row = min(rows, key=lambda row: row[chosen_on]["bpd"])
+    return {"epoch": row["epoch"], **row[chosen_on], "chosen_on": chosen_on}
 
 
 def dumps(results: Mapping[str, Any]) -> str:
@@ -255,18 +246,18 @@ def plain(value: Any) -> Any:
 def loads(text: str) -> Results:
     """Reads results.json; ValueError if it is not JSON, or not of this form."""
     results = json.loads(text)
-    if not isinstance(results, dict) or results.get("schema") != VERSION:
-        found = results.get("schema") if isinstance(results, dict) else type(results).__name__
-        raise ValueError(f"this is no results.json of schema {VERSION}: its schema is {found}")
-    rows = results.get("checkpoints")
+    schema = results.get("schema") if isinstance(results, dict) else type(results).__name__
+    if schema != VERSION:
+        raise ValueError(f"this is no results.json of schema {VERSION}: its schema is {schema}")
     missing = Results.__required_keys__ - set(results)
+    rows = results.get("checkpoints")
     if not isinstance(rows, list) or not rows:
-        missing = missing | {"checkpoints"}
+        missing |= {"checkpoints"}
     else:
         missing = missing.union(*(Checkpoint.__required_keys__ - set(row) for row in rows))
     if missing:
         raise ValueError(f"results.json lacks {', '.join(sorted(missing))}")
-    return cast(Results, results)
+    return results
 
 
 def difference(compared: estimates.Difference, shares: estimates.Difference) -> Difference:
@@ -288,7 +279,7 @@ def difference(compared: estimates.Difference, shares: estimates.Difference) -> 
     return entry
 
 
-def _mean(evaluation: Evaluation) -> Mean:
+def _mean(evaluation: Evaluation | estimates.Difference) -> Mean:
     return {"bpd": evaluation.bpd, "stderr": evaluation.stderr}
 
 
@@ -315,8 +306,3 @@ def _effect(
         for kind in ("control", "self_consistent")
     }
     return {"as_trained": _mean(tested[trained]), **gains}
-
-
-def _gradient(norms: ArrayLike) -> GradientRecord:
-    squares = np.asarray(norms, np.float64) ** 2
-    return {"num_examples": len(squares), "num_effective": effective_number(squares)}

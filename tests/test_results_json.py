@@ -93,6 +93,7 @@ def test_what_one_image_cannot_say_is_null():
     """And so is a claim that would need it; the others are judged."""
     evaluations = _evaluations(num_images=1)
     rows = [results_json.checkpoint_row(epoch, evaluations) for epoch in (1, 2)]
+    results_json.add_rises(rows, [evaluations["test"]] * 2)
     results = _results(rows) | {"claims": claims(rows, 0.5)}
 
     def refuse(literal):

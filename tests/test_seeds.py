@@ -21,10 +21,11 @@ _SEEN_BY = {"as_trained": "test", "control": "control", "self_consistent": "self
 def _run(seed):
     """What the main program writes, of made-up BPDs of 50 images."""
     rng = np.random.default_rng(seed)
-    rows, base = [], 0.4 + 0.1 * rng.random(50)
+    rows, tested, base = [], [], 0.4 + 0.1 * rng.random(50)
     for epoch in (50, 100):
         wider = 1 + 1e-3 * (seed + epoch)
         bpds = {name: summarize(base + wider * worse) for name, worse in _WORSE.items()}
+        tested.append(bpds["test"])
         rows.append(results_json.checkpoint_row(epoch, bpds, {"optimal": {"converged": True}}))
         own = {
             "bpd": {name: bpds[key].per_image for name, key in _SEEN_BY.items()},
@@ -34,6 +35,7 @@ def _run(seed):
         rows[-1]["effects"] = results_json.effects(
             {"model": own, "train": own}, bpds, {"model": seen, "train": seen, "test": bpds}
         )
+    results_json.add_rises(rows, tested)
     results = {
         "schema": results_json.VERSION, "event_shape": [8, 8], "seconds": {},
         "num_eval_samples": 20, "best": results_json.best(rows), "notes": [],
