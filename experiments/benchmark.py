@@ -67,17 +67,17 @@ def _images(levels: int, number: int) -> jax.Array:
     return jnp.asarray((ink * rng.integers(1, levels, ink.shape)).astype(np.uint8))
 
 
-def _model(kind: str) -> tuple[gapjax.VAE, int]:
+def _model(kind: str, steps: int) -> tuple[gapjax.VAE, gapjax.VAEParams, jax.Array]:
+    """The model, its parameters, and as many images as these steps take."""
     likelihood, levels = _LIKELIHOODS[kind]
-    return gapjax.mlp_vae(EVENT, likelihood, latent_dim=LATENT, hidden_sizes=HIDDEN), levels
+    vae = gapjax.mlp_vae(EVENT, likelihood, latent_dim=LATENT, hidden_sizes=HIDDEN)
+    return vae, vae.init(jax.random.key(0)), _images(levels, steps * _BATCH.value)
 
 
 def _program(phase: str, kind: str, steps: int):
     """A compiled phase: a function that runs it once, and one that compiles it anew."""
-    vae, levels = _model(kind)
-    params = vae.init(jax.random.key(0))
-    images, devices = _images(levels, steps * _BATCH.value), parallel.all_devices()
-    common = {"vae": vae, "batch_size": _BATCH.value}
+    vae, params, images = _model(kind, steps)
+    devices, common = parallel.all_devices(), {"vae": vae, "batch_size": _BATCH.value}
     if phase == "evaluate":
         compiled = bounds.bounds.on(
             devices, num_samples=_SAMPLES.value, bound=gapjax.elbo, **common
@@ -163,27 +163,22 @@ def _row(kind: str, phase: str) -> dict:
 
 def _sweeps(kind: str, cores: parallel.Devices) -> dict:
     """Milliseconds of a step of each of four refits: one by one, on cores, and in one program."""
-    vae, levels = _model(kind)
-    params = [vae.init(jax.random.key(seed)) for seed in range(_MEMBERS)]
-    images = _images(levels, _STEPS.value * _BATCH.value)
-    members = [
-        gapjax.Member(
-            each, self_consistent_source(vae, each, images, ALPHA, False), jax.random.key(seed)
-        )
-        for seed, each in enumerate(params)
-    ]
+    vae, _, images = _model(kind, _STEPS.value)
+    members = []
+    for key in map(jax.random.key, range(_MEMBERS)):
+        params = vae.init(key)
+        source = self_consistent_source(vae, params, images, ALPHA, False)
+        members.append(gapjax.Member(params, source, key))
     options = {"num_epochs": 1, "batch_size": _BATCH.value}
 
     def alone(devices: parallel.Devices) -> None:
         refits = [functools.partial(gapjax.refit_encoder, vae, *m[:3], **options) for m in members]
         jobs.run_concurrently(refits, devices, stop=lambda: None)
 
-    def together(sweep: str) -> None:
-        gapjax.refit_members(vae, members, sweep=sweep, **options)
-
+    together = functools.partial(gapjax.refit_members, vae, members, **options)
     programs = {"off": functools.partial(alone, ())}
     programs |= {"cores": functools.partial(alone, cores)} if cores else {}
-    programs |= {sweep: functools.partial(together, sweep) for sweep in ("map", "vmap")}
+    programs |= {sweep: functools.partial(together, sweep=sweep) for sweep in ("map", "vmap")}
     for program in programs.values():
         program()
     seconds = _seconds(programs, _REPEATS.value)
@@ -193,15 +188,14 @@ def _sweeps(kind: str, cores: parallel.Devices) -> dict:
 
 def _coding(kind: str) -> dict | None:
     """Milliseconds an image to compress and to decompress, by a model that is not trained."""
-    vae, levels = _model(kind)
-    params = vae.init(jax.random.key(0))
-    images = np.asarray(_images(levels, _STEPS.value * _BATCH.value))
+    vae, params, images = _model(kind, _STEPS.value)
+    images = np.asarray(images)
+    compress = functools.partial(gapjax.compress, vae, params, images, num_chains=_CHAINS)
     try:
-        content = gapjax.compress(vae, params, images, num_chains=_CHAINS)
+        content = compress()
     except CodecError as error:
         print(error)
         return None
-    compress = functools.partial(gapjax.compress, vae, params, images, num_chains=_CHAINS)
     decompress = functools.partial(gapjax.decompress, vae, params, content)
     seconds = _seconds({"compress": compress, "decompress": decompress}, _REPEATS.value)
     ms = {f"{name}_ms": 1e3 * value / len(images) for name, value in seconds.items()}
@@ -240,13 +234,11 @@ def _benchmark(cores: parallel.Devices) -> None:
     rows = []
     phases = [phase for phase in _PHASES.value if phase != "codec"]
     for kind, phase in itertools.product(_KINDS.value, phases):
-        row = _row(kind, phase)
-        rows.append(row)
-        torch_ratio = row["torch_over_program"]
+        rows.append(row := _row(kind, phase))
+        torch = f"{row['torch_over_program']:.2f}" if row["torch_over_program"] else ""
         print(
             f"{kind:6} {phase:9} {row['images_per_second']:9.0f} {row['ms_per_step']:8.2f} "
-            f"{row['floor_ms_per_step']:9.2f} {row['times_floor']:8.2f} "
-            f"{f'{torch_ratio:.2f}' if torch_ratio else '':>8} "
+            f"{row['floor_ms_per_step']:9.2f} {row['times_floor']:8.2f} {torch:>8} "
             f"{row['compile_seconds_cold']:7.1f}s {row['compile_seconds_cached']:6.1f}s",
             flush=True,
         )
@@ -254,13 +246,13 @@ def _benchmark(cores: parallel.Devices) -> None:
     for row in sweeps:
         print(f"ms for a step of one of {_MEMBERS} refits, by --sweep: {json.dumps(row)}")
     coding = [_coding(kind) for kind in _KINDS.value if "codec" in _PHASES.value]
-    for row in filter(None, coding):
+    coding = [row for row in coding if row]
+    for row in coding:
         print(f"ms to code an image: {json.dumps(row)}")
     scaling = _scaling()
     for row in scaling:
         print(json.dumps(row))
     if flags.FLAGS.json:
-        coding = [row for row in coding if row]
         tables = {"programs": rows, "sweeps": sweeps, "codec": coding, "scaling": scaling}
         write_json(Path(flags.FLAGS.json), {"environment": machine, **tables})
 
