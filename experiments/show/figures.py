@@ -18,8 +18,9 @@ References:
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -64,19 +65,17 @@ def figure2(results: Results | Sequence[Results]) -> Figure:
 def overview(results: Results | Sequence[Results]) -> Figure:
     """Draws the paper's three figures side by side; the last two share their BPD axis."""
     runs = curves.as_runs(results)
-    with style():
-        figure = new_figure((12.4, 4.2))
+    notes = [error_note(runs)]
+    if len(runs) == 1:
+        notes = ["1a, 1b: " + notes[0], "2: " + error_note(runs, paired=True)]
+    with _figure((12.4, 4.2), runs, *notes) as (figure, ends):
         left, middle, right = figure.subplots(1, 3)
         right.sharey(middle)
-        ends = curves.draw_figure1a(left, runs)
+        ends += curves.draw_figure1a(left, runs)
         ends += curves.draw_figure1b(middle, runs)
         ends += curves.draw_figure2(right, runs)
         middle.set_ylabel("")
         right.set_ylabel("")
-        notes = [error_note(runs)]
-        if len(runs) == 1:
-            notes = ["1a, 1b: " + notes[0], "2: " + error_note(runs, paired=True)]
-        finish(figure, ends, footnote(runs, *notes))
     return figure
 
 
@@ -92,14 +91,11 @@ def refit_curves(results: Results) -> Figure | None:
         return None
     lowest, last = min(recorded, key=lambda c: c["test"]["bpd"]), recorded[-1]
     chosen = [last] if lowest is last else [lowest, last]
-    with style():
-        figure = new_figure((SINGLE[0] + 4.8 * (len(chosen) - 1), SINGLE[1]))
+    with _figure((SINGLE[0] + 4.8 * (len(chosen) - 1), SINGLE[1]), [results]) as (figure, ends):
         panels = figure.subplots(1, len(chosen), sharey=True, squeeze=False)[0]
-        ends = []
         for axes, checkpoint in zip(panels, chosen, strict=True):
             ends += curves.draw_refit(axes, checkpoint, self_consistent_label(results))
         panels[0].set_ylabel("test " + LABELS["bpd"])
-        finish(figure, ends, footnote([results]))
     return figure
 
 
@@ -112,14 +108,11 @@ def effects(results: Results | Sequence[Results]) -> Figure | None:
     runs = curves.as_runs(results)
     if not all("effects" in checkpoint for run in runs for checkpoint in run["checkpoints"]):
         return None
-    with style():
-        figure = new_figure((12.4, 4.0))
+    with _figure((12.4, 4.0), runs, error_note(runs, paired=True)) as (figure, ends):
         panels = figure.subplots(1, 3, sharey=True)
-        ends = []
         for axes, kind in zip(panels, ("model", "train", "test"), strict=True):
             ends += curves.draw_effects(axes, runs, kind)
         panels[0].set_ylabel("bits per dimension won by the refit")
-        finish(figure, ends, footnote(runs, error_note(runs, paired=True)))
     return figure
 
 
@@ -133,17 +126,16 @@ def ledger(results: Results) -> Figure:
     """
     (run,) = curves.as_runs(results)
     rows = sorted(run["checkpoints"], key=lambda row: row["epoch"])
-    with style():
-        figure = new_figure((max(SINGLE[0], 2.8 + 0.9 * len(rows)), 4.4))
-        ends = bars.draw_ledger(figure.add_subplot(), rows)
-        counts = [f"{rows[-1][name]['num_images']:,} {name}" for name in ("train", "test")]
-        notes = (
-            f"{' and '.join(counts)} images",
-            "* fitted on the test images",
-            "log p(x) and the best posterior from below",
-            "± 1 stderr over images",
-        )
-        finish(figure, ends, footnote([results], *notes))
+    counts = [f"{rows[-1][name]['num_images']:,} {name}" for name in ("train", "test")]
+    notes = (
+        f"{' and '.join(counts)} images",
+        "* fitted on the test images",
+        "log p(x) and the best posterior from below",
+        "± 1 stderr over images",
+    )
+    size = max(SINGLE[0], 2.8 + 0.9 * len(rows)), 4.4
+    with _figure(size, [results], *notes) as (figure, ends):
+        ends += bars.draw_ledger(figure.add_subplot(), rows)
     return figure
 
 
@@ -153,17 +145,16 @@ def recipes(results: Results, name: str) -> Figure:
     Those whose encoder costs more than the trained one are hatched.
     """
     row = next(row for row in results["rows"] if row["row"] == name)
-    with style():
-        figure = new_figure((SINGLE[0] + 1.2, 1.5 + 0.32 * len(row["closed"])))
+    notes = [
+        f"seeds: {row['seeds']}; ± 1 stderr over them, of one over test examples",
+        "* chosen on validation examples",
+        "hatched: costs more at test time" if row["larger_encoder"] else "",
+    ]
+    size = SINGLE[0] + 1.2, 1.5 + 0.32 * len(row["closed"])
+    with _figure(size, [results], *notes) as (figure, _):
         axes = figure.add_subplot()
         bars.draw_recipes(axes, row)
         axes.set_title(f"{name}: closed without test examples, epoch {row['epochs'][1]:.0f}")
-        notes = [
-            f"seeds: {row['seeds']}; ± 1 stderr over them, of one over test examples",
-            "* chosen on validation examples",
-            "hatched: costs more at test time" if row["larger_encoder"] else "",
-        ]
-        finish(figure, [], footnote([results], *notes))
     return figure
 
 
@@ -172,30 +163,25 @@ def atlas(results: Results) -> Figure:
     rows = atlas_pages.shown(results)
     if not rows:
         raise ValueError("nothing to draw: no row of plain training has a gap")
-    with style():
-        figure = new_figure((9.0, 1.9 + 0.5 * len(rows)))
-        axes = figure.subplots(1, 2, sharey=True, width_ratios=(1, 2))
-        bars.draw_atlas(*axes, rows)
-        notes = [
-            "late checkpoint, mean of as many seeds as the number in brackets ± 1 stderr over "
-            "them (of one seed over test examples)",
-            "open circle: the gap at the early checkpoint",
-            "* fitted on test examples, as the gap is",
-        ]  # fmt: skip
-        finish(figure, [], footnote([results], *notes))
+    notes = [
+        "late checkpoint, mean of as many seeds as the number in brackets ± 1 stderr over "
+        "them (of one seed over test examples)",
+        "open circle: the gap at the early checkpoint",
+        "* fitted on test examples, as the gap is",
+    ]
+    with _figure((9.0, 1.9 + 0.5 * len(rows)), [results], *notes) as (figure, _):
+        bars.draw_atlas(*figure.subplots(1, 2, sharey=True, width_ratios=(1, 2)), rows)
     return figure
 
 
 def alpha(results: Results) -> Figure:
     """Draws what a refit wins over alpha, of the rows of atlas.json that vary it."""
     rows, seeds = atlas_pages.alphas(results), {r["row"]: r["seeds"] for r in results["rows"]}
-    with style():
-        figure = new_figure((SINGLE[0] * len(rows), SINGLE[1]))
-        for axes, (name, gains) in zip(figure.subplots(1, len(rows), squeeze=False)[0],
-                                       rows.items(), strict=True):  # fmt: skip
+    note = "in brackets: seeds; bars: ± 1 stderr over them, of one seed over test examples"
+    with _figure((SINGLE[0] * len(rows), SINGLE[1]), [results], note) as (figure, _):
+        panels = figure.subplots(1, len(rows), squeeze=False)[0]
+        for axes, (name, gains) in zip(panels, rows.items(), strict=True):
             curves.draw_alpha(axes, f"{name} ({seeds[name]})", gains)
-        notes = ["in brackets: seeds; bars: ± 1 stderr over them, of one seed over test examples"]
-        finish(figure, [], footnote([results], *notes))
     return figure
 
 
@@ -205,11 +191,9 @@ def compression(results: Results) -> Figure:
     There is a curve, labelled "ENCODER METHOD", for each encoder and method of refinement, which
     starts from the encoder's own posterior; each other compressor has a line.
     """
-    with style():
-        figure = new_figure(SINGLE)
-        ends = draw_trade_off(figure.add_subplot(), results)
-        number = f"{results['row']}, {results['images']:,} images, all overhead counted"
-        finish(figure, ends, footnote([{}], number))
+    note = f"{results['row']}, {results['images']:,} images, all overhead counted"
+    with _figure(SINGLE, [{}], note) as (figure, ends):
+        ends += draw_trade_off(figure.add_subplot(), results)
     return figure
 
 
@@ -263,8 +247,17 @@ def _single(
 ) -> Figure:
     """A figure of one panel."""
     runs = curves.as_runs(results)
-    with style():
-        figure = new_figure(SINGLE)
-        ends = draw(figure.add_subplot(), runs)
-        finish(figure, ends, footnote(runs, error_note(runs, paired)))
+    with _figure(SINGLE, runs, error_note(runs, paired)) as (figure, ends):
+        ends += draw(figure.add_subplot(), runs)
     return figure
+
+
+@contextlib.contextmanager
+def _figure(
+    size: tuple[float, float], runs: Sequence[Results], *notes: str
+) -> Iterator[tuple[Figure, list[Annotation]]]:
+    """A figure to draw into, and a list for the labels at the ends of its curves."""
+    with style():
+        figure, ends = new_figure(size), []
+        yield figure, ends
+        finish(figure, ends, footnote(runs, *notes))

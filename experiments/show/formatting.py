@@ -9,15 +9,8 @@ _MOST_NAMED = 10  # epochs one by one in a sentence
 BESIDE = f"{_SPACE}±{_SPACE}"  # between a number and its standard error
 
 
-def measured(
-    value: float, error: float | None, decimals: int | None = None, plus: bool = False
-) -> str:
-    """A number and its standard error, both with the same number of decimals.
-
-    By default these are such that the error has two digits, or 4 without an error.
-    """
-    if decimals is None:
-        decimals = 4 if error is None else decimals_of(error)
+def measured(value: float, error: float | None, decimals: int, plus: bool = False) -> str:
+    """A number and its standard error, where that is known, both with as many decimals."""
     text = signed(value, decimals, plus)
     return text if error is None else f"{text}{BESIDE}{error:.{decimals}f}"
 

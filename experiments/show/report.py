@@ -62,7 +62,7 @@ def headline(results: Results) -> str:
     gap, error = (finite(last["inference_gap"][key]) for key in ("bpd", "stderr"))
     if gap is None:
         return f"{at} the gap is not a finite number."
-    size = measured(gap, error, None if error is None else decimals_of(error, digits=1))
+    size = measured(gap, error, 4 if error is None else decimals_of(error, digits=1))
     if error is None:
         return f"{at} the gap is {size} BPD; its standard error is not known."
     if gap <= 2 * error:

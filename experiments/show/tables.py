@@ -4,6 +4,7 @@ To add a column, add its key and its heading to the mapping of its table, `ABSOL
 `AVERAGED` or `OF_ENCODER`.
 """
 
+import itertools
 import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -117,11 +118,11 @@ def checkpoints_table(results: Results) -> Table:
 
 def by_image_table(results: Results) -> Table | None:
     """Of each paired difference the median, the images improved and the effective number."""
-    known = lambda row: [key for key in _BY_IMAGE if (row.get(key) or {}).get("num_effective")]
-    checkpoints = [row for row in results["checkpoints"] if known(row)]
-    if not checkpoints:
+    checkpoints = results["checkpoints"]
+    is_known = lambda key: all(row.get(key, {}).get("num_effective") for row in checkpoints)
+    keys = list(filter(is_known, _BY_IMAGE))
+    if not keys:
         return None
-    keys = [key for key in _BY_IMAGE if all(key in known(row) for row in checkpoints)]
     of_images = _OF_IMAGES if measured_with(results) else ()
     effective = Head("effective images", kind="" if of_images else "start")
     titles = [*of_images, effective]
@@ -204,23 +205,14 @@ def effects_table(results: Results) -> Table | None:
 def ledger_table(ledger: Results) -> Table:
     """The estimates of ledger.json for every checkpoint, set of images and encoder, in nats."""
     rows = []
-    for checkpoint in ledger["checkpoints"]:
-        for images in ("train", "test"):
-            account = checkpoint[images]
-            shared = (
-                checkpoint["model_gap"], account["log_prob"], account["optimal"],
-                account["approximation_gap"],
-            )  # fmt: skip
-            for encoder, estimates in account["encoders"].items():
-                names = (images, encoder.replace("_", " "))
-                of_encoder = (estimates[key] for key in ("elbo", *OF_ENCODER))
-                rows.append(
-                    Row([
-                        Cell(str(checkpoint["epoch"])),
-                        *(Cell(name, kind="text") for name in names),
-                        *(_nats(estimate) for estimate in (*shared, *of_encoder)),
-                    ])
-                )  # fmt: skip
+    for checkpoint, images in itertools.product(ledger["checkpoints"], ("train", "test")):
+        account, epoch = checkpoint[images], Cell(str(checkpoint["epoch"]))
+        of_all = [account[key] for key in ("log_prob", "optimal", "approximation_gap")]
+        for encoder, own in account["encoders"].items():
+            names = [Cell(name, kind="text") for name in (images, encoder.replace("_", " "))]
+            of_encoder = [own[key] for key in ("elbo", *OF_ENCODER)]
+            estimates = map(_nats, (checkpoint["model_gap"], *of_all, *of_encoder))
+            rows.append(Row([epoch, *names, *estimates]))
     titles = [
         Head("epoch"), Head("images", kind="text"), Head("encoder", kind="text"),
         Head("model gap", "log p, train − test"), Head("log p(x)", "from below"),
