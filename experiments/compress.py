@@ -22,7 +22,6 @@ from experiments.config import Config, UsageError
 from experiments.files import check_replaceable, replacing, write_atomically
 from experiments.results_json import AVERAGED, REFITS
 from experiments.run import Run, make_vae
-from experiments.show.formatting import listed
 from experiments.stores import ORIGIN, encoders
 from experiments.workdir import Workdir
 from gapjax import checkpoints
@@ -100,13 +99,8 @@ def _checkpoint(given: str) -> tuple[Workdir, int]:
         path, number = given, ""
     workdir = Workdir(Path(path))
     saved = checkpoints.numbers(workdir.checkpoints / "train")
-    epoch = int(number) if number else max(saved, default=0)
-    if epoch not in saved:
-        raise UsageError(
-            f"--checkpoint={given}: no checkpoint of epoch {epoch} in {path}; there are "
-            f"{listed(saved)}"
-        )
-    return workdir, epoch
+    wanted = [number] if number else None
+    return workdir, options.checkpoints_of(f"checkpoint={given}", wanted, saved)[-1]
 
 
 def _model(workdir: Workdir, epoch: int) -> Run:

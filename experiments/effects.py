@@ -7,7 +7,6 @@ and lose on training images.
 
 import functools
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,11 +31,7 @@ def effects_like(run: Run) -> dict:
 
 
 def measure(
-    run: Run,
-    epoch: int,
-    trained: gapjax.VAEParams,
-    encoders: Mapping[str, Any],
-    train_bpd: np.ndarray,
+    run: Run, epoch: int, trained: gapjax.VAEParams, encoders: Mapping, train_bpd: np.ndarray
 ) -> dict:
     """Evaluates each encoder on new samples of the model and on training images.
 

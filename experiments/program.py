@@ -39,6 +39,7 @@ _NUMERICS = {
 _XLA_STATUS = re.compile(
     "(ABORTED|CANCELLED|DEADLINE_EXCEEDED|FAILED_PRECONDITION|INTERNAL|UNAVAILABLE|UNKNOWN): "
 )
+_GOES_ON = "what was done is saved, and the same command goes on"
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -155,13 +156,11 @@ def _run(
         except BrokenPipeError:
             # The interpreter flushes standard output at its end, which would fail once more.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return _fail(
-                "standard output was closed; what was done is saved, and the same command goes on"
-            )
+            return _fail(f"standard output was closed; {_GOES_ON}")
         except OSError as error:
             return _fail(_os_error_line(error, held[0] if held else None))
         except KeyboardInterrupt:
-            return _fail("interrupted; what was done is saved, and the same command goes on", 130)
+            return _fail(f"interrupted; {_GOES_ON}", 130)
         finally:
             for workdir in held:
                 workdir.close()
@@ -233,10 +232,7 @@ def _lost_line(error: Exception) -> str | None:
     reason = next(filter(_XLA_STATUS.match, reasons), None)
     if reason is None or jobs.process()[1] == 1:
         return None
-    return (
-        f"another process of the run seems lost ({reason}); what was saved is whole, and the same "
-        "command goes on"
-    )
+    return f"another process of the run seems lost ({reason}); {_GOES_ON}"
 
 
 def _os_error_line(error: OSError, workdir: Workdir | None) -> str:
@@ -249,9 +245,7 @@ def _os_error_line(error: OSError, workdir: Workdir | None) -> str:
 
 def _pin_numerics() -> None:
     """Sets back what of JAX's configuration would give other numbers than the programs' own."""
-    changed = {
-        name: value for name, value in _NUMERICS.items() if getattr(jax.config, name) != value
-    }
+    changed = {name: own for name, own in _NUMERICS.items() if getattr(jax.config, name) != own}
     for name, value in changed.items():
         jax.config.update(name, value)
     if changed:

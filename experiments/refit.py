@@ -54,13 +54,7 @@ def refit_phase(
         )
 
 
-def _refit(
-    run: Run,
-    kind: str,
-    epochs: list[int],
-    missing: list[int],
-    trained: Callable[[int], gapjax.VAEParams],
-) -> None:
+def _refit(run: Run, kind: str, epochs: list[int], missing: list[int], trained: Callable) -> None:
     """Refits the checkpoints of `epochs` in one way and one program, and saves what is missing."""
     clock, options = time.monotonic(), _options(run, kind)
     resume, seconds = _unfinished(run, kind, epochs)

@@ -91,7 +91,7 @@ def test_another_process_finds_the_images_again(checkpoint):
     "given, words",
     [
         ({"checkpoint": ""}, "--checkpoint is not given"),
-        ({"checkpoint": "{folder}/run:7"}, "no checkpoint of epoch 7 .* there are 1"),
+        ({"checkpoint": "{folder}/run:7"}, "run:7: no checkpoint of epoch 7; there are 1"),
         ({"checkpoint": "{folder}/elsewhere"}, "there are none"),
         ({"encoder": "optimal"}, "has no optimal refit of epoch 1"),
         ({"refinement_steps": -1}, "--refinement_steps is -1"),

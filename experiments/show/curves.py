@@ -76,11 +76,12 @@ def draw_figure2(axes: Axes, runs: Sequence[Results]) -> list[Annotation]:
         "test": LABELS["amortized"], "control": LABELS["control"],
         "self_consistent": self_consistent_label(runs[0]), "optimal": LABELS["optimal"],
     }  # fmt: skip
-    ends = []
-    for key, label in labels.items():
-        # All curves are of the same images, so the error of interest is that of the difference.
-        error = None if len(runs) > 1 else _paired_error(runs[0], key)
-        ends.append(_curve(axes, runs, key, label, band=False, error=error))
+    # All curves are of the same images, so the error of interest is that of the difference.
+    paired = {"test": "", "control": "", "self_consistent": "gain", "optimal": "inference_gap"}
+    ends = [
+        _curve(axes, runs, key, label, band=False, error_of=paired[key])
+        for key, label in labels.items()
+    ]
     _dress(axes, "figure2", _series(runs, "test")[0])
     return ends
 
@@ -142,41 +143,33 @@ def draw_alpha(axes: Axes, name: str, gains: Mapping[str, Sequence[tuple]]) -> N
     axes.legend(frameon=False, title="checkpoint")
 
 
-def _series(runs: Sequence[Results], key: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _series(
+    runs: Sequence[Results], key: str, error_of: str | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Epochs, BPD and errors, each [C] with C the checkpoints that all runs share.
 
-    The error is the standard error of one run, or the standard deviation across several.
+    The error of one run is the standard error of `key` or of another entry, 0 where that is not
+    known. That of several runs is the standard deviation across them.
     """
-    tables = [{c["epoch"]: c[key] for c in run["checkpoints"]} for run in runs]
-    epochs = sorted(set.intersection(*(set(table) for table in tables)))
+    tables = [
+        {checkpoint["epoch"]: checkpoint for checkpoint in run["checkpoints"]} for run in runs
+    ]
+    epochs = sorted(set.intersection(*map(set, tables)))
     if not epochs:
         raise ValueError("nothing to draw: the runs share no checkpoint")
-    bpd = np.array([[table[e]["bpd"] for e in epochs] for table in tables], float)
+    bpd = np.array([[table[e][key]["bpd"] for e in epochs] for table in tables], float)
     if len(runs) > 1:
         return np.array(epochs), bpd.mean(0), bpd.std(0, ddof=1)
-    error = [tables[0][e].get("stderr") or 0.0 for e in epochs]
-    return np.array(epochs), bpd[0], np.array(error, float)
-
-
-def _paired_error(run: Results, key: str) -> np.ndarray:
-    """Standard error [C] of the paired difference from the amortized encoder; 0 if unknown."""
-    difference = {"self_consistent": "gain", "optimal": "inference_gap"}.get(key)
-    checkpoints = sorted(run["checkpoints"], key=lambda checkpoint: checkpoint["epoch"])
-    differences = [checkpoint.get(difference, {}) for checkpoint in checkpoints]
-    return np.array([found.get("stderr") or 0.0 for found in differences])
+    known = [tables[0][e].get(key if error_of is None else error_of, {}) for e in epochs]
+    return np.array(epochs), bpd[0], np.array([each.get("stderr") or 0.0 for each in known])
 
 
 def _curve(
-    axes: Axes,
-    runs: Sequence[Results],
-    key: str,
-    label: str,
-    band: bool = True,
-    error: np.ndarray | None = None,
-) -> Annotation:
+    axes: Axes, runs: Sequence[Results], key: str, label: str, *, band: bool = True,
+    error_of: str | None = None,
+) -> Annotation:  # fmt: skip
     """Draws one curve with a band or error bars, and its label at the end."""
-    epochs, bpd, series_error = _series(runs, key)
-    error = series_error if error is None else error
+    epochs, bpd, error = _series(runs, key, error_of)
     ink = INKS[key]
     if band and len(epochs) > 1:
         low, high = bpd - error, bpd + error

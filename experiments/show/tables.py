@@ -243,7 +243,7 @@ def _columns(
     checkpoints: Sequence[Results],
     keys: Iterable[str],
     digits: int,
-    by: Callable[[list[float]], float] = statistics.median,
+    by: Callable = statistics.median,
 ) -> dict[str, list[Cell]]:
     """Columns of {"bpd", "stderr"}, all with the same number of decimals.
 
