@@ -142,9 +142,9 @@ def _recipe(run: Run, kind: str) -> gapjax.recipes.Recipe | None:
     config = run.config
     if config.recipe == "paper" or kind == "optimal":
         return None
-    own = {"num_epochs": config.refit_epochs}
-    own["batch_size"] = config.refit_batch_size or config.batch_size
-    own |= {} if kind == "self_consistent" else {"sources": (("data", 1.0),)}
+    sources = {} if kind == "self_consistent" else {"sources": (("data", 1.0),)}
+    size = config.refit_batch_size or config.batch_size
+    own = {"num_epochs": config.refit_epochs, "batch_size": size, **sources}
     return dataclasses.replace(RECIPES[config.recipe], **own)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from experiments.show import Results
-from experiments.show.labels import end_label, halo, self_consistent_label
+from experiments.show.labels import end_label, self_consistent_label
 from experiments.show.style import GAP, GAP_TEXT, INKS, LABEL_SIZE, LABELS, MUTED, PAPER
 
 if TYPE_CHECKING:
@@ -48,6 +48,8 @@ def draw_figure1a(axes: Axes, runs: Sequence[Results]) -> list[Annotation]:
 
 def draw_figure1b(axes: Axes, runs: Sequence[Results]) -> list[Annotation]:
     """Draws test BPD and that after optimal inference, and shades the gap between them."""
+    from matplotlib.patheffects import withStroke
+
     epochs, test, _ = _series(runs, "test")
     _, optimal, _ = _series(runs, "optimal")
     if several := len(epochs) > 1:
@@ -65,7 +67,8 @@ def draw_figure1b(axes: Axes, runs: Sequence[Results]) -> list[Annotation]:
         textcoords="offset points", fontsize=LABEL_SIZE, fontstyle="italic", color=GAP_TEXT,
         linespacing=1.1, zorder=4, ha="center" if several else "right", va="center",
     )  # fmt: skip
-    text.set_path_effects(halo(GAP if several else PAPER))
+    ground = GAP if several else PAPER  # around the text, which crosses lines
+    text.set_path_effects([withStroke(linewidth=2.5, foreground=ground)])
     _dress(axes, "figure1b", epochs)
     return ends
 

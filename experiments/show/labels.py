@@ -13,7 +13,6 @@ from experiments.show.style import LABEL_SIZE, LABELS, MUTED
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from matplotlib.patheffects import AbstractPathEffect
     from matplotlib.text import Annotation
 
 _BETWEEN = "  ·  "
@@ -28,18 +27,9 @@ def end_label(axes: Axes, end: tuple[float, float], label: str, colour: str) -> 
     )  # fmt: skip
 
 
-def halo(colour: str) -> list[AbstractPathEffect]:
-    """An outline in the colour of the ground, for text that crosses lines."""
-    from matplotlib.patheffects import withStroke
-
-    return [withStroke(linewidth=2.5, foreground=colour)]
-
-
 def self_consistent_label(results: Results) -> str:
-    """The label of self-consistent training, with α if the run's configuration names it."""
-    alpha = (results.get("config") or {}).get("alpha")
-    known = isinstance(alpha, int | float)
-    return LABELS["self_consistent"] + (f",\nα = {alpha:g}" if known else "")
+    """The label of self-consistent training, with its α."""
+    return f"{LABELS['self_consistent']},\nα = {results['config']['alpha']:g}"
 
 
 def error_note(runs: Sequence[Results], paired: bool = False) -> str:
