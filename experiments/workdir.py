@@ -50,13 +50,16 @@ class Workdir:
             self.close()
             raise problem or WorkdirError("another process of the run cannot go on, and says why")
 
+    def _error(self, words: str) -> WorkdirError:
+        return WorkdirError(f"--workdir={self.path} {words}")
+
     def _take(self, config: Config, data: dict) -> None:
         if self.path.exists() and not self.path.is_dir():
-            raise WorkdirError(f"--workdir={self.path} is a file; give a folder")
+            raise self._error("is a file; give a folder")
         identity = {"config": _plain(config), "data": data}
         stored = self._stored()
         if stored is not None:
-            _refuse_other(self.path, stored, identity)
+            self._refuse_other(stored, identity)
         try:
             if stored is None:
                 self._refuse_files_of_others()
@@ -68,25 +71,35 @@ class Workdir:
             if stored is None:
                 write_json(self.path / "config.json", {**identity, _SIGNATURE: _sign(identity)})
         except OSError as error:
-            raise WorkdirError(
-                f"--workdir={self.path} cannot be written ({error.strerror}); give another folder"
-            ) from error
+            words = f"cannot be written ({error.strerror}); give another folder"
+            raise self._error(words) from error
 
     def check_data(self, config: Config, data: dict) -> None:
         """Raises where the same flags give other data than the folder was made with."""
         stored = self._stored()
         same = lambda name: getattr(stored["config"], name) == getattr(config, name)
         if stored is not None and all(map(same, _OF_THE_DATA)):
-            _refuse_other(self.path, stored, {"config": _plain(stored["config"]), "data": data})
+            self._refuse_other(stored, {"config": _plain(stored["config"]), "data": data})
+
+    def _refuse_other(self, stored: dict, identity: dict) -> None:
+        differing = differences(
+            _plain(stored["config"]), identity["config"],
+            stored["data"].get("sha256"), identity["data"].get("sha256"),
+        )  # fmt: skip
+        if differing:
+            raise self._error(
+                f"is of another configuration: {'; '.join(differing)}. Give another --workdir, or "
+                "the flags and the data that it was made with"
+            )
 
     def _refuse_files_of_others(self) -> None:
         """Raises where a folder without config.json holds anything that could be the user's."""
         found = self.path.iterdir() if self.path.exists() else ()
         names = sorted(path.name for path in found if not path.name.startswith("."))
         if names:
-            raise WorkdirError(
-                f"--workdir={self.path} holds {names[0]} but no config.json, so it is not a run's "
-                "folder; give an empty or a new one"
+            raise self._error(
+                f"holds {names[0]} but no config.json, so it is not a run's folder; give an empty "
+                "or a new one"
             )
 
     def check_place(self) -> None:
@@ -98,9 +111,9 @@ class Workdir:
             held, there = os.fstat(self._lock.fileno()), (self.path / _LOCK).stat()
             in_place = os.path.samestat(held, there)
         if not in_place:
-            raise WorkdirError(
-                f"--workdir={self.path} was moved or removed while the program ran; give the place "
-                "where it is now, and it goes on from what was saved"
+            raise self._error(
+                "was moved or removed while the program ran; give the place where it is now, and "
+                "it goes on from what was saved"
             )
 
     def _take_lock(self) -> None:
@@ -109,10 +122,8 @@ class Workdir:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self.close()
-            raise WorkdirError(
-                f"--workdir={self.path} is in use by another program; wait for it, or give "
-                "another folder"
-            ) from None
+            words = "is in use by another program; wait for it, or give another folder"
+            raise self._error(words) from None
 
     def _tidy(self) -> None:
         """Removes what a killed program left half-written."""
@@ -134,10 +145,8 @@ class Workdir:
     def _made_with(self) -> dict:
         stored = self._stored()
         if stored is None:
-            raise WorkdirError(
-                f"--workdir={self.path} is not a run's folder; start with "
-                f"python -m experiments.train --workdir={self.path}"
-            )
+            start = f"python -m experiments.train --workdir={self.path}"
+            raise self._error(f"is not a run's folder; start with {start}")
         return stored
 
     def _stored(self) -> dict | None:
@@ -220,18 +229,6 @@ def _sign(identity: dict) -> str:
 
 def _plain(config: Config) -> dict:
     return json.loads(json.dumps(config._asdict()))
-
-
-def _refuse_other(path: Path, stored: dict, identity: dict) -> None:
-    differing = differences(
-        _plain(stored["config"]), identity["config"],
-        stored["data"].get("sha256"), identity["data"].get("sha256"),
-    )  # fmt: skip
-    if differing:
-        raise WorkdirError(
-            f"--workdir={path} is of another configuration: {'; '.join(differing)}. "
-            "Give another --workdir, or the flags and the data that it was made with"
-        )
 
 
 def differences(there: dict, here: dict, data_there: str | None, data_here: str | None) -> list:
