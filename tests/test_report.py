@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from experiments import results_json
-from experiments.show import report
+from experiments.show import report, tables
 
 _COMMITTED = Path(__file__).parent.parent / "experiments" / "results"
 _EPOCHS = list(range(50, 501, 50))
@@ -338,16 +338,17 @@ def test_everything_is_escaped(tmp_path):
     assert text.count("&lt;script&gt;") >= 12
 
 
-def test_what_is_not_known_is_a_dash(tmp_path):
+def test_what_is_not_known_is_a_dash(tmp_path, monkeypatch):
     results = _results([50])
     results["notes"], results["claims"] = [], []
     row = results["checkpoints"][0]
     del row["refits"]
     row |= {"gap_closed": None, "gap_closed_stderr": None, "control": {"bpd": None, "stderr": None}}
     row["gain"]["stderr"] = None
+    monkeypatch.setitem(tables.PAIRED, "newer", tables.Head("a number that older files lack"))
     text, page = _write(tmp_path, results)
     (row,) = [row for row in page.rows if row[0] == "50"]
-    assert row[3] == "–" and row[9] == "–"
+    assert row[3] == "–" and row[9:] == ["–", "–"]
     assert "None" not in text and "Claims" not in text
 
 

@@ -249,9 +249,9 @@ def _columns(
 
     `by` chooses from the columns' median standard errors the one of which `digits` are shown.
     """
-    columns = {key: [checkpoint[key] for checkpoint in checkpoints] for key in keys}
+    columns = {key: [row.get(key, {}) for row in checkpoints] for key in keys}
     errors = [
-        [estimate["stderr"] for estimate in column if finite(estimate["stderr"])]
+        [estimate["stderr"] for estimate in column if finite(estimate.get("stderr"))]
         for column in columns.values()
     ]
     medians = [statistics.median(known) for known in errors if known]
@@ -262,7 +262,7 @@ def _columns(
 
 
 def _cell(estimate: Mapping[str, Any], decimals: int) -> Cell:
-    bpd, error = finite(estimate["bpd"]), finite(estimate["stderr"])
+    bpd, error = finite(estimate.get("bpd")), finite(estimate.get("stderr"))
     return Cell(DASH) if bpd is None else _split(measured(bpd, error, decimals))
 
 
