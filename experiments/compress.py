@@ -20,7 +20,7 @@ import gapjax
 from experiments import options, program
 from experiments.config import Config, UsageError
 from experiments.files import check_replaceable, replacing, write_atomically
-from experiments.results_json import AVERAGED, REFITS
+from experiments.results_json import REFITTED
 from experiments.run import Run, make_vae
 from experiments.stores import ORIGIN, encoders
 from experiments.workdir import Workdir
@@ -30,14 +30,12 @@ from gapjax.codec.stack import CodecError
 from gapjax.data import named_levels
 from gapjax.infer.newton import METHODS
 
-AS_TRAINED = "as_trained"
-_AVERAGED = "_averaged"
-ENCODERS = (AS_TRAINED, *REFITS, *(kind + _AVERAGED for kind in AVERAGED))
+ENCODERS = ("as_trained", *REFITTED)
 
 
 def encoder_params(run: Run, epoch: int, encoder: str) -> gapjax.VAEParams:
     """The parameters of a checkpoint with one of `ENCODERS`."""
-    kinds = () if encoder == AS_TRAINED else (encoder.removesuffix(_AVERAGED),)
+    kinds = () if encoder == "as_trained" else (encoder.removesuffix("_averaged"),)
     trained, by_name = encoders(run, epoch, kinds, averaged=kinds)
     return trained._replace(encoder=by_name[encoder])
 
@@ -155,7 +153,7 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     of = lambda define: functools.partial(define, flag_values=values)
     choice, integer, boolean = map(of, (flags.DEFINE_enum, flags.DEFINE_integer, flags.DEFINE_bool))
     path(name="checkpoint", help="WORKDIR[:EPOCH] of the model; default: the last epoch.")
-    choice("encoder", AS_TRAINED, ENCODERS, "Which of its encoders.")
+    choice("encoder", "as_trained", ENCODERS, "Which of its encoders.")
     integer("refinement_steps", 0, "Steps by which the encoder's posterior of each image is "
             "improved.")  # fmt: skip
     choice("refinement", "newton", METHODS, "What these steps are, see gapjax.refine.")

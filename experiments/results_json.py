@@ -21,6 +21,7 @@ VERSION = 1
 REFITS = ("self_consistent", "control", "optimal")
 # The refits that are also shown with their weights averaged over the epochs of the refit.
 AVERAGED = ("self_consistent", "control")
+REFITTED = (*REFITS, *(f"{kind}_averaged" for kind in AVERAGED))  # all encoders of refits
 
 
 class Mean(TypedDict):

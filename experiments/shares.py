@@ -13,12 +13,12 @@ import numpy as np
 import gapjax
 from experiments.config import share_images, share_samples
 from experiments.effects import COMPARED, images_by_kind, num_images
-from experiments.results_json import AVERAGED, REFITS
+from experiments.results_json import REFITTED
 from experiments.run import Run
 from gapjax.results.estimates import Evaluation, summarize
 
 _BATCH = 50  # images at once, each with so many samples; bounds memory
-_OF_TEST = ("test", *REFITS, *(f"{kind}_averaged" for kind in AVERAGED))
+_OF_TEST = ("test", *REFITTED)
 _OF_OTHERS = ("as_trained", *COMPARED)
 
 

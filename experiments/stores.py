@@ -19,7 +19,7 @@ import numpy as np
 import gapjax
 from experiments.config import Config
 from experiments.options import checkpoints_of
-from experiments.results_json import AVERAGED, REFITS
+from experiments.results_json import REFITS, REFITTED
 from experiments.run import Run, commit
 from experiments.workdir import WorkdirError, differences
 from gapjax import checkpoints, parallel
@@ -253,8 +253,7 @@ def refitted_like(run: Run) -> dict:
 
 def evaluated_like(run: Run) -> dict[str, np.ndarray]:
     """The shapes of an evaluated checkpoint: BPD per image, by the encoder or the set."""
-    averaged = [f"{kind}_averaged" for kind in AVERAGED]
-    tested = dict.fromkeys(("test", *REFITS, *averaged), len(run.dataset.test))
+    tested = dict.fromkeys(("test", *REFITTED), len(run.dataset.test))
     sizes = {"train": len(run.dataset.train), **tested}
     if run.validation is not None:
         sizes["validation"] = len(run.validation)
