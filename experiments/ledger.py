@@ -10,7 +10,7 @@ import functools
 import json
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import jax
@@ -24,7 +24,7 @@ from experiments.config import epochs as config_epochs
 from experiments.draw import draw_phase
 from experiments.files import write_json
 from experiments.results_json import REFITS, plain
-from experiments.run import Bar, Run, environment
+from experiments.run import Run, environment, progress_bar
 from experiments.show import figures
 from experiments.show.formatting import text_table
 from experiments.stores import encoders
@@ -270,9 +270,9 @@ def _bars(run: Run, name: str, total: int) -> Iterator[Any]:
 
         def show(what: str, done: int) -> None:
             if what not in bars:
-                bar = Bar(run, f"{name} {what}", total, "images", images=1)
-                bars[what] = stack.enter_context(closing(bar))
-            bars[what].show(done)
+                bar = progress_bar(run, f"{name} {what}", total, images=1, unit="images")
+                bars[what] = stack.enter_context(bar)
+            bars[what](done)
             if run.interrupted():
                 raise KeyboardInterrupt
 

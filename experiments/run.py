@@ -216,59 +216,43 @@ def commit() -> str | None:
     return f"{commit} with changes" if changed else commit
 
 
-class Bar:
-    """A bar on the terminal; where there is none, a line a minute. Of the process that writes."""
-
-    def __init__(
-        self, run: Run, name: str, total: int, unit: str, initial: int = 0, images: int = 0
-    ):
-        """`images` is how many a unit has, for their number a second; 0 leaves that out."""
-        hidden = None if run.workdir.writes else True  # None leaves it to tqdm to find a terminal
-        self._bar = tqdm.tqdm(
-            desc=name, total=total, initial=initial, unit=unit, dynamic_ncols=True, disable=hidden
-        )
-        self.in_log = self._bar.disable and run.workdir.writes
-        self._said = time.monotonic()
-        self._name, self._total, self._unit, self._images = name, total, unit, images
-        self._done = initial  # at the last line
-
-    def show(self, done: int, note: str = "") -> None:
-        """Tells that so many of the units are done."""
-        if not self._bar.disable:
-            self._bar.set_postfix_str(note, refresh=False)
-            self._bar.update(done - self._bar.n)
-        now = time.monotonic()
-        if not self.in_log or now - self._said < _LINE_SECONDS or done >= self._total:
-            return
-        speed = (done - self._done) / (now - self._said)
-        self._said, self._done = now, done
-        words = [f"{self._name} {done} of {self._total} {self._unit}", note]
-        words += [f"{speed * self._images:,.0f} images/s"] if self._images else []
-        words += [f"{duration((self._total - done) / speed)} left"] if speed > 0 else []
-        print("  ".join(filter(None, words)), flush=True)
-
-    def close(self) -> None:
-        """Leaves the terminal to others."""
-        self._bar.close()
-
-
 @contextmanager
 def progress_bar(
     run: Run, name: str, total: int, initial: int = 0, images: int = 0, unit: str = "epochs"
-) -> Iterator[Callable[[int, float], None]]:
-    """A `Bar` with the BPD so far; one line more at the end where there is no terminal."""
-    bar = Bar(run, f"{name:24}", total, unit, initial, images)
-    clock, last = time.monotonic(), None
+) -> Iterator[Callable[..., None]]:
+    """A bar on the terminal; where there is none, a line a minute, and one at the end with the BPD.
 
-    def show(done: int, bpd: float) -> None:
-        nonlocal last
-        last = bpd
-        bar.show(done, f"{bpd:.4f} BPD")
+    It gives a function of how many units are done and, where there is one, of the BPD so far.
+    `images` is how many a unit has, for their number a second; 0 leaves that out.
+    """
+    name = f"{name:24}"
+    hidden = None if run.workdir.writes else True  # None leaves it to tqdm to find a terminal
+    bar = tqdm.tqdm(
+        desc=name, total=total, initial=initial, unit=unit, dynamic_ncols=True, disable=hidden
+    )
+    in_log = bar.disable and run.workdir.writes
+    begun = said = time.monotonic()
+    told, last = initial, None
+
+    def show(done: int, bpd: float | None = None) -> None:
+        nonlocal said, told, last
+        last, note = bpd, "" if bpd is None else f"{bpd:.4f} BPD"
+        if not bar.disable:
+            bar.set_postfix_str(note, refresh=False)
+            bar.update(done - bar.n)
+        now = time.monotonic()
+        if not in_log or now - said < _LINE_SECONDS or done >= total:
+            return
+        speed = (done - told) / (now - said)
+        said, told = now, done
+        words = [f"{name} {done} of {total} {unit}", note]
+        words += [f"{speed * images:,.0f} images/s"] if images else []
+        words += [f"{duration((total - done) / speed)} left"] if speed > 0 else []
+        print("  ".join(filter(None, words)), flush=True)
 
     try:
         yield show
     finally:
         bar.close()
-    if bar.in_log and last is not None:
-        seconds = time.monotonic() - clock
-        print(f"{name:24} {last:.4f} BPD  {seconds:6.1f} s", flush=True)
+    if in_log and last is not None:
+        print(f"{name} {last:.4f} BPD  {time.monotonic() - begun:6.1f} s", flush=True)

@@ -762,13 +762,12 @@ def test_a_log_has_a_line_a_minute_with_speed_and_time_left(tmp_path, monkeypatc
 def test_a_bar_without_images_says_nothing_of_their_speed(tmp_path, monkeypatch, capsys):
     now = 0.0
     monkeypatch.setattr(experiment.time, "monotonic", lambda: now)
-    bar = experiment.Bar(
-        types.SimpleNamespace(workdir=workdir.Workdir(tmp_path)), "evaluate", 4, "checkpoints"
-    )
-    for done in (1, 2, 3, 4):
-        now += 61.0
-        bar.show(done)
+    run = types.SimpleNamespace(workdir=workdir.Workdir(tmp_path))
+    with experiment.progress_bar(run, "evaluate", 4, unit="checkpoints") as show:
+        for done in (1, 2, 3, 4):
+            now += 61.0
+            show(done)
     assert capsys.readouterr().out.splitlines() == [
-        f"evaluate {done} of 4 checkpoints  {left} left"
+        f"{'evaluate':24} {done} of 4 checkpoints  {left} left"
         for done, left in ((1, "3 min 3 s"), (2, "2 min 2 s"), (3, "1 min 1 s"))
     ]
