@@ -142,14 +142,9 @@ def define_place(values: flags.FlagValues = flags.FLAGS) -> None:
     _define(_PLACE_FLAGS, values)
 
 
-def define_saving(values: flags.FlagValues = flags.FLAGS) -> None:
-    """Defines the flags of `Saving`."""
-    _define(_SAVING_FLAGS, values)
-
-
 def define_run(values: flags.FlagValues = flags.FLAGS) -> None:
-    """Defines the flags of `Config`. Those without a default here take the preset's."""
-    _define(_RUN_FLAGS, values)
+    """Defines the flags of `Saving` and `Config`. Those without a default take the preset's."""
+    _define(_SAVING_FLAGS + _RUN_FLAGS, values)
 
 
 def _define(table: tuple, values: flags.FlagValues) -> None:

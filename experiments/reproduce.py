@@ -34,7 +34,6 @@ def reproduce(run: Run) -> None:
 
 if __name__ == "__main__":
     options.define_place()
-    options.define_saving()
     options.define_run()
     flags.DEFINE_bool("ledger", False, "Also measure where every nat goes; see the report.")
     ledger.define_flags()

@@ -89,6 +89,5 @@ def _resumed(state: TrainState, epoch_nats: float = 0.0) -> Progress:
 
 if __name__ == "__main__":
     options.define_place()
-    options.define_saving()
     options.define_run()
     program.run_program(train_phase, new_runs=True)

@@ -52,7 +52,7 @@ def logged(path):
 def parsed(given, *more):
     """Flag values as `experiments.train` defines them, and as each of `more` does."""
     values = absl_flags.FlagValues()
-    for define in (options.define_place, options.define_saving, options.define_run, *more):
+    for define in (options.define_place, options.define_run, *more):
         define(values)
     values(["program", *given])
     return values
