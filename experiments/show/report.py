@@ -8,7 +8,7 @@ the page loads nothing and runs no script. Jinja2 escapes every string.
 
 import base64
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -128,19 +128,13 @@ def _picture(file: Path) -> dict[str, Any]:
     return {"uri": f"data:image/png;base64,{encoded}", "width": width}
 
 
-def _texts(values: Mapping[str, Any]) -> dict[str, str]:
+def _texts(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     """Names and values as text; mappings inside are written as name.name."""
-    return {name: _text(value) for name, value in _flat(values)}
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    found = {}
     for name, value in values.items():
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
-
-
-def _text(value: Any) -> str:
-    text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
-    return tables.DASH if text in (None, "") else str(text)
+            found |= _texts(value, f"{prefix}{name}.")
+            continue
+        text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
+        found[f"{prefix}{name}"] = tables.DASH if text in (None, "") else str(text)
+    return found
