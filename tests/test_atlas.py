@@ -175,6 +175,17 @@ def test_a_training_that_is_interrupted_goes_on(tmp_path, monkeypatch):
     assert not checkpoints.numbers(jobs[1].place("training"))
 
 
+def test_a_row_may_be_of_a_file(tmp_path):
+    path, images = tmp_path / "mine.npz", RNG.integers(0, 3, (40, 4, 4)).astype(np.uint8)
+    np.savez(path, train=images[:30], test=images[30:], levels=3)
+    data = rows.load(str(path), None)
+    assert [len(part) for part in data[:3]] == [27, 3, 10] and data.levels == 3
+    assert rows.shape_of(data) == (4, 4)
+    assert rows.model(MLP, data).decode.likelihood == "discretized_logistic"
+    with pytest.raises(UsageError, match=r"docs/atlas\.md says where"):
+        rows.load(str(tmp_path / "nothing.npz"), None)
+
+
 def test_every_row_names_what_there_is():
     for name, row in ROWS.items():
         assert row.data in rows.DATA and atlas.candidates(row), name
