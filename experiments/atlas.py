@@ -302,17 +302,9 @@ def _samples(job: Job, params: gapjax.VAEParams, number: int) -> Any:
 
 def _nats(job: Job, vae: gapjax.VAE, params: gapjax.VAEParams, examples: Any) -> np.ndarray:
     """ELBO of every example [N], on noise common to all encoders."""
-    samples = job.row.num_samples
-    key = job.key("evaluate")
-    # the batch bounds memory and changes nothing else
-    bounds = per_image_bounds(
-        vae,
-        params,
-        key,
-        examples,
-        num_samples=samples,
-        batch_size=max(1, min(500, 10_000 // samples)),
-    )
+    key, samples = job.key("evaluate"), job.row.num_samples
+    size = max(1, min(500, 10_000 // samples))  # it bounds memory and changes nothing else
+    bounds = per_image_bounds(vae, params, key, examples, num_samples=samples, batch_size=size)
     return np.asarray(bounds)
 
 
@@ -415,11 +407,11 @@ def atlas(values: flags.FlagValues) -> None:
             for seed in range(values.first_seed, values.first_seed + values.seeds)
         ]
         kept = json.loads(path.read_text())["rows"] if path.exists() else []  # of other calls
-        found = {row["row"]: row for row in kept} | {name: row_summary(name, row, seeds, data)}
+        found = {each["row"]: each for each in kept} | {name: row_summary(name, row, seeds, data)}
+        order = [*filter(found.__contains__, ROWS), *(each for each in found if each not in ROWS)]
         results = {
-            "schema": 1, "rows": [found[name] for name in dict.fromkeys((*ROWS, *found))
-                                  if name in found],
-            "notes": _NOTES, "environment": environment(),
+            "schema": 1, "rows": [found[each] for each in order], "notes": _NOTES,
+            "environment": environment(),
         }  # fmt: skip
         write_json(path, results)
     if atlas_pages.shown(results):

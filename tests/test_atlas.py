@@ -182,7 +182,7 @@ def test_a_row_may_be_of_a_file(tmp_path):
     assert [len(part) for part in data[:3]] == [27, 3, 10] and data.levels == 3
     assert rows.shape_of(data) == (4, 4)
     assert rows.model(MLP, data).decode.likelihood == "discretized_logistic"
-    with pytest.raises(UsageError, match=r"docs/atlas\.md says where"):
+    with pytest.raises(ValueError, match="does not exist"):
         rows.load(str(tmp_path / "nothing.npz"), None)
 
 
