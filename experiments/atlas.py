@@ -33,8 +33,8 @@ from experiments.options import define_path
 from experiments.over_seeds import row_of
 from experiments.rows import ROWS, Data, Row, spread
 from experiments.run import environment
-from experiments.show import atlas_pages, figures
-from experiments.show.atlas_pages import CHECKPOINTS
+from experiments.show import atlas_rows, figures
+from experiments.show.atlas_rows import CHECKPOINTS
 from gapjax import checkpoints
 from gapjax.examples import context_of, count, take
 from gapjax.fit.api import init_params
@@ -414,14 +414,14 @@ def atlas(values: flags.FlagValues) -> None:
             "environment": environment(),
         }  # fmt: skip
         write_json(path, results)
-    if atlas_pages.shown(results):
+    if atlas_rows.shown(results):
         figures.save(figures.atlas(results), out / "atlas")
     for name in chosen:
         if not chosen[name].refit_epochs:
             figures.save(figures.recipes(results, name), out / name)
-    if atlas_pages.alphas(results):
+    if atlas_rows.alphas(results):
         figures.save(figures.alpha(results), out / "alpha")
-    print(atlas_pages.table(results))
+    print(atlas_rows.table(results))
     print("shares of the gap at the late checkpoint ± standard error over seeds")
 
 

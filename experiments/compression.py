@@ -27,7 +27,7 @@ from experiments.files import write_json
 from experiments.rows import ROWS
 from experiments.run import commit, environment
 from experiments.show import figures
-from experiments.show.atlas_pages import CHECKPOINTS
+from experiments.show.atlas_rows import CHECKPOINTS
 from experiments.show.formatting import text_table
 from gapjax import Refiner
 from gapjax.codec import container, stack

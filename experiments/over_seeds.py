@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from experiments.rows import spread
-from experiments.show.atlas_pages import CHECKPOINTS, CURES
+from experiments.show.atlas_rows import CHECKPOINTS, CURES
 from gapjax.measure.statistics import mean_and_stderr, ratio_of_means
 from gapjax.results.estimates import MIN_SAMPLES
 

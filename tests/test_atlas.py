@@ -1,8 +1,8 @@
 """The atlas: rows resume, nothing is chosen by test examples, and its numbers are what they say."""
 
 import json
-from pathlib import Path
 
+import draw_atlas
 import jax
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ from experiments import atlas, baselines, compression, over_seeds, rows
 from experiments.atlas import Job
 from experiments.config import UsageError
 from experiments.rows import ROWS, Data, Row
-from experiments.show import atlas_pages, figures
+from experiments.show import atlas_rows, figures
 from gapjax import checkpoints, models
 from gapjax.codec.coding import ENCODER
 from gapjax.examples import take
@@ -131,11 +131,11 @@ def test_a_row_is_measured_resumed_and_summarized(tmp_path, monkeypatch):
     many = over_seeds.row_of(found, 100)
     gain = many["late"]["examples_that_gain"]["paper"]
     share = f"{gain['share']['mean']:.1%}"
-    assert share in atlas_pages.shares({"rows": [{"row": "tiny", **many}]})
+    assert share in draw_atlas.shares({"rows": [{"row": "tiny", **many}]})
     np.testing.assert_allclose(gain["share"]["values"], [(each > 0).mean() for each in gains])
     np.testing.assert_allclose(gain["median"]["values"], [np.median(each) for each in gains])
     named_alpha = summary | {"row": "tiny_alpha"}
-    assert [share for share, _ in atlas_pages.alphas({"rows": [named_alpha]})["tiny_alpha"]["late"]
+    assert [share for share, _ in atlas_rows.alphas({"rows": [named_alpha]})["tiny_alpha"]["late"]
             ] == [0.0, 0.3, 0.5]  # fmt: skip
     figure = figures.alpha({"rows": [named_alpha], "environment": {}})
     drawn = figure.axes[0].containers[1].lines[0].get_ydata()
@@ -145,8 +145,8 @@ def test_a_row_is_measured_resumed_and_summarized(tmp_path, monkeypatch):
               strict=True) if name.get_text().startswith("paper")]  # fmt: skip
     np.testing.assert_allclose(bar.get_width(), 100 * paper["mean"])
     results = {"rows": [summary]}
-    assert "tiny" in atlas_pages.table(results)
-    for show in (atlas_pages.gaps, atlas_pages.closed, atlas_pages.costs):
+    assert "tiny" in atlas_rows.table(results)
+    for show in (draw_atlas.gaps, draw_atlas.closed, draw_atlas.costs):
         assert "`tiny`" in show(results)
 
 
@@ -209,18 +209,11 @@ def test_every_row_names_what_there_is():
         rows.load("starmap", "no_such_folder")
 
 
-def test_the_page_has_the_numbers_of_the_results():
-    root = Path(atlas.__file__).parents[1]
-    results = json.loads((root / "experiments/results/atlas/atlas.json").read_text())
-    on_page = {
-        "atlas": (atlas_pages.gaps, atlas_pages.closed, atlas_pages.shares, atlas_pages.predictors),
-        "cures": (atlas_pages.costs, atlas_pages.choices),
-        "regularization": (atlas_pages.regularization,),
-    }
-    for page, tables in on_page.items():
-        text = (root / f"docs/{page}.md").read_text(encoding="utf-8")
-        for table in tables:
-            assert table(results) in text, table.__name__
+@pytest.mark.parametrize("page", draw_atlas.PAGES)
+def test_a_page_has_the_numbers_of_the_results(page):
+    results = json.loads(draw_atlas.RESULTS.read_text())
+    text = (draw_atlas.RESULTS.parents[3] / f"docs/{page}.md").read_text(encoding="utf-8")
+    assert text == draw_atlas.written(page, results), "run python tests/draw_atlas.py"
     assert {row["row"] for row in results["rows"]} <= set(ROWS)
 
 

@@ -97,7 +97,7 @@ def draw_atlas(gap_axes: Axes, closed_axes: Axes, rows: Sequence[Results]) -> No
         )  # fmt: skip
     gap_axes.set_xscale("log")
     gap_axes.xaxis.set_major_formatter("{x:g}")
-    gap_axes.margins(x=0.15)
+    gap_axes.margins(x=0.2)  # room for the numbers
     gap_axes.set_yticks(places, [f"{row['row']} ({row['seeds']})" for row in rows])
     gap_axes.set_xlabel("gap, nats an example")
     offsets = np.linspace(0.28, -0.28, len(_CURES))

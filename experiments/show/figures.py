@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 from numpy.typing import ArrayLike
 
 from experiments.files import replacing
-from experiments.show import Results, atlas_pages, bars, curves
+from experiments.show import Results, atlas_rows, bars, curves
 from experiments.show.images import draw_mosaic, mosaic
 from experiments.show.labels import error_note, finish, footnote, self_consistent_label
 from experiments.show.style import LABELS, SINGLE, new_figure, style
@@ -160,7 +160,7 @@ def recipes(results: Results, name: str) -> Figure:
 
 def atlas(results: Results) -> Figure:
     """Draws a line for each row of atlas.json that has a gap: its size, and what closes it."""
-    rows = atlas_pages.shown(results)
+    rows = atlas_rows.shown(results)
     if not rows:
         raise ValueError("nothing to draw: no row of plain training has a gap")
     notes = [
@@ -176,7 +176,7 @@ def atlas(results: Results) -> Figure:
 
 def alpha(results: Results) -> Figure:
     """Draws what a refit wins over alpha, of the rows of atlas.json that vary it."""
-    rows, seeds = atlas_pages.alphas(results), {r["row"]: r["seeds"] for r in results["rows"]}
+    rows, seeds = atlas_rows.alphas(results), {r["row"]: r["seeds"] for r in results["rows"]}
     note = "in brackets: seeds; bars: ± 1 stderr over them, of one seed over test examples"
     with _figure((SINGLE[0] * len(rows), SINGLE[1]), [results], note) as (figure, _):
         panels = figure.subplots(1, len(rows), squeeze=False)[0]

@@ -1,17 +1,24 @@
-"""The tables of atlas.json: plain text for a terminal, Markdown for the pages in docs."""
+"""Writes the tables of the atlas into pages of docs, and draws its figures, from atlas.json.
 
+python tests/draw_atlas.py         of the committed results
+python tests/draw_atlas.py FOLDER  takes atlas.json of a run of experiments.atlas in their place
+"""
+
+import json
 import math
-import operator
+import shutil
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import scipy.stats
 
-from experiments.show.formatting import text_table
+from experiments.show import figures
+from experiments.show.atlas_rows import CHECKPOINTS, CURES, alphas, cell, is_regularized, shown
 
-CHECKPOINTS = ("early", "late")
-CURES = ("control", "paper", "best", "learned", "newton", "optimal")
-_REGULARIZERS = ("noise", "codes", "norm")  # in the names of rows
+_ROOT = Path(__file__).resolve().parent.parent
+RESULTS = _ROOT / "experiments" / "results" / "atlas" / "atlas.json"
 
 # What may predict how large a gap is: by name, of a row.
 _PREDICTORS: Mapping[str, Callable[[Mapping], float]] = {
@@ -26,43 +33,6 @@ _PREDICTORS: Mapping[str, Callable[[Mapping], float]] = {
 }
 
 
-def shown(results: Mapping) -> list[Mapping]:
-    """The rows with a gap, but for those whose training is regularized or that vary recipes."""
-    rows = (row for row in results["rows"] if row["gap"] and not is_regularized(row))
-    return [row for row in rows if not row["row"].endswith(("_alpha", "_recipes"))]
-
-
-def alphas(results: Mapping) -> dict[str, dict[str, list[tuple[float, Mapping]]]]:
-    """By row and checkpoint, alpha and the nats that a refit with it wins on test examples."""
-    known = {"control": 0.0, "paper": 0.5}
-    share = lambda name: known[name] if name in known else float(name.removeprefix("alpha_"))
-    by_share = lambda at: sorted(
-        ((share(name), at["gain"][name]) for name in at["validation_by_recipe"]),
-        key=operator.itemgetter(0),
-    )
-    return {
-        row["row"]: {at: by_share(row[at]) for at in CHECKPOINTS}
-        for row in results["rows"]
-        if row["row"].endswith("_alpha")
-    }
-
-
-def is_regularized(row: Mapping) -> bool:
-    """Whether the joint training of a row regularizes the encoder."""
-    return any(f"_{kind}_" in row["row"] for kind in _REGULARIZERS)
-
-
-def table(results: Mapping) -> str:
-    """The late checkpoints as plain text."""
-    heads = ("row", "test nats", "gap", *CURES)
-    lines = []
-    for row in results["rows"]:
-        closed = row["closed"] or {}
-        cells = [_cell(closed.get(name), percent=True) for name in CURES]
-        lines.append((row["row"], _cell(row["late"]["test"]), _cell(row["gap"]), *cells))
-    return text_table(heads, lines, 26, 16)
-
-
 def gaps(results: Mapping) -> str:
     """How large the gap is at either checkpoint, and on training examples."""
     heads = (
@@ -73,7 +43,7 @@ def gaps(results: Mapping) -> str:
     for row in shown(results):
         early, late = (row[at] for at in CHECKPOINTS)
         epochs = ", ".join(f"{epoch:.0f}" for epoch in row["epochs"])
-        cells = map(_cell, (late.get("train"), early["test"], late["test"], early["gap"],
+        cells = map(cell, (late.get("train"), early["test"], late["test"], early["gap"],
                             late["gap"], late.get("train_gap")))  # fmt: skip
         lines.append((f"`{row['row']}`", row["seeds"], epochs, *cells))
     return _markdown(heads, lines)
@@ -84,10 +54,10 @@ def closed(results: Mapping) -> str:
     heads = ("row", "gap", *CURES, "best is", "`paper` over `control`, nats")
     lines = []
     for row in shown(results):
-        shares = [_cell(row["closed"].get(name), percent=True) for name in CURES]
+        shares = [cell(row["closed"].get(name), percent=True) for name in CURES]
         best = ", ".join(f"`{name}`" for name in dict.fromkeys(row["late"]["best"]))
-        over = _cell(row["late"]["gain_over_control"])
-        lines.append((f"`{row['row']}`", _cell(row["gap"]), *shares, best, over))
+        over = cell(row["late"]["gain_over_control"])
+        lines.append((f"`{row['row']}`", cell(row["gap"]), *shares, best, over))
     return _markdown(heads, lines)
 
 
@@ -104,7 +74,7 @@ def shares(results: Mapping) -> str:
                 error = "" if median["stderr"] is None else f" ± {median['stderr']:.2f}"
                 title = "`" + name.replace("_over_", "` over `") + "`"
                 percent = f"{share['mean']:.1%} ± {share['stderr']:.1%}"
-                cells = title, _cell(won[name]), percent, f"{median['mean']:.2f}{error}"
+                cells = title, cell(won[name]), percent, f"{median['mean']:.2f}{error}"
                 lines.append((f"`{row['row']}`", at, *cells))
     return _markdown(heads, lines)
 
@@ -132,7 +102,7 @@ def costs(results: Mapping) -> str:
     for row in shown(results):
         if seconds := row.get("seconds"):
             fit, example = seconds["fit"], seconds["example"]
-            nats = lambda name, row=row: _cell((row["closed"].get(name) or {}).get("nats"))
+            nats = lambda name, row=row: cell((row["closed"].get(name) or {}).get("nats"))
             number = lambda value, scale: "–" if value is None else f"{scale * value:.3g}"
             lines.append((
                 f"`{row['row']}`", number(fit["paper"], 1), nats("paper"),
@@ -175,12 +145,24 @@ def regularization(results: Mapping) -> str:
             found = row[at]
             after = found["test"]["mean"] + found["gain"]["paper"]["mean"]
             cells += [
-                f"{found['validation']['mean']:.2f}", _cell(found["test"]),
+                f"{found['validation']['mean']:.2f}", cell(found["test"]),
                 "" if row is other else _paired(found["test"], other[at]["test"]), f"{after:.2f}",
-                _cell(found.get("gap")),
+                cell(found.get("gap")),
             ]  # fmt: skip
         lines.append(cells)
     return _markdown(heads, lines)
+
+
+def shares_of_samples(results: Mapping) -> str:
+    """Nats that a refit wins on a test example, over the share of model samples alpha."""
+    rows = alphas(results)
+    every = dict.fromkeys(alpha for row in rows.values() for at in row.values() for alpha, _ in at)
+    lines = [
+        (f"`{name}`", at, *(cell(dict(row[at]).get(alpha)) for alpha in every))
+        for name, row in rows.items()
+        for at in CHECKPOINTS
+    ]
+    return _markdown(("row", "checkpoint", *(f"{alpha:g}" for alpha in every)), lines)
 
 
 def _paired(one: Mapping, other: Mapping) -> str:
@@ -198,8 +180,39 @@ def _markdown(heads: Sequence[str], lines: Iterable[Sequence]) -> str:
     return "\n".join((rows[0], marks, *rows[1:]))
 
 
-def _cell(value: Mapping | None, *, percent: bool = False) -> str:
-    if value is None:
-        return "–"
-    form = "{:.0%} ± {:.0%}" if percent else "{:.2f} ± {:.2f}"
-    return form.format(value["mean"], value["stderr"])
+# By page the tables on it, each between two comments with its name.
+PAGES = {
+    "atlas": (gaps, closed, shares, predictors),
+    "close": (shares_of_samples,),
+    "cures": (costs, choices),
+    "regularization": (regularization,),
+}
+
+
+def written(page: str, results: Mapping) -> str:
+    """The text of a page with the tables of these results."""
+    text = (_ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
+    for table in PAGES[page]:
+        begin, end = f"<!-- {table.__name__} -->", f"<!-- /{table.__name__} -->"
+        before, _, rest = text.partition(begin)
+        _, found, after = rest.partition(end)
+        if not found:
+            raise ValueError(f"docs/{page}.md lacks {begin} or {end}")
+        text = f"{before}{begin}\n\n{table(results)}\n\n{end}{after}"
+    return text
+
+
+def main():
+    if len(sys.argv) > 1:
+        shutil.copy(Path(sys.argv[1]) / "atlas.json", RESULTS)
+    results = json.loads(RESULTS.read_text())
+    for page in PAGES:
+        (_ROOT / "docs" / f"{page}.md").write_text(written(page, results), encoding="utf-8")
+    for draw in (figures.atlas, figures.alpha):
+        png, pdf = figures.save(draw(results), RESULTS.with_name(draw.__name__))
+        pdf.unlink()
+        print(png)
+
+
+if __name__ == "__main__":
+    main()
