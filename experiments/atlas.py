@@ -194,6 +194,8 @@ def refitted(
 ) -> tuple[gapjax.VAE, gapjax.VAEParams, float]:
     """The model after a recipe, its parameters, and its nats on validation examples."""
     vae = recipe_model(recipe, job.vae, job.data.train)
+    definition = json.loads(json.dumps(dataclasses.asdict(recipe)))
+    del definition["evidence"]  # words about it
 
     def compute() -> tuple[Any, dict]:
         with _bar(job, f"{at} {name}", recipe.num_epochs) as show:
@@ -202,10 +204,13 @@ def refitted(
                 job.vae, params, job.data.train, key, recipe, on_epoch=show
             )  # fmt: skip
         nats = float(_nats(job, vae, closed.params, job.data.validation).mean())
-        return closed.params.encoder, {"nats": nats, "recipe": dataclasses.asdict(recipe)}
+        return closed.params.encoder, {"nats": nats, "recipe": definition}
 
     like = jax.eval_shape(vae.init, job.key("refit")).encoder
     encoder, record = job.kept(f"{at}_{name}", like, compute)
+    if record["recipe"] != definition:
+        raise UsageError(f"{job.place(f'{at}_{name}')} is of another definition of the recipe "
+                         f"{name}; give another --out")  # fmt: skip
     return vae, params._replace(encoder=encoder), record["nats"]
 
 

@@ -1,5 +1,6 @@
 """The atlas: rows resume, nothing is chosen by test examples, and its numbers are what they say."""
 
+import dataclasses
 import json
 
 import draw_atlas
@@ -106,6 +107,11 @@ def test_a_row_is_measured_resumed_and_summarized(tmp_path, monkeypatch):
     other = jobs[0]._replace(row=MLP._replace(learning_rate=0.1))
     with pytest.raises(UsageError, match="another definition of the row"):
         atlas.measured(other)
+    changed = dataclasses.replace(atlas.RECIPES["paper"], learning_rate=0.1)
+    with monkeypatch.context() as patch:
+        patch.setitem(atlas.RECIPES, "paper", changed)
+        with pytest.raises(UsageError, match="late_paper is of another definition of the recipe"):
+            atlas.choose(jobs[0], "late", atlas.trained(jobs[0])["late"][0])
 
     summary = json.loads(json.dumps(atlas.row_summary("tiny", MLP, found, data)))
     gains = [each["late"]["nats"]["paper"] - each["late"]["nats"]["trained"] for each in found]
