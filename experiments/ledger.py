@@ -19,7 +19,7 @@ from absl import flags
 
 import gapjax
 from experiments import options, program, stores
-from experiments.config import Config, UsageError
+from experiments.config import Config
 from experiments.config import epochs as config_epochs
 from experiments.draw import draw_phase
 from experiments.files import write_json
@@ -60,40 +60,34 @@ class Settings(NamedTuple):
     batch_size: int = 50  # images at once; bounds memory, changes nothing else
 
 
-# Of each field but the epochs: its flag is ledger_NAME, its least value, and what it is.
-_FLAGS = {
-    "num_images": ("images", 2, "Most images of each set in the ledger, a random subset by "
-                   "--seed."),
-    "num_samples": ("samples", 1, "Posterior samples for every ELBO of it."),
-    "num_simulated": ("simulated", 0, "Images simulated from each model, on which log p(x) is "
-                      "bounded from both sides: how well is it known? 0: none."),
-    "batch_size": ("batch_size", 1, "Images at once in it; bounds memory."),
-}  # fmt: skip
-
-
 def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     """Defines the flags of `Settings`; they are no part of what a run computes."""
+    default, number = Settings(), functools.partial(flags.DEFINE_integer, flag_values=values)
     flags.DEFINE_list(
         "ledger_epochs", None,
         "Checkpoints of the ledger, e.g. 50,500; default: the first, the middle and the last.",
         flag_values=values,
     )  # fmt: skip
-    for field, (name, _, text) in _FLAGS.items():
-        default = getattr(Settings(), field)
-        flags.DEFINE_integer(f"ledger_{name}", default, text, flag_values=values)
+    number("ledger_images", default.num_images, "Most images of each set in the ledger, a random "
+           "subset by --seed.", lower_bound=2)  # fmt: skip
+    number("ledger_samples", default.num_samples, "Posterior samples for every ELBO of it.",
+           lower_bound=1)  # fmt: skip
+    number("ledger_simulated", default.num_simulated, "Images simulated from each model, on which "
+           "log p(x) is bounded from both sides: how well is it known? 0: none.",
+           lower_bound=0)  # fmt: skip
+    number("ledger_batch_size", default.batch_size, "Images at once in it; bounds memory.",
+           lower_bound=1)  # fmt: skip
 
 
 def settings_from_flags(values: flags.FlagValues) -> Settings:
     """The flags, checked."""
-    found = {}
-    for field, (name, least, _) in _FLAGS.items():
-        found[field] = value = values[f"ledger_{name}"].value
-        if value < least:
-            raise UsageError(f"--ledger_{name} is {value}; it must be at least {least}")
-    epochs = values["ledger_epochs"].value
+    epochs = values.ledger_epochs
     if epochs is not None:
         epochs = tuple(sorted(set(options.integers("ledger_epochs", epochs))))
-    return Settings(epochs=epochs, **found)
+    return Settings(
+        epochs, values.ledger_images, values.ledger_samples, values.ledger_simulated,
+        values.ledger_batch_size,
+    )  # fmt: skip
 
 
 def check_flags(values: flags.FlagValues, config: Config) -> None:

@@ -69,6 +69,7 @@ class Saving(NamedTuple):
 
 
 _one_of = lambda names: functools.partial(flags.DEFINE_enum, enum_values=names)
+_at_least = lambda number: functools.partial(flags.DEFINE_integer, lower_bound=number)
 _bool, _int = flags.DEFINE_bool, flags.DEFINE_integer
 _float, _str = flags.DEFINE_float, flags.DEFINE_string
 _PLACE_FLAGS = (
@@ -89,13 +90,13 @@ _PLACE_FLAGS = (
      "this same command runs on every worker. Under SLURM, Open MPI and GKE it looks anyway."),
 )  # fmt: skip
 _SAVING_FLAGS = (
-    (_int, "save_every", Saving().every, "Epochs after which training is saved between "
+    (_at_least(0), "save_every", Saving().every, "Epochs after which training is saved between "
      "checkpoints, so that an interruption loses no more than these; 0: at checkpoints alone."),
-    (_int, "keep", Saving().keep,
+    (_at_least(1), "keep", Saving().keep,
      "How many of the states of --save_every are kept, the newest; checkpoints all are."),
-    (_int, "keep_weights_every", Saving().weights_every, "When all is done, keep the weights of "
-     "the last checkpoint and of those at every so many epochs, and of the others the results "
-     "alone; 0 keeps all."),
+    (_at_least(0), "keep_weights_every", Saving().weights_every, "When all is done, keep the "
+     "weights of the last checkpoint and of those at every so many epochs, and of the others the "
+     "results alone; 0 keeps all."),
 )  # fmt: skip
 _RUN_FLAGS = (
     (_str, "preset", "digits", f"Sets the defaults of the others: {', '.join(PRESETS)}."),
@@ -150,16 +151,6 @@ def define_run(values: flags.FlagValues = flags.FLAGS) -> None:
 def _define(table: tuple, values: flags.FlagValues) -> None:
     for define, name, default, text in table:
         define(name=name, default=default, help=text, flag_values=values)
-
-
-def saving_from_flags(values: flags.FlagValues) -> Saving:
-    """What the flags say of saving, checked."""
-    saving = Saving(values.save_every, values.keep, values.keep_weights_every)
-    names = ("save_every", "keep", "keep_weights_every")
-    for name, value, least in zip(names, saving, (0, 1, 0), strict=True):
-        if value < least:
-            raise UsageError(f"--{name} is {value}; it must be at least {least}")
-    return saving
 
 
 def config_from_flags(values: flags.FlagValues) -> Config:

@@ -17,7 +17,7 @@ from absl import app, flags, logging
 
 from experiments import cost
 from experiments.config import Config, UsageError
-from experiments.options import Saving, config_from_flags, saving_from_flags
+from experiments.options import Saving, config_from_flags
 from experiments.run import Run, prepare, start
 from experiments.workdir import Workdir, WorkdirError
 from gapjax import jobs, parallel
@@ -62,7 +62,8 @@ def run_program(
         cores = _join(values)
         saving = Saving()
         if new_runs:
-            config, saving = config_from_flags(values), saving_from_flags(values)
+            config = config_from_flags(values)
+            saving = Saving(values.save_every, values.keep, values.keep_weights_every)
             default = f"runs/{config.preset}_seed{config.seed}"
             workdir = Workdir(Path(values.workdir or default))
         elif values.workdir is None:

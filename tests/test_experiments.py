@@ -377,8 +377,6 @@ def test_the_keys_of_all_purposes_and_epochs_differ(finished, tmp_path):
         (["--uniform_weight=2"], ["--uniform_weight", "2", "[1e-30, 1]"]),
         (["--uniform_weight=nan"], ["--uniform_weight", "nan", "[1e-30, 1]"]),
         (["--refit_batch_size=0"], ["--refit_batch_size", "0", "at least 1"]),
-        (["--save_every=-1"], ["--save_every", "-1", "at least 0"]),
-        (["--keep=0"], ["--keep", "0", "at least 1"]),
         (
             ["--num_epochs=100000000000000000000", "--checkpoint_every=1"],
             ["--num_epochs", "10,000"],
@@ -389,21 +387,22 @@ def test_bad_flags_are_named(flags, words):
     values = parsed(flags)
     with pytest.raises(options.UsageError) as error:
         options.config_from_flags(values)
-        options.saving_from_flags(values)
     message = str(error.value)
     assert "\n" not in message
     for word in words:
         assert word in message
 
 
-def test_flags_of_the_ledger_are_checked_before_there_is_any_work(tmp_path):
-    for given, words in (
-        (["--ledger_images=1"], "--ledger_images is 1"),
-        (["--ledger_epochs=2,3"], "--ledger_epochs: no checkpoint of epoch 3; there are 2, 4"),
-        (["--ledger_epochs=x"], "--ledger_epochs is 'x'"),
+def test_flags_of_saving_and_of_the_ledger_are_checked_before_there_is_any_work(tmp_path):
+    for given, words, fails in (
+        ("--ledger_images=1", "flag --ledger_images=1: 1 is not", 2),
+        ("--save_every=-1", "flag --save_every=-1: -1 is not", 2),
+        ("--keep=0", "flag --keep=0: 0 is not", 2),
+        ("--ledger_epochs=2,3", "--ledger_epochs: no checkpoint of epoch 3; there are 2, 4", 1),
+        ("--ledger_epochs=x", "--ledger_epochs is 'x'", 1),
     ):
-        code, out, err = _run(*_TINY, "--ledger", *given, f"--workdir={tmp_path / 'run'}")
-        assert (code, out) == (1, "") and words in err and len(err.splitlines()) == 1
+        code, out, err = _run(*_TINY, "--ledger", given, f"--workdir={tmp_path / 'run'}")
+        assert (code, out) == (fails, "") and words in err and len(err.splitlines()) == 1
         assert not (tmp_path / "run").exists()
 
 
