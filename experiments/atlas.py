@@ -7,12 +7,13 @@ early one, with the lowest validation loss or at an epoch that the row names, an
 the end of the row's budget. At each the encoder is refitted by the paper's recipe, by its control
 and by other recipes of equal cost. The best of these is chosen on validation examples. Then test
 examples are used, once: every encoder is scored, and a posterior q* of each example's own says how
-large the gap is. The same command resumes, checkpoint by checkpoint and refit by refit. Writes
-atlas.json and atlas.png.
+large the gap is. The same command resumes, checkpoint by checkpoint and refit by refit, and rows
+that differ in their refits alone share a training. Writes atlas.json and atlas.png.
 """
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import math
 import time
@@ -45,6 +46,9 @@ from gapjax.measure.bounds import per_image_bounds, posterior_bounds
 
 _VALIDATED = 20  # times in the budget that the validation loss is measured
 _STEPS = 2  # of learned refinement and of Newton's method
+_TRAINING = ("train", "training")  # the stores of joint training
+# What it does not depend on: rows that differ in these alone share it.
+_AFTER_TRAINING = ("refit_epochs", "recipes", "num_optimal", "note")
 _NOTES = (
     "Nats are of the ELBO, per example; gaps and gains are of the late checkpoint unless said.",
     "`gap` is the ELBO of the best posterior q* of a test example that a search found, minus that "
@@ -77,14 +81,18 @@ class Job(NamedTuple):
 
     def place(self, store: str) -> Path:
         """The folder of a store, with an entry for each seed."""
-        return self.out / "checkpoints" / self.name / store
+        name = self.name
+        if store in _TRAINING:
+            digest = hashlib.sha256(json.dumps(self.facts(store), sort_keys=True).encode())
+            name = f"{Path(self.row.data).stem}_{self.row.model}_{digest.hexdigest()[:8]}"
+        return self.out / "checkpoints" / name / store
 
     def has(self, store: str) -> bool:
         """Whether it is kept; UsageError: what is kept there was made with something else."""
         place = self.place(store)
         if self.seed not in checkpoints.numbers(place):
             return False
-        if checkpoints.record(place, self.seed)["made_with"] != self.facts():
+        if checkpoints.record(place, self.seed)["made_with"] != self.facts(store):
             raise UsageError(
                 f"{place} is of another definition of the row or of other data; give another --out"
             )
@@ -99,7 +107,7 @@ class Job(NamedTuple):
         if not self.has(store):
             clock = time.monotonic()
             tree, facts = compute()
-            facts = stores.entry_metadata(clock) | facts | {"made_with": self.facts()}
+            facts = stores.entry_metadata(clock) | facts | {"made_with": self.facts(store)}
             checkpoints.save(place, self.seed, tree, facts)
             text = f"{self.name} seed {self.seed}, {store}"
             tqdm.write(f"{text:48} {facts.get('nats', float('nan')):10.3f} nats "
@@ -108,11 +116,13 @@ class Job(NamedTuple):
             like = like(checkpoints.record(place, self.seed))
         return checkpoints.restore(place, self.seed, like)
 
-    def facts(self) -> dict:
-        """What all that is kept of this job depends on, as JSON gives it back."""
+    def facts(self, store: str) -> dict:
+        """What all that is kept in a store depends on, as JSON gives it back."""
         row = self.row._asdict() | {"objective": _objective(self.row), "note": ""}
         if row["early"] is None:  # as what was kept before a row could name it
             del row["early"]
+        left_out = _AFTER_TRAINING if store in _TRAINING else ()
+        row = {name: value for name, value in row.items() if name not in left_out}
         return json.loads(json.dumps({"row": row, "data": self.data.checksum}))
 
 
@@ -153,7 +163,7 @@ def trained(job: Job) -> dict[str, tuple[gapjax.VAEParams, dict]]:
                 if is_best if row.early is None else stop == row.early:
                     early = jax.tree.map(np.asarray, state.params)
                 curve.append((stop, nats))
-                facts = {"curve": curve, "made_with": job.facts()}
+                facts = {"curve": curve, "made_with": job.facts("training")}
                 checkpoints.save(job.place("training"), job.seed, (state, early), facts)
         epochs = [row.early or max(curve, key=lambda each: each[1])[0], row.epochs]
         facts = {"curve": curve, "epochs": epochs, "nats": curve[-1][1]}
@@ -343,6 +353,8 @@ def seconds(job: Job, params: gapjax.VAEParams, choice: Choice) -> dict[str, dic
 def measured(job: Job) -> dict[str, dict]:
     """By checkpoint what one seed of a row gives: nats of examples, epochs, choice."""
     found = {}
+    for place in job.place("refits").parent.glob("*"):
+        job.has(place.name)  # what was kept of another definition is refused before any work
     for at, (params, facts) in trained(job).items():
         choice = choose(job, at, params)
 

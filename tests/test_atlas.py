@@ -172,6 +172,10 @@ def test_a_training_that_is_interrupted_goes_on(tmp_path, monkeypatch):
         atlas.trained(jobs[1])
     again = atlas.trained(jobs[1])
     assert stops == [1, 2, 2]
+    monkeypatch.setattr(gapjax, "train", None)  # a row with other refits has the same training
+    shared = atlas.trained(jobs[1]._replace(name="other", row=MLP._replace(refit_epochs=9)))
+    assert_same_bits(shared["late"][0], whole["late"][0])
+    monkeypatch.setattr(gapjax, "train", train)
     at_one = jobs[0]._replace(row=MLP._replace(early=1), out=tmp_path / "named")
     named = atlas.trained(at_one)
     assert named["early"][1]["epoch"] == 1 and named["late"][1] == whole["late"][1]

@@ -11,9 +11,9 @@ _REGULARIZERS = ("noise", "codes", "norm")  # in the names of rows
 
 
 def shown(results: Mapping) -> list[Mapping]:
-    """The rows with a gap, but for those whose training is regularized or that vary recipes."""
+    """The rows with a gap, but for those whose training is regularized or another row's."""
     rows = (row for row in results["rows"] if row["gap"] and not is_regularized(row))
-    return [row for row in rows if not row["row"].endswith(("_alpha", "_recipes"))]
+    return [row for row in rows if not row["row"].endswith(("_alpha", "_recipes", "_refits"))]
 
 
 def alphas(results: Mapping) -> dict[str, dict[str, list[tuple[float, Mapping]]]]:
