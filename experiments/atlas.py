@@ -13,7 +13,6 @@ that differ in their refits alone share a training. Writes atlas.json and atlas.
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import math
 import time
@@ -27,9 +26,10 @@ from absl import flags
 from tqdm import tqdm
 
 import gapjax
-from experiments import program, rows, stores
+from experiments import program, rows
 from experiments.config import UsageError, known
 from experiments.files import write_json
+from experiments.kept import Job, objective_name
 from experiments.options import define_path
 from experiments.over_seeds import row_of
 from experiments.rows import ROWS, Data, Row, spread
@@ -46,9 +46,6 @@ from gapjax.measure.bounds import per_image_bounds, posterior_bounds
 
 _VALIDATED = 20  # times in the budget that the validation loss is measured
 _STEPS = 2  # of learned refinement and of Newton's method
-_TRAINING = ("train", "training")  # the stores of joint training
-# What it does not depend on: rows that differ in these alone share it.
-_AFTER_TRAINING = ("refit_epochs", "recipes", "num_optimal", "note")
 _NOTES = (
     "Nats are of the ELBO, per example; gaps and gains are of the late checkpoint unless said.",
     "`gap` is the ELBO of the best posterior q* of a test example that a search found, minus that "
@@ -59,71 +56,6 @@ _NOTES = (
     "`stderr` is over seeds, which share data and test examples; `stderr_over_examples` is of the "
     "mean over seeds, over test examples. Of one seed both are the latter.",
 )
-
-
-class Job(NamedTuple):
-    """One row with one seed."""
-
-    name: str
-    row: Row
-    seed: int
-    data: Data
-    vae: gapjax.VAE
-    out: Path
-
-    def key(self, stage: str, *numbers: int) -> jax.Array:
-        """The key of a stage; numbers fold into it."""
-        stages = ("train", "refit", "evaluate", "search", "newton")
-        key = jax.random.fold_in(jax.random.key(self.seed), stages.index(stage))
-        for number in numbers:
-            key = jax.random.fold_in(key, number)
-        return key
-
-    def place(self, store: str) -> Path:
-        """The folder of a store, with an entry for each seed."""
-        name = self.name
-        if store in _TRAINING:
-            digest = hashlib.sha256(json.dumps(self.facts(store), sort_keys=True).encode())
-            name = f"{Path(self.row.data).stem}_{self.row.model}_{digest.hexdigest()[:8]}"
-        return self.out / "checkpoints" / name / store
-
-    def has(self, store: str) -> bool:
-        """Whether it is kept; UsageError: what is kept there was made with something else."""
-        place = self.place(store)
-        if self.seed not in checkpoints.numbers(place):
-            return False
-        if checkpoints.record(place, self.seed)["made_with"] != self.facts(store):
-            raise UsageError(
-                f"{place} is of another definition of the row or of other data; give another --out"
-            )
-        return True
-
-    def kept(self, store: str, like: Any, compute: Callable[[], tuple[Any, dict]]) -> tuple:
-        """The tree and the record of a store, computed where it is not there.
-
-        `like` is as `checkpoints.restore` takes it, or a function of the record that gives it.
-        """
-        place = self.place(store)
-        if not self.has(store):
-            clock = time.monotonic()
-            tree, facts = compute()
-            facts = stores.entry_metadata(clock) | facts | {"made_with": self.facts(store)}
-            checkpoints.save(place, self.seed, tree, facts)
-            text = f"{self.name} seed {self.seed}, {store}"
-            tqdm.write(f"{text:48} {facts.get('nats', float('nan')):10.3f} nats "
-                       f"{facts['seconds']:7.1f} s")  # fmt: skip
-        if callable(like):
-            like = like(checkpoints.record(place, self.seed))
-        return checkpoints.restore(place, self.seed, like)
-
-    def facts(self, store: str) -> dict:
-        """What all that is kept in a store depends on, as JSON gives it back."""
-        row = self.row._asdict() | {"objective": _objective(self.row), "note": ""}
-        if row["early"] is None:  # as what was kept before a row could name it
-            del row["early"]
-        left_out = _AFTER_TRAINING if store in _TRAINING else ()
-        row = {name: value for name, value in row.items() if name not in left_out}
-        return json.loads(json.dumps({"row": row, "data": self.data.checksum}))
 
 
 @contextlib.contextmanager
@@ -385,7 +317,7 @@ def row_summary(name: str, row: Row, seeds: Sequence[Mapping[str, Mapping]], dat
     recipes = candidates(row)
     return {
         "row": name, "data": row.data, "model": row.model,
-        "options": dict(row.options), "objective": _objective(row),
+        "options": dict(row.options), "objective": objective_name(row),
         "refit_epochs": row.refit_epochs, "encoder_parameters": _size(rows.model(row, data)),
         "larger_encoder": [each for each, recipe in recipes.items() if not _costs_same(recipe)],
         "examples": {part: count(getattr(data, part)) for part in ("train", "validation", "test")},
@@ -398,10 +330,6 @@ def _size(vae: gapjax.VAE) -> int:
     """The number of parameters of an encoder."""
     encoder = jax.eval_shape(vae.init, jax.random.key(0)).encoder
     return sum(leaf.size for leaf in jax.tree.leaves(encoder))
-
-
-def _objective(row: Row) -> str:
-    return getattr(row.objective, "__name__", repr(row.objective))
 
 
 def atlas(values: flags.FlagValues) -> None:

@@ -21,9 +21,9 @@ from absl import flags
 
 import gapjax
 from experiments import atlas, baselines, options, program, rows
-from experiments.atlas import Job
 from experiments.config import UsageError, known
 from experiments.files import write_json
+from experiments.kept import Job
 from experiments.rows import ROWS
 from experiments.run import commit, environment
 from experiments.show import figures

@@ -13,8 +13,8 @@ from draw_what_works import traced_alone
 
 import gapjax
 from experiments import atlas, baselines, compression, over_seeds, rows
-from experiments.atlas import Job
 from experiments.config import UsageError
+from experiments.kept import Job
 from experiments.rows import ROWS, Data, Row
 from experiments.show import atlas_rows, figures
 from gapjax import checkpoints, models
