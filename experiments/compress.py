@@ -18,7 +18,7 @@ from absl import flags
 
 import gapjax
 from experiments import options, program
-from experiments.config import Config, UsageError
+from experiments.config import UsageError
 from experiments.files import check_replaceable, replacing, write_atomically
 from experiments.results_json import REFITTED
 from experiments.run import Run, make_vae
@@ -27,7 +27,6 @@ from experiments.workdir import Workdir
 from gapjax import checkpoints
 from gapjax.codec import container
 from gapjax.codec.stack import CodecError
-from gapjax.data import named_levels
 from gapjax.infer.newton import METHODS
 
 ENCODERS = ("as_trained", *REFITTED)
@@ -103,25 +102,13 @@ def _checkpoint(given: str) -> tuple[Workdir, int]:
 
 def _model(workdir: Workdir, epoch: int) -> Run:
     """The run with no data in it: of the shape that it was trained on, whatever a file says."""
-    config, levels = workdir.config(), levels_of(workdir.config())
-    record = checkpoints.record(workdir.checkpoints / "train", epoch)
-    event_shape = tuple(record[ORIGIN]["event_shape"])
+    config = workdir.config()
+    origin = checkpoints.record(workdir.checkpoints / "train", epoch)[ORIGIN]
+    event_shape, levels = tuple(origin["event_shape"]), origin["levels"]
     nothing = np.zeros((0, *event_shape), np.uint8)
     provenance = workdir.provenance()  # by which entries know their run
     dataset = gapjax.Dataset(config.dataset, nothing, nothing, levels, provenance)
     return Run(config, dataset, make_vae(config, event_shape, levels), workdir)
-
-
-def levels_of(config: Config) -> int:
-    """The number of pixel levels that a run was trained with."""
-    if config.likelihood == "bernoulli":
-        return 2
-    named = named_levels(config.dataset, config.binarization)
-    if named is not None:
-        return named
-    if config.binarization not in (None, "none"):
-        return 2
-    return gapjax.load_dataset(config.dataset, levels=config.levels).levels
 
 
 def _read_images(path: Path) -> np.ndarray:

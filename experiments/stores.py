@@ -90,7 +90,7 @@ def save(
     record[ORIGIN] = {
         "store": store, "number": number, "settings": _settings(run.config, store),
         "data": run.dataset.provenance.get("sha256"),
-        "event_shape": list(run.dataset.event_shape),
+        "event_shape": list(run.dataset.event_shape), "levels": run.dataset.levels,
         "made_from": {f"{name}/{at}": _checksum(run, name, at) for name, at in made_from},
     }  # fmt: skip
     checkpoints.save(run.workdir.checkpoints / store, number, tree, record)

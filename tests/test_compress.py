@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from absl import flags
 
+import gapjax
 from experiments import baselines, compress, options, train
 from experiments import run as experiment
 from experiments.workdir import Workdir
@@ -24,14 +25,16 @@ _ROOT = Path(__file__).parent.parent
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """A workdir with a checkpoint of a few steps, and images of its kind in a file."""
+    """A workdir with a checkpoint of a few steps, whose data are gone, and images of its kind."""
     folder = tmp_path_factory.mktemp("compress")
+    digits, data = gapjax.load_dataset("digits"), folder / "data.npz"
+    np.savez(data, train=digits.train, test=digits.test, levels=2)
     values = flags.FlagValues()
     options.define_run(values)
     values(
         [
             "", "--num_epochs=1", "--checkpoint_every=1", "--hidden_sizes=16", "--latent_dim=2",
-            "--batch_size=200",
+            "--batch_size=200", f"--dataset={data}",
         ]
     )  # fmt: skip
     prepared = experiment.prepare(options.config_from_flags(values), None)
@@ -39,6 +42,7 @@ def checkpoint(tmp_path_factory):
     with jax.default_device(jax.devices()[0]):
         train.train_phase(run)
     run.workdir.close()
+    data.unlink()
     images = prepared.dataset.test[:30]
     np.savez(folder / "images.npz", images=images)
     return folder, images
@@ -135,18 +139,6 @@ def test_what_cannot_be_done_is_said_in_one_line(checkpoint, given, words):
         compress.compress(_flags(**values))
     assert "\n" not in str(raised.value)
     assert not (folder / "no.gap").exists()
-
-
-def test_levels_are_known_without_the_data():
-    for given, levels in (
-        ({}, 2), ({"dataset": "grey_digits"}, 17), ({"dataset": "mnist"}, 256),
-        ({"dataset": "mnist", "binarization": "stochastic"}, 2),
-        ({"dataset": "none.npz", "likelihood": "bernoulli"}, 2),
-    ):  # fmt: skip
-        values = flags.FlagValues()
-        options.define_run(values)
-        values(["", *(f"--{name}={value}" for name, value in given.items())])
-        assert compress.levels_of(options.config_from_flags(values)) == levels, given
 
 
 def test_a_file_that_unpacks_to_too_much_is_refused(checkpoint, monkeypatch):

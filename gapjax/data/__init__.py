@@ -7,5 +7,4 @@ from gapjax.data.readers import DATASETS as DATASETS
 from gapjax.data.readers import FILES as FILES
 from gapjax.data.readers import closest_name as closest_name
 from gapjax.data.readers import load_dataset as load_dataset
-from gapjax.data.readers import named_levels as named_levels
 from gapjax.data.readers import names_data as names_data

@@ -177,14 +177,6 @@ def names_data(name: str) -> bool:
     return name in _ENTRIES or has_form or has_parts
 
 
-def named_levels(name: str, binarization: str | None) -> int | None:
-    """The number of pixel levels of a named data set, which need not be there; None for a file."""
-    entry = _ENTRIES.get(name)
-    if entry is None:
-        return None
-    return entry.levels if (binarization or entry.binarization) == "none" else 2
-
-
 def closest_name(name: str, names: Iterable[str]) -> str | None:
     """The known name that is most like an unknown one; capitals and hyphens do not count."""
     wanted = name.lower().replace("-", "_")
