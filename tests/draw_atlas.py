@@ -6,6 +6,7 @@ python tests/draw_atlas.py FOLDER  takes atlas.json of a run of experiments.atla
 
 import json
 import math
+import operator
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -130,6 +131,30 @@ def predictors(results: Mapping) -> str:
     return _markdown(heads, lines)
 
 
+def samples_win(results: Mapping) -> str:
+    """By the ratio of the gaps on test and training examples, what the model's samples win."""
+    found = []
+    for row in shown(results):
+        for at in CHECKPOINTS:
+            if "train_gap" in row[at]:
+                gap, over = row[at]["gap"]["mean"], row[at]["gain_over_control"]
+                ratio = gap / row[at]["train_gap"]["mean"]
+                found.append((ratio, f"`{row['row']}`", at, over, over["mean"] / gap))
+    lines = [
+        (f"{ratio:.1f}", name, at, cell(over), f"{share:.0%}")
+        for ratio, name, at, over, share in sorted(found, key=operator.itemgetter(0))
+    ]
+    late = [(math.log(ratio), 100 * share) for ratio, _, at, _, share in found if at == "late"]
+    fit = scipy.stats.linregress(*zip(*late, strict=True))
+    heads = ("ratio", "row", "checkpoint", "`paper` over `control`, nats", "of the gap")
+    text = (
+        f"Of the {len(late)} late checkpoints the share of the gap has the slope "
+        f"{fit.slope:.0f} ± {fit.stderr:.0f} percentage\npoints over the logarithm of the ratio, "
+        f"and the correlation {fit.rvalue:.2f}."
+    )
+    return f"{_markdown(heads, lines)}\n\n{text}"
+
+
 def regularization(results: Mapping) -> str:
     """Joint trainings beside the plain one, as docs/regularization.md shows them."""
     heads = ("row", "seeds", "early epoch", *(f"{at}: {what}" for at in CHECKPOINTS for what in (
@@ -182,7 +207,7 @@ def _markdown(heads: Sequence[str], lines: Iterable[Sequence]) -> str:
 
 # By page the tables on it, each between two comments with its name.
 PAGES = {
-    "atlas": (gaps, closed, shares, predictors),
+    "atlas": (gaps, closed, shares, predictors, samples_win),
     "close": (shares_of_samples,),
     "cures": (costs, choices),
     "regularization": (regularization,),
