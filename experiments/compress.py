@@ -104,6 +104,8 @@ def _model(workdir: Workdir, epoch: int) -> Run:
     """The run with no data in it: of the shape that it was trained on, whatever a file says."""
     config = workdir.config()
     origin = checkpoints.record(workdir.checkpoints / "train", epoch)[ORIGIN]
+    if "levels" not in origin:
+        raise UsageError(f"--checkpoint={workdir.path} is of an earlier version; train it again")
     event_shape, levels = tuple(origin["event_shape"]), origin["levels"]
     nothing = np.zeros((0, *event_shape), np.uint8)
     provenance = workdir.provenance()  # by which entries know their run

@@ -141,6 +141,17 @@ def test_what_cannot_be_done_is_said_in_one_line(checkpoint, given, words):
     assert not (folder / "no.gap").exists()
 
 
+def test_a_checkpoint_of_an_earlier_version_is_named(checkpoint, monkeypatch):
+    folder, _ = checkpoint
+    record = compress.checkpoints.record(folder / "run" / "checkpoints" / "train", 1)
+    del record["origin"]["levels"]
+    monkeypatch.setattr(compress.checkpoints, "record", lambda store, number: record)
+    with pytest.raises(options.UsageError, match="run is of an earlier version; train it again"):
+        compress.compress(
+            _flags(checkpoint=f"{folder}/run", input=f"{folder}/images.npz", output=f"{folder}/no")
+        )
+
+
 def test_a_file_that_unpacks_to_too_much_is_refused(checkpoint, monkeypatch):
     folder, _ = checkpoint
     monkeypatch.setattr(compress.container, "MAX_PIXELS", 100)
