@@ -136,8 +136,8 @@ def refitted(
 ) -> tuple[gapjax.VAE, gapjax.VAEParams, float]:
     """The model after a recipe, its parameters, and its nats on validation examples."""
     vae = recipe_model(recipe, job.vae, job.data.train)
-    definition = json.loads(json.dumps(dataclasses.asdict(recipe)))
-    del definition["evidence"]  # words about it
+    without_words = {"evidence": ""}
+    definition = json.loads(json.dumps(dataclasses.asdict(recipe) | without_words))
 
     def compute() -> tuple[Any, dict]:
         with _bar(job, f"{at} {name}", recipe.num_epochs) as show:
@@ -150,7 +150,7 @@ def refitted(
 
     like = jax.eval_shape(vae.init, job.key("refit")).encoder
     encoder, record = job.kept(f"{at}_{name}", like, compute)
-    if record["recipe"] != definition:
+    if record["recipe"] | without_words != definition:
         raise UsageError(f"{job.place(f'{at}_{name}')} is of another definition of the recipe "
                          f"{name}; give another --out")  # fmt: skip
     return vae, params._replace(encoder=encoder), record["nats"]
